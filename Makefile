@@ -1,0 +1,72 @@
+# Everything from a clean clone, with Python 3.11 or newer and nothing else:
+#
+#   make demo        the environment, then the three-body problem with every gradient method
+#   make test        the environment with the test tools, then format, lint, types and tests
+#   make test-slow   the tests that take minutes
+#   make format      formats the code and repairs what the linter can repair
+#   make clean       removes the environment, caches and build outputs; the results in runs/ stay
+#
+# PYTHON=python3.12 make ... uses another Python (after `make clean`, if there is an environment already).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Python compiles what it imports; to compile all of PyTorch beforehand takes longer.
+PIP := $(BIN)/python -m pip install -qq --no-compile --constraint constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check test-slow format clean
+.NOTPARALLEL:
+
+demo: $(VENV)/.demo
+	@echo "==> the three-body problem"
+	$(BIN)/torchaca run three-body --size demo
+
+test: check
+	@echo "==> tests"
+	$(PYTEST)
+
+check: $(VENV)/.test
+	@echo "==> format, lint, types"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+test-slow: $(VENV)/.test
+	@echo "==> slow tests"
+	$(PYTEST) -m slow --timeout 1800
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .hypothesis .pytest_cache .ruff_cache build dist
+	find src tests tools benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One environment, built in stages; each stage leaves a stamp and runs again when the files it was made from change.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "torchaca needs Python 3.11 or newer,\
+	 and '$(PYTHON)' is not: try PYTHON=python3.12 make ..." >&2; exit 1; }
+	@echo "==> environment in $(VENV), with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# PyTorch first and by its exact version, which the constraints hold; hatchling builds the package.
+$(VENV)/.torch: constraints.txt $(VENV)/.made
+	@echo "==> installing $$(grep '^torch==' constraints.txt) (the largest download)"
+	@$(PIP) "$$(grep '^torch==' constraints.txt)" hatchling
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.torch
+	@echo "==> installing torchaca"
+	@$(PIP) --no-build-isolation --editable '.[lab]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.torch
+	@echo "==> installing torchaca and the test tools"
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
