@@ -1,0 +1,282 @@
+"""The explicit Runge-Kutta family: a method is a tableau that checks itself.
+
+Notation as in Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I" (2nd ed.), section II.1 and,
+for the continuous weights `b_i(theta)`, section II.6:
+
+    k_i = f(t0 + c_i h, y0 + h sum_j a_ij k_j)        y1 = y0 + h sum_i b_i k_i
+    error = h sum_i (b_i - b_hat_i) k_i                y(t0 + theta h) = y0 + h sum_i b_i(theta) k_i
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from ..core import Time, VectorField, value
+
+Row = tuple[Fraction, ...]
+
+
+def parse_row(text: str) -> Row:
+    """Whitespace-separated rationals or decimals as exact numbers."""
+    return tuple(Fraction(number) for number in text.split())
+
+
+def parse_rows(text: str) -> tuple[Row, ...]:
+    """One row a line."""
+    return tuple(parse_row(line) for line in text.splitlines() if line.strip())
+
+
+@dataclass(frozen=True, repr=False)
+class RungeKutta:
+    """An explicit Runge-Kutta method with interpolant, written in exact numbers.
+
+    Parameters
+    ----------
+    name : str
+    order : int
+        Order of the propagated weights `b`.
+    c, a, b : str
+        Nodes, strictly lower triangle (one row a line, from the second stage), weights: rationals or decimals.
+    dense : str
+        One row a stage (extra stages included), the coefficients of theta^1, theta^2, ... of `b_i(theta)`.
+    dense_order : int
+        q, where the interpolant's local error is O(h^(q+1)).
+    b_hat : str
+        Weights of the embedded method; empty for a method without error estimate.
+    embedded_order : int
+    dense_c, dense_a : str
+        Extra stages of the interpolant, evaluated only in steps that contain an output.
+
+    Raises
+    ------
+    ValueError
+        Where the numbers contradict each other.
+    """
+
+    name: str
+    order: int
+    c: str
+    a: str
+    b: str
+    dense: str
+    dense_order: int
+    b_hat: str = ""
+    embedded_order: int = 0
+    dense_c: str = ""
+    dense_a: str = ""
+    nodes: Row = field(init=False)
+    matrix: tuple[Row, ...] = field(init=False)
+    weights: Row = field(init=False)
+    embedded: Row = field(init=False)
+    polynomials: tuple[Row, ...] = field(init=False)
+    # The same numbers as floats, without zeros: what a step reads.
+    _c: list[float] = field(init=False, repr=False, compare=False)
+    _a: list[list[tuple[int, float]]] = field(init=False, repr=False, compare=False)
+    _b: list[tuple[int, float]] = field(init=False, repr=False, compare=False)
+    _e: list[tuple[int, float]] = field(init=False, repr=False, compare=False)
+    _p: Tensor = field(init=False, repr=False, compare=False)
+    _degrees: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "nodes", parse_row(self.c) + parse_row(self.dense_c))
+        put(self, "matrix", ((), *parse_rows(self.a), *parse_rows(self.dense_a)))
+        put(self, "weights", parse_row(self.b))
+        put(self, "embedded", parse_row(self.b_hat))
+        put(self, "polynomials", parse_rows(self.dense))
+        self._check()
+        put(self, "_c", [float(c) for c in self.nodes])
+        put(self, "_a", [_terms(row) for row in self.matrix])
+        put(self, "_b", _terms(self.weights))
+        difference = (
+            [b - e for b, e in zip(self.weights, self.embedded, strict=True)] if self.embedded else []
+        )
+        put(self, "_e", _terms(difference))
+        degree = len(self.polynomials[0])
+        put(
+            self,
+            "_p",
+            torch.tensor([[float(x) for x in row] for row in self.polynomials], dtype=torch.float64),
+        )
+        put(self, "_degrees", torch.arange(1, degree + 1, dtype=torch.float64))
+
+    def _check(self) -> None:
+        stages, close = len(self.weights), Fraction(1, 10**13)
+        for i, (c, row) in enumerate(zip(self.nodes, self.matrix, strict=True)):
+            if len(row) != i or abs(sum(row, Fraction(0)) - c) > close:
+                raise ValueError(
+                    f"{self.name}: row {i + 1} of a must have {i} entries that add up to c = {c}"
+                )
+        if abs(sum(self.weights) - 1) > close:
+            raise ValueError(f"{self.name}: b must add up to 1")
+        if self.embedded and (len(self.embedded) != stages or abs(sum(self.embedded) - 1) > close):
+            raise ValueError(f"{self.name}: b_hat must have {stages} entries that add up to 1")
+        if len(self.polynomials) != len(self.nodes):
+            raise ValueError(f"{self.name}: dense needs {len(self.nodes)} rows, one a stage")
+        for i, row in enumerate(self.polynomials):
+            if abs(sum(row) - (self.weights[i] if i < stages else 0)) > close:
+                raise ValueError(f"{self.name}: b_{i + 1}(1) must be b_{i + 1}")
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: explicit Runge-Kutta, order {self.order}, {len(self.weights)} stages>"
+
+    @property
+    def adaptive(self) -> bool:
+        return bool(self.embedded)
+
+    @property
+    def stages(self) -> int:
+        return len(self.weights)
+
+    @property
+    def fsal(self) -> bool:
+        """First same as last: the last stage is f(t1, y1), the next step's first."""
+        return self.nodes[self.stages - 1] == 1 and self.matrix[self.stages - 1] == self.weights[:-1]
+
+    @property
+    def f1_index(self) -> int | None:
+        """Which stage is f(t1, y1): the last (FSAL), the first of the interpolant's own, or none."""
+        if self.fsal:
+            return self.stages - 1
+        own = self.stages < len(self.nodes) and self.matrix[self.stages] == self.weights
+        return self.stages if own else None
+
+    def step(
+        self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None
+    ) -> RungeKuttaStep:
+        """One step from (t0, y0) to t1; see `torchaca.core.Method`."""
+        return RungeKuttaStep(self, f, t0, t1, y0, f0)
+
+    def continuous_weights(self, theta: Tensor) -> Tensor:
+        """`b_i(theta)` for `theta` of shape `(n,)`: `(n, stages)`, float64 on the CPU, differentiable."""
+        # Powers of theta cancel: in float32 dopri8 would lose five digits here.
+        return theta[:, None] ** self._degrees @ self._p.T
+
+    def basis_weights(self, theta: Tensor) -> Tensor:
+        """The interpolant in terms of `Step.basis`; see `torchaca.core.Method`."""
+        return torch.cat([torch.ones_like(theta)[:, None], self.continuous_weights(theta)], 1)
+
+    def f1_weights(self, t0: Time, t1: Time, times: Sequence[Time]) -> Tensor | None:
+        """d at(times) / d f1; see `torchaca.core.Method`."""
+        index = self.f1_index
+        if index is None or index + 1 < len(self.nodes):  # further stages depend on f1: not linear in it
+            return None
+        start, end = value(t0), value(t1)
+        theta = fraction(start, end, [value(t) for t in times])
+        return (end - start) * self.continuous_weights(theta)[:, index]
+
+
+def _terms(row: Sequence[Fraction]) -> list[tuple[int, float]]:
+    """The non-zero entries as (index, float)."""
+    return [(i, float(x)) for i, x in enumerate(row) if x]
+
+
+def fraction(t0: Time, t1: Time, times: Sequence[Time]) -> Tensor:
+    """theta = (t - t0) / (t1 - t0) of `times`: `(len(times),)`, float64 on the CPU, differentiable."""
+    if any(isinstance(t, Tensor) for t in (t0, t1, *times)):
+        start = _host(t0)
+        return (torch.stack([_host(t) for t in times]) - start) / (_host(t1) - start)
+    return (torch.tensor(times, dtype=torch.float64) - t0) / (t1 - t0)
+
+
+def _host(t: Time) -> Tensor:
+    return t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+
+
+class RungeKuttaStep:
+    """One step; stages are evaluated when first needed, in the grad mode in which the step was made.
+
+    All values are computed with a host number h. Where the times carry derivatives, `dh` is a tensor of value zero
+    with the derivative of h, and every `h x` becomes `h x + dh x`: the same bits, differentiable in h.
+    """
+
+    __slots__ = ("_dh", "_f", "_grad", "_h", "_ks", "method", "t0", "t1", "y0", "y1")
+
+    def __init__(
+        self, method: RungeKutta, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None
+    ) -> None:
+        self.method = method
+        self.t0, self.t1, self.y0 = t0, t1, y0
+        self._f = f
+        self._grad = torch.is_grad_enabled()
+        h: Time = t1 - t0
+        self._h = value(h)
+        self._dh = (h - self._h).to(y0.device, y0.dtype.to_real()) if isinstance(h, Tensor) else None
+        self._ks: list[Tensor] = [f(t0, y0) if f0 is None else f0]
+        for i in range(1, method.stages - method.fsal):
+            self._ks.append(self._stage(i))
+        # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
+        slope = _weighted(method._b, self._ks)
+        self.y1 = self._with_dh(torch.add(y0, slope, alpha=self._h), slope)
+
+    def _with_dh(self, out: Tensor, slope: Tensor) -> Tensor:
+        return out if self._dh is None else out + self._dh * slope
+
+    def _stage(self, i: int) -> Tensor:
+        c, terms, ks = self.method._c[i], self.method._a[i], self._ks
+        if c == 1.0:  # t1 itself, not t0 + 1.0 * h: the last stage is bit for bit the next step's first
+            t = self.t1
+        else:
+            t = self.t0 + c * (self.t1 - self.t0) if c else self.t0
+        if i == self.method.f1_index:
+            return self._f(t, self.y1)
+        if not terms:
+            return self._f(t, self.y0)
+        # The fewest operations: a stage's rounding enters only through f.
+        (first, a), *rest = terms
+        y = torch.add(self.y0, ks[first], alpha=self._h * a)
+        for j, a in rest:
+            y = y.add_(ks[j], alpha=self._h * a)
+        return self._f(t, y if self._dh is None else self._with_dh(y, _weighted(terms, ks)))
+
+    def _evaluated(self, stages: int) -> list[Tensor]:
+        """The first `stages` stages, evaluating those that are missing."""
+        if len(self._ks) < stages:
+            with torch.set_grad_enabled(self._grad):
+                while len(self._ks) < stages:
+                    self._ks.append(self._stage(len(self._ks)))
+        return self._ks
+
+    @property
+    def f0(self) -> Tensor:
+        return self._ks[0]
+
+    @property
+    def error(self) -> Tensor:
+        ks, terms = self._evaluated(self.method.stages), self.method._e
+        error = _weighted(terms, ks, self._h)
+        return error if self._dh is None else self._with_dh(error, _weighted(terms, ks))
+
+    @property
+    def known_f1(self) -> Tensor | None:
+        index = self.method.f1_index
+        return self._ks[index] if index is not None and index < len(self._ks) else None
+
+    def give_f1(self, f1: Tensor) -> None:
+        if self.method.f1_index == len(self._ks):
+            self._ks.append(f1)
+
+    def at(self, times: Sequence[Time]) -> Tensor:
+        ks = self._evaluated(len(self.method.nodes))
+        weights = self.method.continuous_weights(fraction(self.t0, self.t1, times))
+        moved = weights.to(device=self.y0.device, dtype=self.y0.dtype)
+        slopes = torch.tensordot(moved, torch.stack(ks), 1)
+        return self._with_dh(torch.add(self.y0, slopes, alpha=self._h), slopes)
+
+    def basis(self) -> Tensor:
+        ks = torch.stack(self._evaluated(len(self.method.nodes)))
+        return torch.cat([self.y0[None], self._with_dh(self._h * ks, ks)])
+
+
+def _weighted(terms: list[tuple[int, float]], ks: list[Tensor], h: float = 1.0) -> Tensor:
+    """`h sum_i w_i k_i`, in place in one buffer."""
+    (first, w), *rest = terms
+    total = ks[first] * (h * w)
+    for i, w in rest:
+        total = total.add_(ks[i], alpha=h * w)
+    return total
