@@ -1,0 +1,72 @@
+"""torchaca: neural ODEs for PyTorch whose gradients can be trusted.
+
+`solve` is the front door, `odeint` and `odeint_adjoint` take torchdiffeq's arguments, `nn.NeuralODE` is a module.
+"""
+
+from . import nn
+from .compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
+from .control import I_CONTROL, PI_CONTROL, PID, PID_CONTROL, Adaptive, FixedSteps
+from .core import Stats
+from .errors import SolverError
+from .gradients import ACA, GRADIENTS, Adjoint, Direct, Naive
+from .methods import (
+    METHODS,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    Euler,
+    Fehlberg2,
+    Fehlberg5,
+    Heun2,
+    Heun3,
+    HeunEuler,
+    Midpoint,
+    Ralston,
+    Rk4,
+    Rk4_38,
+    RungeKutta,
+    Tsit5,
+)
+from .nn import NeuralODE
+from .solve import Solution, solve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACA",
+    "GRADIENTS",
+    "I_CONTROL",
+    "METHODS",
+    "PID",
+    "PID_CONTROL",
+    "PI_CONTROL",
+    "Adaptive",
+    "Adjoint",
+    "Bosh3",
+    "Direct",
+    "Dopri5",
+    "Dopri8",
+    "Euler",
+    "Fehlberg2",
+    "Fehlberg5",
+    "FixedSteps",
+    "Heun2",
+    "Heun3",
+    "HeunEuler",
+    "Midpoint",
+    "Naive",
+    "NeuralODE",
+    "Ralston",
+    "Rk4",
+    "Rk4_38",
+    "RungeKutta",
+    "Solution",
+    "SolverError",
+    "Stats",
+    "Tsit5",
+    "nn",
+    "odeint",
+    "odeint_adjoint",
+    "odeint_event",
+    "solve",
+]

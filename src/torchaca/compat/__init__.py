@@ -1,0 +1,1 @@
+"""Front doors with other libraries' arguments."""

@@ -1,0 +1,211 @@
+"""Where steps end: adaptive control by an error estimate, and fixed grids.
+
+The functions of `Adaptive` (`ratio`, `factor`, `initial_step`) work on host numbers and on 0-dim tensors: the naive
+gradient and the compiled solve run the same code on tensors.
+
+References: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", section II.4 (error norm, step
+size, initial step); Gustafsson, ACM TOMS 17 (1991) 533 (PI control); Soederlind, ACM TOMS 29 (2003) 1 (PID).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .core import Problem, Step, Time, Times
+from .state import rms
+
+Norm = Callable[[Tensor], Tensor]
+TINY_RATIO = 1e-10  # a ratio of zero asks for no more than the largest factor; powers of it stay finite
+
+NORMS: dict[str, Norm] = {"rms": rms, "max": lambda x: x.abs().amax()}
+
+
+@dataclass(frozen=True)
+class PID:
+    """Exponents of the step size controller, in units of 1/order.
+
+    The next step is the last one times `safety * r0^-(p+i+d) * r1^(p+2d) * r2^-d` (each to the power 1/order), r0,
+    r1, r2 being the error ratios of the last accepted steps, newest first. `PID(0, 1, 0)` is the I controller.
+    """
+
+    p: float = 0.0
+    i: float = 1.0
+    d: float = 0.0
+
+
+I_CONTROL = PID()
+PI_CONTROL = PID(p=0.4, i=0.3)  # Gustafsson's 0.7/k and 0.4/k
+PID_CONTROL = PID(p=0.1, i=0.3, d=0.0333)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Step sizes from the method's error estimate.
+
+    Parameters
+    ----------
+    rtol, atol : float or Tensor
+        A step is accepted when `norm(error / (atol + rtol max(|y0|, |y1|))) <= 1`. Tensors broadcast against the
+        (packed) state.
+    pid : PID
+        The controller; `I_CONTROL` (default), `PI_CONTROL`, `PID_CONTROL` or your own exponents.
+    safety, factor_min, factor_max : float
+        The step size changes by `safety` times the controller's factor, within these limits; it does not grow in
+        the step after a rejection.
+    norm : "rms", "max" or callable
+        Of the scaled error; a callable gets a tensor of the state's shape and returns a 0-dim tensor.
+    dt0 : float, optional
+        First step size; by default Hairer's automatic choice, which costs one evaluation.
+    dt_min, dt_max : float
+        Limits of the step size. At `dt_min` a step whose error is too large raises, unless `accept_at_dt_min`.
+    max_steps : int
+        Trials (accepted and rejected) before the solve gives up.
+    jump_ts : sequence of float
+        Times at which f or its derivatives jump: steps end there, and no step looks across.
+    """
+
+    rtol: float | Tensor = 1e-3
+    atol: float | Tensor = 1e-6
+    pid: PID = I_CONTROL
+    safety: float = 0.9
+    factor_min: float = 0.2
+    factor_max: float = 10.0
+    norm: str | Norm = "rms"
+    dt0: float | None = None
+    dt_min: float = 0.0
+    dt_max: float = math.inf
+    accept_at_dt_min: bool = False
+    max_steps: int = 10_000
+    jump_ts: tuple[float, ...] = ()
+    stop_ts: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, low in (("safety", 0.0), ("factor_min", 0.0), ("dt_max", 0.0), ("max_steps", 0)):
+            if not getattr(self, name) > low:
+                raise ValueError(f"{name} must be greater than {low:g}, got {getattr(self, name)!r}")
+        if not self.factor_min < 1.0 < self.factor_max:
+            raise ValueError(
+                f"factor_min < 1 < factor_max must hold, got {self.factor_min}, {self.factor_max}"
+            )
+        if self.dt0 is not None and not (self.dt0 > 0 and math.isfinite(self.dt0)):
+            raise ValueError(f"dt0 is the size of the first step, a positive number; got {self.dt0!r}")
+        if not 0 <= self.dt_min <= self.dt_max:
+            raise ValueError(f"0 <= dt_min <= dt_max must hold, got {self.dt_min}, {self.dt_max}")
+        if isinstance(self.norm, str) and self.norm not in NORMS:
+            raise ValueError(f"unknown norm {self.norm!r}: use 'rms', 'max' or a callable")
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            negative = bool((value < 0).any()) if isinstance(value, Tensor) else not value >= 0
+            if negative:
+                raise ValueError(f"{name} must not be negative, got {value!r}")
+        if self._zero(self.rtol) and self._zero(self.atol):
+            raise ValueError("rtol and atol cannot both be zero: no step would ever be accepted")
+
+    @staticmethod
+    def _zero(tolerance: float | Tensor) -> bool:
+        return not isinstance(tolerance, Tensor) and tolerance == 0
+
+    def _scaled(self, error: Tensor, size: Tensor) -> Tensor:
+        """`norm(error / (atol + rtol size))`, 0-dim."""
+        if self.norm == "rms" and not isinstance(self.rtol, Tensor) and not isinstance(self.atol, Tensor):
+            # The mean's 1/sqrt(n) goes into the scale, and the scale is one operation: this runs every step.
+            n = math.sqrt(max(error.numel(), 1))
+            return torch.linalg.vector_norm(error / torch.rsub(size, n * self.atol, alpha=-n * self.rtol))
+        norm = NORMS[self.norm] if isinstance(self.norm, str) else self.norm
+        return torch.as_tensor(norm(error / (self.atol + self.rtol * size)))
+
+    def ratio(self, step: Step) -> Tensor:
+        """The error of a step over its tolerance, 0-dim; at most 1 is acceptable, nan is not."""
+        error = step.error
+        return self._scaled(error, torch.maximum(step.y0.abs(), step.y1.abs()))
+
+    def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool = False) -> Any:
+        """What the step size is multiplied with, given the newest ratios (newest first; floats or tensors)."""
+        p, i, d = self.pid.p, self.pid.i, self.pid.d
+        exponents = (-(p + i + d), p + 2 * d, -d)
+        factor: Any = self.safety
+        for ratio, exponent in zip(ratios, exponents, strict=False):
+            if exponent:
+                factor = factor * _at_least(ratio, TINY_RATIO) ** (exponent / order)
+        return _clip(factor, self.factor_min, 1.0 if after_rejection else self.factor_max)
+
+    def initial_step(self, p: Problem, f0: Tensor) -> Tensor:
+        """Hairer's first step size as a positive 0-dim tensor (one evaluation of f, inside [t0, t1])."""
+        y0, sign = p.y0, p.ts.sign
+        size = y0.abs()
+        span = min(abs(stop - p.ts.values[0]) for stop in (*self.stops(p.ts),))
+        d0, d1 = self._scaled(y0, size), self._scaled(f0, size)
+        guess = 0.01 * d0 / d1
+        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(guess, 1e-6), guess)
+        h0 = h0.clamp(max=min(span, self.dt_max))
+        y1 = y0 + (sign * h0).to(y0.dtype.to_real()) * f0
+        f1 = p.f(
+            p.ts.values[0] + sign * h0.double() if h0.device.type == "cpu" else h0 * sign + p.ts.values[0], y1
+        )
+        d2 = self._scaled(f1 - f0, size) / h0
+        steepest = torch.maximum(d1, d2)
+        h1 = torch.where(
+            steepest <= 1e-15,
+            torch.clamp(h0 * 1e-3, min=1e-6),
+            (0.01 / steepest.clamp(min=1e-15)) ** (1.0 / p.method.order),
+        )
+        return torch.minimum(100 * h0, h1)
+
+    def stops(self, ts: Times) -> list[float]:
+        """The times where a step has to end: jumps and stops inside the span, and its end."""
+        start, end = ts.values[0], ts.values[-1]
+        inside = {t for t in (*self.jump_ts, *self.stop_ts) if min(start, end) < t < max(start, end)}
+        return [*sorted(inside, key=lambda t: ts.sign * t), end]
+
+    def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
+        """Interior step times are constants; the first and the last move with t0 and t1."""
+        return [ts[0], *taken[1:-1], ts[len(ts) - 1]] if len(taken) > 1 else list(taken)
+
+
+@dataclass(frozen=True)
+class FixedSteps:
+    """Steps that do not look at the solution.
+
+    Exactly one of `dt` (the last step is shortened to land on t1), `n_steps` (equal steps over the whole span) or
+    `grid` (the step times, from t0 to t1); none of them steps from output time to output time.
+    """
+
+    dt: float | None = None
+    n_steps: int | None = None
+    grid: Times | None = None
+
+    def times(self, ts: Times) -> list[Time]:
+        """All step times, from `ts[0]` to `ts[-1]`; tensors where `ts` or `grid` carries a derivative."""
+        start, end = ts.values[0], ts.values[-1]
+        if start == end:
+            return [ts[0]]
+        first, last = ts[0], ts[len(ts) - 1]
+        if self.grid is not None:
+            return [first, *(self.grid[i] for i in range(1, len(self.grid) - 1)), last]
+        if self.n_steps is not None:
+            n = self.n_steps
+            return [first, *(first + (last - first) * (i / n) for i in range(1, n)), last]
+        if self.dt is not None:
+            # A remainder of rounding size is no step of its own.
+            n = max(1, math.ceil(abs(end - start) / self.dt * (1 - 1e-12) - 1e-9))
+            return [first, *(first + ts.sign * self.dt * i for i in range(1, n)), last]
+        kept = [i for i in range(1, len(ts)) if ts.values[i] != ts.values[i - 1]]
+        return [first, *(ts[i] for i in kept)]
+
+    def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
+        """The grid moves with the times it was made from."""
+        return self.times(ts) if len(taken) > 1 else list(taken)
+
+
+def _at_least(x: Any, low: float) -> Any:
+    return x.clamp(min=low) if isinstance(x, Tensor) else max(x, low)
+
+
+def _clip(x: Any, low: float, high: float) -> Any:
+    return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)

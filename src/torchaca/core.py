@@ -1,0 +1,269 @@
+"""The vocabulary of the library: what a problem, a step, a method, a control and a gradient are.
+
+The loop yields accepted steps; a gradient method is what one does with them. A `Method` maps a state over one
+step and nothing else, a `Control` decides where the steps end, a `Gradient` turns a problem into outputs that
+autograd can differentiate. None of them knows another's inside.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .errors import SolverError
+    from .params import Inputs
+
+Time: TypeAlias = "float | Tensor"
+"""A time on the host, or a 0-dim tensor where somebody wants a derivative with respect to it."""
+
+VectorField: TypeAlias = Callable[[Time, Tensor], Tensor]
+"""`f(t, y) -> dy/dt` on packed states."""
+
+Watcher: TypeAlias = Callable[[str, float, Tensor, float], None]
+"""Called as `watch(event, t0, y0, dt)` with the events "trial", "accepted" and "rejected"."""
+
+
+def value(t: Time) -> float:
+    """The host value of a time; reads the device where it is a tensor."""
+    return t.item() if isinstance(t, Tensor) else t
+
+
+@dataclass
+class Stats:
+    """What a solve cost; the only mutable record of the library.
+
+    Attributes
+    ----------
+    nfe : int
+        Evaluations of f in the forward pass, rejected trials included.
+    accepted, rejected : int
+        Steps that became part of the solution, and trials that did not.
+    nfe_backward : int
+        Evaluations of f in backward passes so far (filled in by `backward()`).
+    accepted_backward, rejected_backward : int
+        Steps of the backward integration; only the continuous adjoint has one.
+    """
+
+    nfe: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    nfe_backward: int = 0
+    accepted_backward: int = 0
+    rejected_backward: int = 0
+
+
+@dataclass(frozen=True)
+class Times:
+    """The output times: host values that steer, and the tensor that carries their derivative, if wanted."""
+
+    values: tuple[float, ...]
+    tensor: Tensor | None = None
+
+    @cached_property
+    def sign(self) -> float:
+        """+1.0 where time increases from the first to the last value, else -1.0."""
+        return -1.0 if self.values[-1] < self.values[0] else 1.0
+
+    @cached_property
+    def _ordered(self) -> list[float]:
+        return [self.sign * t for t in self.values]
+
+    @cached_property
+    def _unbound(self) -> Sequence[Time]:
+        return self.values if self.tensor is None else self.tensor.unbind()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, i: int) -> Time:
+        return self._unbound[i]
+
+    def up_to(self, t: float) -> int:
+        """The number of output times that are at or before `t` in the direction of the solve."""
+        return bisect_right(self._ordered, self.sign * t)
+
+    def at_start(self) -> int:
+        """The number of outputs that are the initial state.
+
+        Where the times carry derivatives, only the first: one that shares its value moves along the solution.
+        """
+        if self.tensor is not None and self.values[0] != self.values[-1]:
+            return 1
+        return self.up_to(self.values[0])
+
+    def detached(self) -> Times:
+        return Times(self.values) if self.tensor is not None else self
+
+
+class Step(Protocol):
+    """One step of a method, from (t0, y0) to (t1, y1). What nobody asks for is never computed."""
+
+    t0: Time
+    t1: Time
+    y0: Tensor
+    y1: Tensor
+
+    @property
+    def error(self) -> Tensor:
+        """The local error estimate, shape of `y1`; evaluates the stages it needs."""
+        ...
+
+    @property
+    def f0(self) -> Tensor:
+        """f(t0, y0), which this step evaluated or was given."""
+        ...
+
+    @property
+    def known_f1(self) -> Tensor | None:
+        """f(t1, y1) where it is already there at no cost, else None."""
+        ...
+
+    def give_f1(self, f1: Tensor) -> None:
+        """Hand the step a value of f(t1, y1) that somebody else has evaluated."""
+        ...
+
+    def at(self, times: Sequence[Time]) -> Tensor:
+        """The interpolant at `times` inside the step, `(len(times), *y0.shape)`."""
+        ...
+
+    def basis(self) -> Tensor:
+        """`(m, *y0.shape)`: the interpolant is `method.basis_weights(theta) @ basis`."""
+        ...
+
+
+class Method(Protocol):
+    """A one-step method: a pure function of its inputs (same inputs, same bits)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def adaptive(self) -> bool:
+        """Whether `Step.error` exists."""
+        ...
+
+    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> Step:
+        """One step; `f0` is f(t0, y0) if known and only saves work."""
+        ...
+
+    def basis_weights(self, theta: Tensor) -> Tensor:
+        """`(n, m)` weights of `Step.basis` at t0 + theta (t1 - t0), for `theta` of shape `(n,)`, float64, CPU."""
+        ...
+
+    def f1_weights(self, t0: Time, t1: Time, times: Sequence[Time]) -> Tensor | None:
+        """d at(times) / d f1 as `(len(times),)` numbers, where the interpolant is linear in f1 = f(t1, y1).
+
+        None where it does not use f1, or not only linearly.
+        """
+        ...
+
+
+class Control(Protocol):
+    """Decides where steps end."""
+
+    def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
+        """The step times `taken` of a finished solve as differentiable functions of `ts`, where they are."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An initial value problem, ready to be solved: everything packed, checked and counted.
+
+    `f` maps (time, packed state) to the packed derivative and counts its calls in `stats`; `f0` is its first
+    evaluation where the door has made it already. At the times in `jumps` f may jump: steps next to one
+    evaluate f strictly on their own side (`one_sided`: all steps do). `source` is the user's function and
+    `locate` names a flat component of the state, for messages.
+    """
+
+    f: VectorField
+    y0: Tensor
+    ts: Times
+    method: Method
+    control: Any
+    stats: Stats = field(default_factory=Stats)
+    f0: Tensor | None = None
+    jumps: frozenset[float] = frozenset()
+    one_sided: bool = False
+    watch: Watcher | None = None
+    dense: bool = False
+    source: Callable[..., Any] | None = None
+    locate: Callable[[int], str] = "component {}".format
+
+    def side(self, t0: Time, t1: Time) -> tuple[bool, bool]:
+        """Whether f has to be evaluated strictly inside the step at its start, and at its end."""
+        if not self.jumps:
+            return self.one_sided, self.one_sided
+        return self.one_sided or value(t0) in self.jumps, self.one_sided or value(t1) in self.jumps
+
+    def _between(self, t0: Time, t1: Time) -> VectorField:
+        """f for the step from t0 to t1: on the right side of jumps."""
+        if not (self.jumps or self.one_sided):
+            return self.f
+        return inside(self.f, t0, t1, *self.side(t0, t1))
+
+    def step(self, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> Step:
+        """One step of the method."""
+        return self.method.step(self._between(t0, t1), t0, t1, y0, f0)
+
+    def slope(self, t0: Time, t1: Time, y0: Tensor) -> Tensor:
+        """f at the start of a step from t0 to t1."""
+        return self._between(t0, t1)(t0, y0)
+
+    def reuses(self, t: Time) -> bool:
+        """Whether f at the end of a step that ends at `t` is f at the start of the next one."""
+        return not (self.one_sided or (self.jumps and value(t) in self.jumps))
+
+
+def inside(f: VectorField, t0: Time, t1: Time, start: bool, end: bool) -> VectorField:
+    """`f` evaluated just after `t0` (if `start`) and just before `t1` (if `end`), never at them.
+
+    The shift is one representable time of the state's precision, made where time becomes a tensor: a packed f
+    takes `nudge`, the direction to shift in.
+    """
+
+    def shifted(t: Time, y: Tensor) -> Tensor:
+        nudge: Callable[..., Tensor] = f
+        if start and t is t0:
+            return nudge(t, y, nudge=t1)
+        if end and t is t1:
+            return nudge(t, y, nudge=t0)
+        return f(t, y)
+
+    return shifted
+
+
+@dataclass
+class Outcome:
+    """What a gradient method hands back: the outputs it reached, and why it stopped early, if it did.
+
+    `ys` is `(n, *y0.shape)` with n = len(ts) unless `failure` is set. `times` holds the boundaries of all accepted
+    steps; where the problem asked for dense output, `bases` holds their interpolants (see `Step.basis`).
+    """
+
+    ys: Tensor
+    failure: SolverError | None = None
+    times: Sequence[float] = ()
+    bases: Sequence[Tensor] = ()
+
+
+class Gradient(Protocol):
+    """Solves a problem in a way that autograd can differentiate."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def wants_inputs(self) -> bool:
+        """Whether it has to be told the tensors that f depends on (else plain autograd finds them)."""
+        ...
+
+    def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
+        """Solve; `inputs` are the tensors that f depends on, beside y0 and the times."""
+        ...

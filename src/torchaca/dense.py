@@ -1,0 +1,78 @@
+"""Dense output: the solution as a function of time, made of the interpolants of the accepted steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .core import Method, Time, value
+from .state import Structure
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """`y(t)` between the first and the last output time, of the method's own order.
+
+    Parameters
+    ----------
+    method : Method
+    structure : Structure
+        How the user's state is packed.
+    boundaries : sequence of float or Tensor
+        Step times, n + 1 of them.
+    bases : sequence of Tensor
+        `Step.basis` of the n steps.
+    y0 : Tensor
+        Packed; the answer where there is no step.
+    """
+
+    method: Method
+    structure: Structure
+    boundaries: Sequence[Time]
+    bases: Sequence[Tensor]
+    y0: Tensor
+
+    def __call__(self, t: Any) -> Any:
+        """The state at `t` (number, list, array or tensor of any shape): `(*t.shape, *y0.shape)`.
+
+        Differentiable in everything the solve is differentiable in, and in `t`.
+
+        Raises
+        ------
+        ValueError
+            For times outside of the solve.
+        """
+        at = torch.as_tensor(t).cpu().double()
+        wanted = at.detach().reshape(-1).numpy()
+        ends = np.array([value(b) for b in self.boundaries])
+        low, high = min(ends[0], ends[-1]), max(ends[0], ends[-1])
+        outside = ~((wanted >= low) & (wanted <= high))
+        if outside.any():
+            raise ValueError(f"t = {wanted[outside][0]} is outside of the solve, [{low}, {high}]")
+        if not self.bases:
+            packed = self.y0.expand(wanted.size, *self.y0.shape)
+        else:
+            packed = self._interpolated(at.reshape(-1), wanted, ends)
+        return self.structure.unpack(packed.reshape(*at.shape, *self.y0.shape))
+
+    def _interpolated(self, at: Tensor, wanted: np.ndarray, ends: np.ndarray) -> Tensor:
+        sign = -1.0 if ends[-1] < ends[0] else 1.0
+        index = np.clip(np.searchsorted(sign * ends, sign * wanted, side="left") - 1, 0, len(self.bases) - 1)
+        order = np.argsort(index, kind="stable")
+        parts = []
+        for n in np.unique(index):
+            mine = torch.from_numpy(np.flatnonzero(index == n))
+            t0, t1 = self.boundaries[n], self.boundaries[n + 1]
+            theta = (at[mine] - _cpu(t0)) / (_cpu(t1) - _cpu(t0))
+            weights = self.method.basis_weights(theta).to(device=self.y0.device, dtype=self.y0.dtype)
+            parts.append(torch.tensordot(weights, self.bases[n], 1))
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+
+
+def _cpu(t: Time) -> Any:
+    return t.cpu().double() if isinstance(t, Tensor) else t

@@ -1,0 +1,155 @@
+"""Why did the solve stop? Cheap tests on the failing step, first match wins."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .control import Adaptive
+from .core import Problem
+from .errors import SolverError
+from .params import reachable
+
+RECENT = 10  # accepted steps looked back on
+GROWTH = 1e3  # growth of |y| over them that counts as leaving to infinity
+
+
+@dataclass
+class History:
+    """What the loop remembers for the case that it has to explain itself. Nothing here reads the device."""
+
+    states: deque[Tensor] = field(default_factory=lambda: deque(maxlen=RECENT))
+    sizes: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    rejections: int = 0
+    rejected_size: float = math.inf
+
+    def accept(self, size: float, y: Tensor) -> None:
+        self.states.append(y.detach())
+        self.sizes.append(size)
+        self.rejections = 0
+        self.rejected_size = math.inf
+
+    def reject(self, size: float) -> None:
+        self.rejections += 1
+        self.rejected_size = size
+
+
+@torch.no_grad()
+def diagnose(
+    p: Problem, control: Adaptive, history: History, reason: str, t: float, dt: float, y: Tensor
+) -> SolverError:
+    """The `SolverError` that says where the solve stopped, what was seen there, and what to try."""
+    kind, seen, advice = _first_match(p, control, history, reason, t, dt, y)
+    stats, (start, end) = p.stats, (p.ts.values[0], p.ts.values[-1])
+    message = (
+        f"stopped at t = {t:.10g} of [{start:g}, {end:g}] after {stats.accepted} accepted and {stats.rejected} "
+        f"rejected steps ({p.method.name}, {_tolerances(control)}).\n"
+        f"  step size {dt:.2g}; {_reasons(control)[reason]}\n  {seen}\n  try: {advice}"
+    )
+    return SolverError(kind, message, t=t, dt=dt, stats=stats)
+
+
+def _tolerances(control: Adaptive) -> str:
+    parts = (
+        f"{name} {value:g}" if not isinstance(value, Tensor) else f"{name} per component"
+        for name, value in (("rtol", control.rtol), ("atol", control.atol))
+    )
+    return ", ".join(parts)
+
+
+def _reasons(control: Adaptive) -> dict[str, str]:
+    return {
+        "step-size": "a smaller one is lost in the rounding of t.",
+        "max-steps": f"max_steps = {control.max_steps} trials are used up.",
+        "dt-min": f"the error is too large at dt_min = {control.dt_min:g}.",
+    }
+
+
+def _first_match(
+    p: Problem, control: Adaptive, history: History, reason: str, t: float, dt: float, y: Tensor
+) -> tuple[str, str, str]:
+    bad = _bad_entry(p, p.y0)
+    if bad:
+        return "y0", f"y0 is not finite: {bad}.", "look at what made y0; nothing was solved."
+    for name, tensor in reachable(p.source) if p.source else ():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            advice = "look at the step before this call: your optimizer diverged, or the weights were loaded broken."
+            return "parameter", f"{name} holds nan or inf.", advice
+    for time in (t, t + p.ts.sign * min(history.rejected_size, abs(p.ts.values[-1] - t))):
+        bad = _bad_entry(p, p.f(time, y))
+        if bad:
+            advice = "a guard in f (clamp, eps in a division or a root), or end the solve before this time."
+            return "f", f"f is not finite at t = {time:.10g} for a finite y: {bad}.", advice
+    if not torch.equal(p.f(t, y), p.f(t, y)):
+        advice = "model.eval(), or no Dropout or noise inside f: step control takes randomness for error."
+        return "random", "two evaluations of f at the same (t, y) differ.", advice
+    return _of_the_solution(p, control, history, reason, t, dt, y)
+
+
+def _of_the_solution(
+    p: Problem, control: Adaptive, history: History, reason: str, t: float, dt: float, y: Tensor
+) -> tuple[str, str, str]:
+    before = float(history.states[0].abs().amax()) if history.states else math.inf
+    now = float(y.abs().amax())
+    if now > GROWTH * max(before, 1e-30):
+        index = int(y.abs().argmax())
+        seen = (
+            f"{p.locate(index)} is {now:.2g}, {now / before:.0e} times larger than {RECENT} steps before; "
+            "f stayed finite."
+        )
+        return (
+            "blow-up",
+            f"{seen} The solution leaves to infinity near t = {t:.6g}.",
+            ("a shorter horizon, smaller last-layer weights or weight decay, a bounded output (tanh)."),
+        )
+    eps = torch.finfo(y.dtype.to_real()).eps
+    tolerance = float((control.atol + control.rtol * y.abs()).amax() if y.numel() else 1.0)
+    if tolerance < 4 * eps * now:
+        advice = f"rtol >= {20 * eps:.0e}, or a float64 state."
+        return (
+            "tolerance",
+            f"the tolerance {tolerance:.2g} is below the rounding of {y.dtype} at |y| = {now:.2g}.",
+            advice,
+        )
+    if _jumps(p, history, t, y):
+        return (
+            "jump",
+            f"f changes by its own size within {history.rejected_size:.2g} of t.",
+            (f"jump_ts=[{t:.6g}] (every time where f or its derivatives jump)."),
+        )
+    stiffness = _stiffness(p, t, y, max(history.sizes, default=dt))
+    if reason == "max-steps" and stiffness > 1.0:
+        seen = f"dt * |df/dy| is about {stiffness:.2g}: stability, not accuracy, limits the step size."
+        return "stiff", seen, "a looser tolerance does not help; a smoother f, or more steps (max_steps=...)."
+    advice = "a looser tolerance, a larger max_steps, or a float64 state."
+    return reason, "no single cause was found: the tolerance is too tight for this model.", advice
+
+
+def _bad_entry(p: Problem, x: Tensor) -> str:
+    """Which entry is not finite, or an empty string."""
+    finite = torch.isfinite(x)
+    if bool(finite.all()):
+        return ""
+    index = int((~finite).reshape(-1).to(torch.uint8).argmax())
+    return f"{p.locate(index)} is {x.reshape(-1)[index].item()}"
+
+
+def _jumps(p: Problem, history: History, t: float, y: Tensor) -> bool:
+    if history.rejections < 3:
+        return False
+    here, there = p.f(t, y), p.f(t + p.ts.sign * history.rejected_size, y)
+    return bool((there - here).abs().amax() > 0.1 * torch.maximum(here.abs(), there.abs()).amax())
+
+
+def _stiffness(p: Problem, t: float, y: Tensor, dt: float) -> float:
+    """`dt |df/dy|` along f, by one difference."""
+    slope = p.f(t, y)
+    shift = slope * (1e-4 * (1 + float(y.abs().amax())) / max(float(slope.abs().amax()), 1e-30))
+    change = torch.linalg.vector_norm(p.f(t, y + shift) - slope) / torch.linalg.vector_norm(shift).clamp(
+        min=1e-30
+    )
+    return dt * float(change)

@@ -1,0 +1,179 @@
+"""f as the solver sees it: packed states, host times, every call counted and checked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .core import Stats, Time
+from .errors import shorten
+from .state import HALF, Leaf, Structure
+
+
+class Dynamics:
+    """`f(t, y, *args)` of the user as a function of (host or tensor time, packed state).
+
+    f gets t as a 0-dim tensor in y's real dtype (at least float32), made without waiting for a device. Where f
+    calls `autograd.grad` itself (`needs_grad`), it runs with grad mode on, on a detached state, also while the
+    solver builds no graph.
+    """
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        structure: Structure,
+        y0: Tensor,
+        stats: Stats,
+        lenient: bool = False,
+    ):
+        self.func = func
+        self.args = tuple(args)
+        self.structure = structure
+        self.stats = stats
+        self.time_dtype = structure.dtype.to_real()
+        self.device = y0.device
+        self.needs_grad = False
+        self.fit = coerce if lenient else fit
+        self._last: tuple[float | None, Tensor | None] = (None, None)
+
+    def with_tensors(self, swap: dict[int, Tensor]) -> Dynamics:
+        """The same f with tensors in its arguments exchanged, by id (for a replay's own leaves, say)."""
+        other = copy(self)
+        other.args = pytree.tree_map(lambda leaf: swap.get(id(leaf), leaf), self.args)
+        return other
+
+    def time(self, t: Time, nudge: Time | None = None) -> Tensor:
+        """`t` as f gets it; with `nudge`, the next representable time towards that one."""
+        if nudge is not None:
+            exact = self.time(t)
+            with torch.no_grad():
+                shift = torch.nextafter(exact.detach(), self.time(nudge).detach()) - exact
+            return exact + shift
+        if isinstance(t, Tensor):
+            return t.to(device=self.device, dtype=self.time_dtype)
+        last, made = self._last
+        # Stages that end at one time share one tensor: `t is last` also spares the second fill on a device.
+        if made is None or t is not last:
+            made = torch.full((), t, dtype=self.time_dtype, device=self.device)
+            self._last = (t, made)
+        return made
+
+    def __call__(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
+        self.stats.nfe += 1
+        time = self.time(t, nudge)
+        if not self.needs_grad:
+            try:
+                return self.evaluate(time, y)
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+                self.needs_grad = True
+        if torch.is_grad_enabled():
+            return self.evaluate(time, y if y.requires_grad else y.detach().requires_grad_())
+        with torch.enable_grad():
+            return self.evaluate(time, y.detach().requires_grad_()).detach()
+
+    def evaluate(self, time: Tensor, y: Tensor) -> Tensor:
+        """One call of the user's function, packed and checked."""
+        structure = self.structure
+        if structure.plain:
+            k = self._called(time, y)
+            if not isinstance(k, Tensor) or k.shape != y.shape or k.dtype != y.dtype:
+                k = self.fit(k, structure, self.func)
+            return k
+        return structure.pack(self.fit(self._called(time, structure.unpack(y)), structure, self.func))
+
+    def _called(self, time: Tensor, y: Any) -> Any:
+        try:
+            return self.func(time, y, *self.args)
+        except Exception as error:
+            if self.stats.nfe <= 1:
+                _note_first_call(error, self.func, time, y)
+            raise
+
+
+def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
+    """`out` in the dtypes of the state, if f returned the state's structure and shapes.
+
+    Half precision where the state is wider is autocast's doing and is widened; any other dtype is an error.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming what f returned, what it had to return, and what to try.
+    """
+    leaves, tree = pytree.tree_flatten(out)
+    if tree != structure.tree:
+        raise TypeError(
+            f"f(t, y) returned {shorten(tree)} where the state is {shorten(structure.tree)}: "
+            f"return dy/dt in the structure of y0{_swapped(func)}"
+        )
+    fitted = []
+    for k, leaf in zip(leaves, structure.leaves, strict=True):
+        name = f" for y{leaf.path}" if leaf.path else ""
+        if not isinstance(k, Tensor):
+            raise TypeError(f"f(t, y) returned a {type(k).__name__}{name}, not a tensor{_swapped(func)}")
+        if k.shape != leaf.shape:
+            raise ValueError(
+                f"f(t, y) returned shape {tuple(k.shape)}{name} where the state has {tuple(leaf.shape)}: "
+                f"dy/dt has the shape of y{_swapped(func)}"
+            )
+        if k.dtype != leaf.dtype:
+            if k.dtype not in HALF:
+                raise TypeError(
+                    f"f(t, y) returned {k.dtype}{name} where the state is {leaf.dtype}: convert y0 "
+                    f"(y0.to({k.dtype})) or f's parameters (model.to({leaf.dtype})) so that they agree"
+                )
+            k = k.to(leaf.dtype)
+        fitted.append(k)
+    return pytree.tree_unflatten(fitted, tree)
+
+
+def coerce(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
+    """As `fit`, but converts what torchdiffeq converts: dtypes, and shapes that broadcast to the state's."""
+    leaves, tree = pytree.tree_flatten(out)
+    if len(leaves) == len(structure.leaves) and all(isinstance(k, Tensor) for k in leaves):
+        pairs = zip(leaves, structure.leaves, strict=True)
+        leaves = [_as(k, leaf) for k, leaf in pairs]
+        tree = structure.tree
+    return fit(pytree.tree_unflatten(leaves, tree), structure, func)
+
+
+def _as(k: Tensor, leaf: Leaf) -> Tensor:
+    k = k.to(leaf.dtype)
+    try:
+        return k.expand(leaf.shape)
+    except RuntimeError:
+        return k  # `fit` says it better
+
+
+def _swapped(func: Callable[..., Any]) -> str:
+    """A hint where f looks as if it took (y, t)."""
+    target = getattr(func, "forward", func)
+    try:
+        names = [name.lower() for name in inspect.signature(target).parameters][:2]
+    except (TypeError, ValueError):
+        return ""
+    if (
+        len(names) == 2
+        and names[1] in {"t", "time", "s", "tau"}
+        and names[0] not in {"t", "time", "s", "tau"}
+    ):
+        return f" (f is called as f(t, y); yours is f({names[0]}, {names[1]}): pass lambda t, y: f(y, t))"
+    return " (f is called as f(t, y), in this order)"
+
+
+def _note_first_call(error: Exception, func: Callable[..., Any], time: Tensor, y: Any) -> None:
+    """Add to an error that f itself raised on its first call how f was called."""
+    shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(y)]
+    error.add_note(
+        f"torchaca called f(t, y) with t = {float(time)} and y of shape {shapes[0] if len(shapes) == 1 else shapes}"
+        f"{_swapped(func)}"
+    )

@@ -1,0 +1,79 @@
+"""What can go wrong in the numbers, said so that a person can act on it.
+
+Errors at the door (wrong shapes, names, dtypes) are `ValueError` and `TypeError`; what goes wrong while solving is
+a `SolverError` with a `kind`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .core import Stats
+
+if TYPE_CHECKING:
+    from .solve import Solution
+
+KINDS = {
+    "y0": "the initial state is not finite",
+    "parameter": "a parameter of f is not finite",
+    "f": "f is not finite at a finite (t, y)",
+    "random": "f is not a function: two calls at one (t, y) differ",
+    "tolerance": "the tolerance is below what the dtype can resolve",
+    "jump": "f jumps",
+    "blow-up": "the solution leaves to infinity",
+    "stiff": "the step size is limited by stability, not by accuracy",
+    "step-size": "the step size fell below what time can resolve",
+    "dt-min": "the step size fell below dt_min",
+    "max-steps": "max_steps trials were not enough",
+}
+
+
+class SolverError(RuntimeError):
+    """The solve stopped before its last time.
+
+    Attributes
+    ----------
+    kind : str
+        One of `torchaca.errors.KINDS`.
+    t, dt : float
+        Where it stopped, and the step size it tried there.
+    stats : Stats
+        What the solve cost up to there.
+    backward : bool
+        True when the solve that stopped was the backward integration of a gradient.
+    partial : Solution or None
+        The valid outputs: `partial.ts` and `partial.ys` hold the times that were reached.
+    """
+
+    def __init__(
+        self, kind: str, message: str, *, t: float, dt: float, stats: Stats, backward: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.t = t
+        self.dt = dt
+        self.stats = stats
+        self.backward = backward
+        self.partial: Solution | None = None
+
+    def __str__(self) -> str:
+        where = "backward pass" if self.backward else "forward pass"
+        return f"SolverError[{self.kind}] in the {where}: {super().__str__()}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'rtol'?"` where a known word is near, else the list of the known ones."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word.lower(), [n.lower() for n in names], n=1)
+    if near:
+        match = next(n for n in names if n.lower() == near[0])
+        return f" Did you mean {match!r}?"
+    return f" Known: {', '.join(names)}."
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """`repr(value)` cut to `limit` characters, for messages."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,18 @@
+"""The gradient methods, by name."""
+
+from collections.abc import Callable
+
+from ..core import Gradient
+from .aca import ACA
+from .adjoint import Adjoint
+from .direct import Direct
+from .naive import Naive
+
+GRADIENTS: dict[str, Callable[[], Gradient]] = {
+    "aca": ACA,
+    "direct": Direct,
+    "naive": Naive,
+    "adjoint": Adjoint,
+}
+
+__all__ = ["ACA", "GRADIENTS", "Adjoint", "Direct", "Naive"]

@@ -1,0 +1,289 @@
+"""Adaptive checkpoint adjoint (ACA): keep the accepted states, replay one step at a time.
+
+Zhuang, Dvornek, Li, Tatikonda, Papademetris, Duncan, "Adaptive Checkpoint Adjoint Method for Gradient Estimation
+in Neural ODE", ICML 2020, algorithm 2. The forward pass keeps `(t, y)` of every accepted step and no graph. The
+backward pass goes over the steps from the last to the first; each is computed again from its own state with its own
+step size (no search, nothing re-integrated), differentiated, and forgotten. The result is the exact gradient of the
+computed solution with step sizes held constant, at the memory of one step's graph and one state a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import Outcome, Problem, Step, Time, value
+from ..errors import SolverError
+from ..outputs import gather, split
+from ..params import Inputs, check_replay
+from ..stepping import march, steps
+from .replay import (
+    Ambience,
+    MaybeTensors,
+    Parts,
+    Totals,
+    counted_as_backward,
+    rebuilt,
+    refuse_derivative,
+    vjp,
+    without_detours,
+    without_graph,
+)
+
+THIRD = (
+    "third derivatives through gradient='aca' are not available: use gradient='direct', which keeps the graph of all "
+    "steps"
+)
+
+
+@dataclass(frozen=True)
+class ACA:
+    """Adaptive checkpoint adjoint (Zhuang et al. 2020): the default gradient."""
+
+    name: str = "aca"
+    wants_inputs: bool = True
+
+    def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
+        """Solve without a graph, checkpointing accepted states; see `torchaca.core.Gradient`."""
+        run = Run(p, inputs, Ambience.here(p.y0))
+        ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
+        return Outcome(ys, run.failure, run.times, bases)
+
+
+@dataclass
+class Run:
+    """One forward pass: what its backward needs beside the saved tensors. Holds none of the outputs."""
+
+    problem: Problem
+    inputs: Inputs
+    ambience: Ambience
+    times: Sequence[float] = ()
+    failure: SolverError | None = None
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.times) - 1
+
+    def leaves(self, saved: Sequence[Any]) -> Parts:
+        """Leaves for a replay, from the saved inputs."""
+        # The captured tensors are those that f holds, not what saved-tensor hooks made of them.
+        return replace(Parts.join(saved, len(self.inputs.args)), captured=self.inputs.captured).leaves()
+
+
+def taped(accepted: Iterable[Step], states: list[Tensor]) -> Iterator[Step]:
+    """The same steps; the states they start from go to `states`."""
+    for step in accepted:
+        states.append(step.y0)
+        yield step
+
+
+class _Solve(torch.autograd.Function):
+    """Forward: the whole solve without a graph. Backward: the sweep over its checkpoints."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
+        p = without_graph(run.problem)
+        states: list[Tensor] = []
+        outcome = gather(p, taped(steps(p), states))
+        ctx.run = run
+        # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
+        ctx.save_for_backward(*states, *tensors)
+        ctx.set_materialize_grads(False)
+        run.times, run.failure = outcome.times, outcome.failure
+        run.problem = replace(run.problem, f0=None)
+        return (outcome.ys, *outcome.bases)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        run: Run = ctx.run
+        saved = ctx.saved_tensors
+        states, tensors = saved[: run.n_steps], saved[run.n_steps :]
+        if all(g is None for g in cotangents):
+            return (None, *([None] * len(tensors)))
+        if torch.is_grad_enabled():
+            return (None, *_Sweep.apply(run, len(cotangents), states, *cotangents, *tensors))
+        return (None, *sweep(run, states, cotangents, tensors))
+
+
+def sweep(
+    run: Run, states: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+) -> MaybeTensors:
+    """The backward pass: gradients of all inputs, in the order of `Parts`."""
+    stats = run.problem.stats
+    steps_before = stats.accepted_backward
+    with counted_as_backward(stats), run.ambience.restored():
+        parts = run.leaves(tensors)
+        backward = Backward(run, parts, cotangents[0], cotangents[1:])
+        for n in reversed(range(run.n_steps)):
+            backward.replay(n, states[n])
+        grads = backward.finish()
+    stats.accepted_backward = steps_before  # replays are no steps of a backward integration
+    return grads
+
+
+class Backward:
+    """The sweep's state: the adjoint `lam` of the current state, and the totals of everything else.
+
+    An interpolated output depends on f1 = f(t1, y1), which is also the first stage of the following step. Its
+    cotangent is known beforehand (the interpolant is linear in f1) and is handed to that step's replay, so that
+    outputs cost no evaluations.
+    """
+
+    def __init__(
+        self, run: Run, parts: Parts, grad_ys: Tensor | None, grad_dense: Sequence[Tensor | None]
+    ) -> None:
+        self.run, self.parts = run, parts
+        self.p = rebuilt(run.problem, parts, run.inputs)
+        with torch.enable_grad():
+            self.boundaries = list(self.p.control.boundaries(self.p.ts, run.times))
+        self.ys_grad, self.dense_grad = grad_ys, grad_dense
+        self.lam = torch.zeros_like(parts.y0, requires_grad=False)
+        self.wrt = [parts.ts, parts.grid, *parts.args, *parts.captured]
+        self.totals = Totals(len(self.wrt))
+        self.time_grads: list[tuple[Tensor, Tensor]] = []
+        self.keep = any(tensor.grad_fn is not None for tensor in parts.captured)
+        self.next_f0: Tensor | None = None
+        self.ends = [self.p.ts.at_start(), *(self.p.ts.up_to(t) for t in run.times[1:])]
+
+    def replay(self, n: int, state: Tensor) -> None:
+        """One accepted step again, and its vector-Jacobian product."""
+        with torch.enable_grad():
+            y = state.detach().requires_grad_()
+            t0, t1 = (self._leaf(t) for t in self.boundaries[n : n + 2])
+            step = self.p.step(t0, t1, y)
+            outs, cotangents = [step.y1], [self.lam]
+            self._outputs(n, step, outs, cotangents)
+            carried = self._carried(n)
+            if carried is not None and step.f0.requires_grad:
+                outs.append(step.f0)
+                cotangents.append(carried)
+        if self.run.inputs.strangers:
+            check_replay(outs, self.run.inputs.strangers, f"from t = {value(t0):g} to {value(t1):g}")
+        times = [t if isinstance(t, Tensor) else None for t in (t0, t1)]
+        grad_y, *grads = vjp(outs, [y, *times, *self.wrt], cotangents, keep=self.keep)
+        for boundary, grad in zip(self.boundaries[n : n + 2], grads[:2], strict=True):
+            if grad is not None and isinstance(boundary, Tensor):
+                self.time_grads.append((boundary, grad))
+        self.lam = grad_y if grad_y is not None else torch.zeros_like(self.lam)
+        self.totals.add(grads[2:])
+        self.next_f0 = step.f0.detach()
+
+    @staticmethod
+    def _leaf(t: Time) -> Time:
+        return t.detach().requires_grad_() if isinstance(t, Tensor) else t
+
+    def _outputs(self, n: int, step: Step, outs: list[Tensor], cotangents: list[Tensor]) -> None:
+        """Add the step's outputs: an end state to the adjoint, the others to the product."""
+        first, last = self.ends[n], self.ends[n + 1]
+        if self.ys_grad is not None and last > first:
+            middle = self._middle(n)
+            if last > middle:
+                cotangents[0] = cotangents[0] + self.ys_grad[middle:last].sum(0)
+            if middle > first:
+                if self.next_f0 is not None and self._f1_weights(n) is not None:
+                    step.give_f1(self.next_f0)
+                outs.append(step.at([self.p.ts[i] for i in range(first, middle)]))
+                cotangents.append(self.ys_grad[first:middle])
+        grad = self.dense_grad[n] if self.dense_grad else None
+        if grad is not None:
+            outs.append(step.basis())
+            cotangents.append(grad)
+
+    def _middle(self, n: int) -> int:
+        """The outputs of step n from this index on are its end state."""
+        boundary = _End(self.boundaries[n + 1])
+        return split(self.p.ts, boundary, self.ends[n], self.ends[n + 1])
+
+    def _f1_weights(self, n: int) -> Tensor | None:
+        """d outputs / d f1 of the outputs inside step n, where f1 is the first stage of step n + 1, else None."""
+        first, middle = self.ends[n], self._middle(n)
+        last = n + 1 == self.run.n_steps
+        if middle == first or last or self.dense_grad or not self.p.reuses(self.boundaries[n + 1]):
+            return None
+        times = [self.p.ts[i] for i in range(first, middle)]
+        return self.p.method.f1_weights(self.boundaries[n], self.boundaries[n + 1], times)
+
+    def _carried(self, n: int) -> Tensor | None:
+        """The cotangent that the outputs inside step n - 1 put on the first stage of step n."""
+        weights = self._f1_weights(n - 1) if n > 0 and self.ys_grad is not None else None
+        if weights is None or self.ys_grad is None:
+            return None
+        grads = self.ys_grad[self.ends[n - 1] : self._middle(n - 1)]
+        return torch.tensordot(weights.to(device=grads.device, dtype=grads.dtype), grads, 1)
+
+    def finish(self) -> MaybeTensors:
+        """Gradients of y0, the times, the grid, args and captured tensors."""
+        if self.ys_grad is not None:
+            self.lam = self.lam + self.ys_grad[: self.ends[0]].sum(0)
+        if self.time_grads:
+            boundaries, grads = zip(*self.time_grads, strict=True)
+            self.totals.add(vjp(boundaries, self.wrt[:2], grads, keep=True))
+        others = len(self.wrt) - len(self.parts.captured)
+        sums = self.totals.sums
+        return [self.lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
+
+
+@dataclass(frozen=True)
+class _End:
+    """Just the end of a step, for `split`."""
+
+    t1: Time
+
+
+class _Sweep(torch.autograd.Function):
+    """The sweep as a function that can be differentiated once more: second derivatives, exact.
+
+    Its backward differentiates all accepted steps in one graph (the memory of `direct`), on the recorded times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, n_cotangents: int, states: Sequence[Tensor], *tensors: Any) -> Any:
+        ctx.run, ctx.n = run, n_cotangents
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(sweep(run, states, tensors[:n_cotangents], tensors[n_cotangents:]))
+
+    @staticmethod
+    def backward(ctx: Any, *seconds: Any) -> Any:
+        run: Run = ctx.run
+        cotangents, tensors = ctx.saved_tensors[: ctx.n], ctx.saved_tensors[ctx.n :]
+        with counted_as_backward(run.problem.stats), run.ambience.restored(), torch.enable_grad():
+            parts = run.leaves(tensors)
+            own = [None if g is None else g.detach().requires_grad_() for g in cotangents]
+            p = rebuilt(run.problem, parts, run.inputs)
+            outcome = gather(p, march(p, p.control.boundaries(p.ts, run.times)))
+            pairs = [
+                (out, g) for out, g in zip((outcome.ys, *outcome.bases), own, strict=True) if g is not None
+            ]
+            firsts = _first_order(pairs, parts)
+            wanted = [
+                (first, v)
+                for first, v in zip(firsts, seconds, strict=True)
+                if first is not None and v is not None and first.requires_grad
+            ]
+        wrt = [*own, *parts.flat()]
+        if not wanted:
+            return (None, None, None, *([None] * len(wrt)))
+        keep = any(tensor.grad_fn is not None for tensor in parts.captured)
+        grads = vjp([first for first, _ in wanted], wrt, [v for _, v in wanted], keep=keep)
+        others = len(grads) - len(parts.captured)
+        grads = [*grads[:others], *without_detours(parts.captured, grads[others:])]
+        return (None, None, None, *(refuse_derivative(grads, THIRD) if torch.is_grad_enabled() else grads))
+
+
+def _first_order(pairs: Sequence[tuple[Tensor, Tensor]], parts: Parts) -> MaybeTensors:
+    """The gradients that the sweep returned, once more, with a graph."""
+    wrt = parts.flat()
+    present = [x for x in wrt if x is not None]
+    grads = iter(
+        torch.autograd.grad(
+            [out for out, _ in pairs], present, [g for _, g in pairs], None, True, allow_unused=True
+        )
+    )
+    totals = [None if x is None else next(grads) for x in wrt]
+    others = len(totals) - len(parts.captured)
+    return [*totals[:others], *without_detours(parts.captured, totals[others:], create_graph=True)]

@@ -1,0 +1,26 @@
+"""Plain backpropagation through the accepted steps, step sizes held constant ("discretise, then optimise").
+
+The graph of every accepted step is kept, that of rejected trials is not. Exact for the computed solution, as ACA;
+the fastest backward pass, at the memory of all steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core import Outcome, Problem
+from ..outputs import gather
+from ..params import Inputs
+from ..stepping import steps
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Backpropagation through the accepted steps; step sizes are constants."""
+
+    name: str = "direct"
+    wants_inputs: bool = False
+
+    def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
+        """Solve with autograd recording; see `torchaca.core.Gradient`."""
+        return gather(p, steps(p))

@@ -1,0 +1,26 @@
+"""The naive method of Zhuang et al., ICML 2020 (section 3.3): backpropagation through the step-size search.
+
+Step sizes are functions of the state, rejected trials included, so the graph is m times deeper than the
+solution's (m trials a step). It is the exact derivative of the program that was run, not of the solution it found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core import Outcome, Problem
+from ..outputs import gather
+from ..params import Inputs
+from ..stepping import steps
+
+
+@dataclass(frozen=True)
+class Naive:
+    """Backpropagation through the whole program, the search for step sizes included."""
+
+    name: str = "naive"
+    wants_inputs: bool = False
+
+    def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
+        """Solve with autograd recording everything; see `torchaca.core.Gradient`."""
+        return gather(p, steps(p, through_search=True))

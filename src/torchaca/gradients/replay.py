@@ -1,0 +1,191 @@
+"""What backward passes share: the forward's ambience, leaves of their own, and vector-Jacobian products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..control import FixedSteps
+from ..core import Problem, Stats, Times
+from ..dynamics import Dynamics
+from ..params import Inputs
+
+MaybeTensors = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Ambience:
+    """The autocast state of the forward pass; backward runs outside of it, and a replay has to see it again."""
+
+    device_type: str
+    enabled: bool
+    dtype: torch.dtype
+    cache: bool
+
+    @staticmethod
+    def here(like: Tensor) -> Ambience:
+        device = like.device.type
+        known = torch.amp.is_autocast_available(device)
+        return Ambience(
+            device if known else "cpu",
+            known and torch.is_autocast_enabled(device),
+            torch.get_autocast_dtype(device if known else "cpu"),
+            torch.is_autocast_cache_enabled(),
+        )
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        if not self.enabled and not torch.is_autocast_enabled(self.device_type):
+            yield
+            return
+        with torch.autocast(self.device_type, self.dtype, self.enabled, self.cache):
+            yield
+
+
+@contextmanager
+def counted_as_backward(stats: Stats) -> Iterator[None]:
+    """Evaluations and steps made inside count as the backward pass's."""
+    nfe, accepted, rejected = stats.nfe, stats.accepted, stats.rejected
+    try:
+        yield
+    finally:
+        stats.nfe_backward += stats.nfe - nfe
+        stats.accepted_backward += stats.accepted - accepted
+        stats.rejected_backward += stats.rejected - rejected
+        stats.nfe, stats.accepted, stats.rejected = nfe, accepted, rejected
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tensors a solve is a function of, in the order in which an autograd function takes them."""
+
+    y0: Tensor
+    ts: Tensor | None
+    grid: Tensor | None
+    args: tuple[Tensor, ...]
+    captured: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(p: Problem, inputs: Inputs) -> Parts:
+        grid = p.control.grid if isinstance(p.control, FixedSteps) else None
+        return Parts(p.y0, p.ts.tensor, grid.tensor if grid else None, inputs.args, inputs.captured)
+
+    @staticmethod
+    def join(tensors: Sequence[Any], n_args: int) -> Parts:
+        y0, ts, grid, *rest = tensors
+        return Parts(y0, ts, grid, tuple(rest[:n_args]), tuple(rest[n_args:]))
+
+    def flat(self) -> tuple[Tensor | None, ...]:
+        return (self.y0, self.ts, self.grid, *self.args, *self.captured)
+
+    def leaves(self) -> Parts:
+        """Own leaves for everything but captured tensors, which f holds and which nobody can exchange."""
+        own = [None if x is None else x.detach().requires_grad_() for x in (self.y0, self.ts, self.grid)]
+        args = tuple(a.detach().requires_grad_() for a in self.args)
+        return Parts.join([*own, *args, *self.captured], len(args))
+
+
+def rebuilt(p: Problem, parts: Parts, inputs: Inputs) -> Problem:
+    """The problem as a function of other tensors of the same values."""
+    f = p.f
+    if isinstance(f, Dynamics) and inputs.args:
+        swap = {id(old): new for old, new in zip(inputs.args, parts.args, strict=True)}
+        f = f.with_tensors(swap)
+    control = p.control
+    if isinstance(control, FixedSteps) and control.grid is not None:
+        control = replace(control, grid=Times(control.grid.values, parts.grid))
+    return replace(p, f=f, y0=parts.y0, ts=Times(p.ts.values, parts.ts), control=control, f0=None, watch=None)
+
+
+def without_graph(p: Problem) -> Problem:
+    """The problem on plain numbers: nothing in it asks for a derivative."""
+    control = p.control
+    if isinstance(control, FixedSteps) and control.grid is not None:
+        control = replace(control, grid=control.grid.detached())
+    return replace(p, y0=p.y0.detach(), ts=p.ts.detached(), control=control)
+
+
+def vjp(
+    outs: Sequence[Tensor], wrt: Sequence[Tensor | None], cotangents: Sequence[Tensor], *, keep: bool = False
+) -> MaybeTensors:
+    """`autograd.grad`, where `wrt` may hold None and tensors that do not matter get None."""
+    present = [x for x in wrt if x is not None]
+    grads = iter(torch.autograd.grad(outs, present, cotangents, allow_unused=True, retain_graph=keep or None))
+    return [None if x is None else next(grads) for x in wrt]
+
+
+class Totals:
+    """Sums of gradients over steps, one for each input, in buffers of their own."""
+
+    def __init__(self, n: int) -> None:
+        self.sums: MaybeTensors = [None] * n
+
+    def add(self, grads: Sequence[Tensor | None]) -> None:
+        old: list[Tensor] = []
+        new: list[Tensor] = []
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            total = self.sums[i]
+            if total is None:
+                self.sums[i] = grad.clone()
+            else:
+                old.append(total)
+                new.append(grad)
+        if old:
+            torch._foreach_add_(old, new)
+
+
+def without_detours(
+    captured: Sequence[Tensor], totals: MaybeTensors, *, create_graph: bool = False
+) -> MaybeTensors:
+    """Gradients of captured tensors without the share that reaches one captured tensor through another.
+
+    A captured tensor with a history may have been computed from another captured one. What flows back through
+    that history is ordinary autograd's, outside of the solve, and must not be counted here as well.
+    """
+    direct = list(totals)
+    historic = [i for i, tensor in enumerate(captured) if tensor.grad_fn is not None]
+    newest_first = sorted(historic, key=lambda i: -_age(captured[i]))
+    for i in newest_first:
+        share, others = direct[i], [j for j in range(len(captured)) if j != i]
+        if share is None or not others:
+            continue
+        through = torch.autograd.grad(
+            captured[i], [captured[j] for j in others], share, True, create_graph, allow_unused=True
+        )
+        for j, detour in zip(others, through, strict=True):
+            total = direct[j]
+            if detour is not None and total is not None:
+                direct[j] = total - detour
+    return direct
+
+
+def _age(tensor: Tensor) -> int:
+    assert tensor.grad_fn is not None
+    return tensor.grad_fn._sequence_nr()
+
+
+class _Refuse(torch.autograd.Function):
+    """Identity on a tensor whose derivative would be wrong or missing: differentiating it raises."""
+
+    @staticmethod
+    def forward(ctx: Any, message: str, anchor: Tensor, tensor: Tensor) -> Tensor:
+        ctx.message = message
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(ctx.message)
+
+
+def refuse_derivative(tensors: Sequence[Tensor | None], message: str) -> list[Any]:
+    """The same tensors; differentiating them raises `NotImplementedError(message)`."""
+    with torch.enable_grad():
+        anchor = torch.zeros((), requires_grad=True)
+        return [None if x is None else _Refuse.apply(message, anchor, x) for x in tensors]

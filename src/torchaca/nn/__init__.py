@@ -1,0 +1,5 @@
+"""Modules on top of `solve`."""
+
+from .neural_ode import NeuralODE
+
+__all__ = ["NeuralODE"]

@@ -1,0 +1,431 @@
+"""The front door: checks what it is given, assembles a `Problem`, lets the gradient method solve it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .control import Adaptive, FixedSteps, Norm
+from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher
+from .dense import DenseOutput
+from .dynamics import Dynamics
+from .errors import SolverError, did_you_mean, shorten
+from .gradients import GRADIENTS
+from .methods import ALIASES, METHODS
+from .outputs import gather
+from .params import Inputs, first_evaluation
+from .state import Structure, structure_of
+from .stepping import steps
+
+ON_FAILURE = ("raise", "status", "nan")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solve returns.
+
+    Attributes
+    ----------
+    ts : Tensor
+        `(n,)`, the output times; n = len(t), fewer only after a failure with `on_failure="status"`.
+    ys : Tensor or nested tensors
+        `(n, *y0.shape)` in the structure of y0; `ys[0]` is y0.
+    stats : Stats
+        Evaluations and steps; the backward counts are filled in by `backward()`.
+    steps : tuple of float
+        The times between which the solve stepped, from t[0] on.
+    failure : SolverError or None
+        Why the solve stopped early, where `on_failure` is not "raise".
+    """
+
+    ts: Tensor
+    ys: Any
+    stats: Stats
+    steps: tuple[float, ...] = ()
+    failure: SolverError | None = None
+    dense: DenseOutput | None = None
+
+    @property
+    def status(self) -> str:
+        """'success', or the kind of failure; 'non-finite' where a fixed-step solve ran into nan or inf.
+
+        Reads the device, which a fixed-step solve itself never does.
+        """
+        if self.failure is not None:
+            return self.failure.kind
+        leaves = pytree.tree_leaves(self.ys)
+        return "success" if all(bool(torch.isfinite(leaf).all()) for leaf in leaves) else "non-finite"
+
+    def __call__(self, t: Any) -> Any:
+        """The state at any time of the solve, `(*t.shape, *y0.shape)`; needs `dense=True`."""
+        if self.dense is None:
+            raise ValueError("this solution has no dense output: solve with dense=True")
+        return self.dense(t)
+
+
+def solve(
+    f: Callable[..., Any],
+    y0: Any,
+    t: Any,
+    *,
+    args: tuple[Any, ...] = (),
+    method: str | Method = "dopri5",
+    rtol: Any = None,
+    atol: Any = None,
+    gradient: str | Gradient = "aca",
+    dt: float | None = None,
+    n_steps: int | None = None,
+    grid: Any = None,
+    dt0: float | None = None,
+    dt_min: float | None = None,
+    dt_max: float | None = None,
+    max_steps: int | None = None,
+    jump_ts: Any = None,
+    norm: str | Callable[[Any], Tensor] | None = None,
+    control: Adaptive | FixedSteps | None = None,
+    dense: bool = False,
+    on_failure: str = "raise",
+    **unknown: Any,
+) -> Solution:
+    """Solve dy/dt = f(t, y), y(t[0]) = y0, so that the outputs can be differentiated.
+
+    Parameters
+    ----------
+    f : callable
+        `f(t, y, *args)` returns dy/dt in the structure, shapes and dtypes of y. `t` is a 0-dim tensor in y's real
+        dtype, at least float32. May capture any tensors.
+    y0 : Tensor or nested tuples, lists, dicts of tensors
+        Floating point or complex.
+    t : list, array or Tensor, shape `(n,)`
+        Output times, increasing or decreasing, duplicates allowed; the first is where y0 holds.
+    args : tuple
+        Further arguments of f, each any nested structure; tensors in it are differentiated.
+    method : str or Method
+        A name in `torchaca.METHODS` (or torch_ACA's name for it), or a method.
+    rtol, atol : float, Tensor or nested
+        Tolerances of an adaptive method (default 1e-3 and 1e-6); tensors broadcast against y0, nested ones have one
+        entry per tensor of y0.
+    gradient : str or Gradient
+        "aca" (default), "direct", "naive", "adjoint", or an object with settings, e.g. `Adjoint(rtol=1e-8)`.
+    dt, n_steps, grid : float, int, times
+        Fixed steps: of this size (the last one shorter), this many equal ones, or from one of these times to the
+        next. Exactly one of them; required for a method without error estimate.
+    dt0, dt_min, dt_max : float
+        First, smallest, largest step of an adaptive method.
+    max_steps : int
+        Trials after which an adaptive solve gives up (default 10,000).
+    jump_ts : times
+        Where f or its derivatives jump in time: steps end there.
+    norm : "rms" (default), "max", "mixed" (largest RMS of a nested state's tensors) or callable
+        Of the scaled error; a callable gets the structure of y0.
+    control : Adaptive or FixedSteps
+        Instead of all the step options above.
+    dense : bool
+        Keep what `solution(t)` needs (a few states a step).
+    on_failure : "raise", "status", "nan"
+        Raise `SolverError`; or return the valid, differentiable prefix; or fill the rest with nan.
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that cannot be solved, or that would have no effect.
+    SolverError
+        For what goes wrong in the numbers.
+
+    Examples
+    --------
+    >>> k = torch.tensor(-1.0, requires_grad=True)
+    >>> sol = solve(lambda t, y: k * y, torch.ones(2), [0.0, 0.5, 1.0], rtol=1e-6)
+    >>> sol.ys.shape
+    torch.Size([3, 2])
+    >>> sol.ys[-1].sum().backward()
+    """
+    if unknown:
+        name = next(iter(unknown))
+        raise TypeError(f"solve() has no option {name!r}.{did_you_mean(name, OPTIONS)}")
+    if on_failure not in ON_FAILURE:
+        raise ValueError(f"on_failure must be one of {', '.join(map(repr, ON_FAILURE))}, got {on_failure!r}")
+    structure = structure_of(y0)
+    packed = structure.pack(y0)
+    steps_given = StepOptions(rtol, atol, dt, n_steps, grid, dt0, dt_min, dt_max, max_steps, jump_ts, norm)
+    chosen = find_method(method)
+    return run(
+        f,
+        packed,
+        structure,
+        times_of(t, "t"),
+        args=args,
+        method=chosen,
+        control=steps_given.control(chosen, structure, packed, control),
+        gradient=find_gradient(gradient),
+        dense=dense,
+        on_failure=on_failure,
+        given_ts=t,
+    )
+
+
+OPTIONS = (
+    *("args", "method", "rtol", "atol", "gradient", "dt", "n_steps", "grid", "dt0", "dt_min", "dt_max"),
+    *("max_steps", "jump_ts", "norm", "control", "dense", "on_failure"),
+)
+
+
+def run(
+    f: Callable[..., Any],
+    y0: Tensor,
+    structure: Structure,
+    ts: Times,
+    *,
+    method: Method,
+    control: Adaptive | FixedSteps,
+    gradient: Gradient,
+    args: tuple[Any, ...] = (),
+    dense: bool = False,
+    on_failure: str = "raise",
+    given_ts: Any = None,
+    watch: Watcher | None = None,
+    one_sided: bool = False,
+    declared: tuple[Tensor, ...] | None = None,
+    lenient: bool = False,
+) -> Solution:
+    """`solve` behind the door: everything checked and packed. Compatible front doors start here.
+
+    `declared` replaces the captured tensors that would be found; `lenient` lets f return other dtypes and shapes
+    that broadcast; the rest is as in `Problem`.
+    """
+    if not callable(f):
+        raise TypeError(f"f must be callable as f(t, y), got {shorten(f)}")
+    if not isinstance(args, tuple):
+        raise TypeError(f"args is a tuple of f's further arguments: write args=({shorten(args, 20)},)")
+    stats = Stats()
+    dynamics = Dynamics(f, args, structure, y0, stats, lenient)
+    if isinstance(control, FixedSteps):
+        _check_grid(control, ts)
+    jumps = frozenset(control.jump_ts) if isinstance(control, Adaptive) else frozenset()
+    problem = Problem(
+        dynamics, y0, ts, method, control, stats, None, jumps, one_sided, watch, dense, f, _locator(structure)
+    )
+    outcome = _solved(problem, dynamics, gradient, declared)
+    return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics))
+
+
+def _solved(p: Problem, f: Dynamics, gradient: Gradient, declared: tuple[Tensor, ...] | None) -> Outcome:
+    """Solve under the gradient method, or without a graph where nothing wants one."""
+    if torch.is_grad_enabled() and not gradient.wants_inputs:
+        return gradient(p, Inputs())
+    inputs = Inputs()
+    if p.ts.values[0] != p.ts.values[-1]:
+        f0, inputs = first_evaluation(f, p.ts, p.y0)
+        p = replace(p, f0=f0)
+    if declared is not None:
+        inputs = replace(inputs, captured=()).joined(declared)
+    grid = p.control.grid if isinstance(p.control, FixedSteps) else None
+    sources = (p.y0, p.ts.tensor, grid.tensor if grid else None, *inputs.tensors)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
+        return gradient(p, inputs)
+    with torch.no_grad():
+        return gather(p, steps(p))
+
+
+def _check_grid(control: FixedSteps, ts: Times) -> None:
+    """A given grid has to run from the first output time to the last, without a step of length zero."""
+    if control.grid is None:
+        return
+    grid, span = control.grid.values, abs(ts.values[-1] - ts.values[0])
+    for name, mine, theirs in (("start", grid[0], ts.values[0]), ("end", grid[-1], ts.values[-1])):
+        if abs(mine - theirs) > 1e-6 * span:  # float32 times beside float64 ones
+            raise ValueError(f"grid must {name} where t does: {mine:g} is not {theirs:g}")
+    for i in range(1, len(grid)):
+        if grid[i] == grid[i - 1]:
+            raise ValueError(f"grid[{i}] repeats {grid[i]:g}: a step needs a length")
+
+
+def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: str, ts: Tensor) -> Solution:
+    failure, ys, n = outcome.failure, outcome.ys, len(outcome.ys)
+    if failure is not None:
+        if on_failure == "raise":
+            failure.partial = Solution(
+                ts[:n].detach(), structure.unpack(ys.detach()), p.stats, tuple(outcome.times), failure
+            )
+            raise failure
+        if on_failure == "nan":
+            ys = torch.cat([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)])
+            n = len(p.ts)
+    dense = None
+    if p.dense:
+        boundaries = p.control.boundaries(p.ts, outcome.times) if failure is None else outcome.times
+        dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
+    return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense)
+
+
+def _locator(structure: Structure) -> Callable[[int], str]:
+    return structure.component
+
+
+def _output_times(given: Any, ts: Times, f: Dynamics) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
+    return torch.tensor(ts.values, dtype=f.time_dtype, device=f.device)
+
+
+def find_method(method: str | Method) -> Method:
+    """The method of that name, or the object itself."""
+    if isinstance(method, str):
+        known = {**METHODS, **ALIASES}
+        if method not in known:
+            raise ValueError(f"unknown method {method!r}.{did_you_mean(method, known)}")
+        return known[method]
+    if not callable(getattr(method, "step", None)):
+        raise TypeError(f"method must be a name or a method, got {shorten(method)}")
+    return method
+
+
+def find_gradient(gradient: str | Gradient) -> Gradient:
+    """The gradient method of that name with default settings, or the object itself."""
+    if isinstance(gradient, str):
+        if gradient not in GRADIENTS:
+            raise ValueError(f"unknown gradient {gradient!r}.{did_you_mean(gradient, GRADIENTS)}")
+        return GRADIENTS[gradient]()
+    if isinstance(gradient, type) or not callable(gradient):
+        raise TypeError(f"gradient must be a name or an object such as ACA(), got {shorten(gradient)}")
+    return gradient
+
+
+def times_of(t: Any, name: str) -> Times:
+    """Output times from a list, an array or a tensor: finite and monotone, or an error that says where not.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    tensor = _time_tensor(t, name)
+    if tensor.ndim != 1:
+        hint = "; times per sample, (batch, n), are not supported yet" if tensor.ndim == 2 else ""
+        raise ValueError(f"{name} must be one-dimensional, got shape {tuple(tensor.shape)}{hint}")
+    values = tuple(tensor.detach().tolist())
+    if not values:
+        raise ValueError(f"{name} is empty: give at least the initial time, usually [t0, t1]")
+    for i, value in enumerate(values):
+        if not math.isfinite(value):
+            raise ValueError(f"{name}[{i}] is {value}: times must be finite")
+    times = Times(values, tensor if tensor.requires_grad and torch.is_grad_enabled() else None)
+    for i in range(1, len(values)):
+        if times.sign * values[i] < times.sign * values[i - 1]:
+            raise ValueError(
+                f"{name} must be increasing or decreasing, but {name}[{i}] = {values[i]:g} follows "
+                f"{name}[{i - 1}] = {values[i - 1]:g}: sort it"
+            )
+    return times
+
+
+def _time_tensor(t: Any, name: str) -> Tensor:
+    """`t` as a float64 tensor on the host, differentiable where it was."""
+    if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
+        t = torch.stack([torch.as_tensor(x).cpu().double().reshape(()) for x in t])
+    try:
+        tensor = torch.as_tensor(t)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be a list, an array or a tensor of numbers, got {shorten(t)}"
+        ) from error
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, got {tensor.dtype}")
+    return tensor.cpu().double()
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """The step options of `solve` as given, None where not."""
+
+    rtol: Any = None
+    atol: Any = None
+    dt: float | None = None
+    n_steps: int | None = None
+    grid: Any = None
+    dt0: float | None = None
+    dt_min: float | None = None
+    dt_max: float | None = None
+    max_steps: int | None = None
+    jump_ts: Any = None
+    norm: str | Callable[[Any], Tensor] | None = None
+
+    def control(
+        self, method: Method, structure: Structure, y0: Tensor, given: Adaptive | FixedSteps | None
+    ) -> Adaptive | FixedSteps:
+        """The control they ask for.
+
+        Raises
+        ------
+        ValueError
+            Where options contradict each other or would have no effect.
+        """
+        named = {name: value for name, value in vars(self).items() if value is not None}
+        if given is not None:
+            if named:
+                raise ValueError(
+                    f"{next(iter(named))}= has no effect beside control=: set it in the control object"
+                )
+            chosen = given
+        elif fixed := named.keys() & {"dt", "n_steps", "grid"}:
+            chosen = self._fixed(named, fixed)
+        else:
+            chosen = self._adaptive(named, method, structure, y0)
+        if isinstance(chosen, Adaptive) and not method.adaptive:
+            raise ValueError(_needs_step(method, "a control with adaptive steps cannot work"))
+        return chosen
+
+    def _fixed(self, named: dict[str, Any], fixed: set[str]) -> FixedSteps:
+        if len(fixed) > 1:
+            raise ValueError(f"give only one of {', '.join(sorted(fixed))}")
+        other = named.keys() - fixed
+        if other:
+            raise ValueError(
+                f"{sorted(other)[0]}= has no effect with fixed steps ({next(iter(fixed))}=): drop one of them"
+            )
+        if self.dt is not None and not (self.dt > 0 and math.isfinite(self.dt)):
+            raise ValueError(f"dt is the size of a step, a positive number; got {self.dt!r}")
+        if self.n_steps is not None and (int(self.n_steps) != self.n_steps or self.n_steps < 1):
+            raise ValueError(f"n_steps is a whole number of at least 1, got {self.n_steps!r}")
+        grid = None if self.grid is None else times_of(self.grid, "grid")
+        return FixedSteps(None if self.dt is None else float(self.dt), self.n_steps, grid)
+
+    def _adaptive(self, named: dict[str, Any], method: Method, structure: Structure, y0: Tensor) -> Adaptive:
+        if not method.adaptive:
+            raise ValueError(_needs_step(method, f"{next(iter(named))}= has no effect" if named else ""))
+        options = {name: named[name] for name in ("dt0", "dt_min", "dt_max", "max_steps") if name in named}
+        if "jump_ts" in named:
+            options["jump_ts"] = tuple(
+                torch.as_tensor(self.jump_ts).detach().cpu().double().reshape(-1).tolist()
+            )
+        if "norm" in named:
+            options["norm"] = resolve_norm(named["norm"], structure)
+        for name in ("rtol", "atol"):
+            if name in named:
+                options[name] = structure.spread(named[name], name, y0)
+        return Adaptive(**options)
+
+
+def resolve_norm(norm: str | Callable[[Any], Tensor], structure: Structure) -> str | Norm:
+    """A norm on packed states."""
+    if norm == "mixed":
+        return structure.mixed_rms
+    return norm if isinstance(norm, str) else structure.norm_of(norm)
+
+
+def _needs_step(method: Method, why: str) -> str:
+    adaptive = ", ".join(name for name, m in METHODS.items() if m.adaptive)
+    prefix = f"{why}: " if why else ""
+    return (
+        f"{prefix}{method.name} has no error estimate and needs its steps: give dt=, n_steps= or grid= (or use an "
+        f"adaptive method: {adaptive})"
+    )

@@ -1,0 +1,172 @@
+"""Nested state <-> one tensor; the only code that knows that structure exists.
+
+The solver works on one tensor of at least float32. A state that is one such tensor is used as it is, of any
+shape. Anything else (nested tuples, lists, dicts; half precision) is packed: leaves are flattened and joined in
+the widest dtype among them, and `f` still sees its own structure, shapes and dtypes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Shape and dtype of one tensor of the state and its place `[start:stop]` in the packed vector."""
+
+    path: str
+    shape: torch.Size
+    dtype: torch.dtype
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How a user's state is packed. `plain`: it is one tensor that needs no packing."""
+
+    plain: bool
+    tree: pytree.TreeSpec
+    leaves: tuple[Leaf, ...]
+    dtype: torch.dtype
+
+    def pack(self, state: Any) -> Tensor:
+        """The state as one tensor: itself if plain, else `(sum of the leaves' sizes,)`."""
+        if self.plain:
+            return state
+        leaves = pytree.tree_leaves(state)
+        return torch.cat([leaf.reshape(-1).to(self.dtype) for leaf in leaves])
+
+    def unpack(self, packed: Tensor) -> Any:
+        """The inverse of `pack`; leading dimensions (times, say) are kept in front of every leaf."""
+        if self.plain:
+            return packed
+        lead = packed.shape[:-1]
+        leaves = [
+            self._restore(packed[..., leaf.start : leaf.stop], leaf).reshape((*lead, *leaf.shape))
+            for leaf in self.leaves
+        ]
+        return pytree.tree_unflatten(leaves, self.tree)
+
+    @staticmethod
+    def _restore(part: Tensor, leaf: Leaf) -> Tensor:
+        if part.is_complex() and not leaf.dtype.is_complex:
+            part = part.real
+        return part.to(leaf.dtype)
+
+    def component(self, index: int) -> str:
+        """Where the flat entry `index` of a packed state sits in the user's: `"component (3, 1)"`."""
+        for leaf in self.leaves:
+            if leaf.start <= index < leaf.stop:
+                where = torch.unravel_index(torch.tensor(index - leaf.start), leaf.shape)
+                name = f" of y{leaf.path}" if leaf.path else ""
+                return f"component {tuple(int(i) for i in where)}{name}"
+        return f"component {index}"
+
+    def spread(self, tolerance: Any, name: str, like: Tensor) -> float | Tensor:
+        """A tolerance for the packed state: a float, or a tensor that broadcasts against it.
+
+        Accepts a number, a tensor that broadcasts against a single-tensor state, or, for a nested state, one
+        tolerance per leaf (in the state's structure, or a flat sequence).
+        """
+        if isinstance(tolerance, (int, float)):
+            return float(tolerance)
+        if isinstance(tolerance, Tensor) and tolerance.numel() == 1:
+            return float(tolerance)
+        if self.plain:
+            spread = torch.as_tensor(tolerance, dtype=like.real.dtype, device=like.device)
+            try:
+                torch.broadcast_shapes(spread.shape, like.shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} of shape {tuple(spread.shape)} does not broadcast against y0 of shape {tuple(like.shape)}"
+                ) from None
+            return spread
+        parts = pytree.tree_leaves(tolerance)
+        if len(parts) != len(self.leaves):
+            raise ValueError(
+                f"{name} has {len(parts)} entries for a state of {len(self.leaves)} tensors: "
+                "give one number, or one per tensor"
+            )
+        tensors = [torch.as_tensor(part, dtype=like.real.dtype, device=like.device) for part in parts]
+        return torch.cat(
+            [t.expand(leaf.shape).reshape(-1) for t, leaf in zip(tensors, self.leaves, strict=True)]
+        )
+
+    def mixed_rms(self, packed: Tensor) -> Tensor:
+        """The largest of the leaves' RMS values (torchdiffeq's norm for tuples)."""
+        sizes = [leaf.stop - leaf.start for leaf in self.leaves]
+        parts = packed.reshape(-1).split(sizes)
+        return torch.stack([rms(part) for part in parts if part.numel()]).max()
+
+    def norm_of(self, user: Callable[[Any], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A user's norm, who sees the user's structure (in the solver's precision)."""
+        if self.plain:
+            return user
+
+        def norm(packed: Tensor) -> Tensor:
+            leaves = [packed[leaf.start : leaf.stop].reshape(leaf.shape) for leaf in self.leaves]
+            return user(pytree.tree_unflatten(leaves, self.tree))
+
+        return norm
+
+
+def rms(x: Tensor) -> Tensor:
+    """The root mean square of all entries, 0-dim and real."""
+    return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
+
+
+def wide(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """The narrowest dtype of at least float32 that holds them all."""
+    dtype = torch.float32
+    for other in dtypes:
+        dtype = torch.promote_types(dtype, other)
+    return dtype
+
+
+def structure_of(y0: Any) -> Structure:
+    """The structure of an initial state; checks that it is made of floating point or complex tensors.
+
+    Raises
+    ------
+    TypeError
+        For a state with anything but tensors of a floating or complex dtype in it.
+    ValueError
+        For a state without tensors, or with tensors on several devices.
+    """
+    with_paths, tree = pytree.tree_flatten_with_path(y0)
+    if not with_paths:
+        raise ValueError(f"y0 holds no tensor: {y0!r}")
+    leaves: list[Leaf] = []
+    start = 0
+    for path, leaf in with_paths:
+        name = pytree.keystr(path)
+        _check_leaf(leaf, name)
+        leaves.append(Leaf(name, leaf.shape, leaf.dtype, start, start + leaf.numel()))
+        start += leaf.numel()
+    devices = {leaf.device for _, leaf in with_paths}
+    if len(devices) > 1:
+        raise ValueError(f"y0 has tensors on several devices: {sorted(map(str, devices))}; move them to one")
+    dtype = wide([leaf.dtype for leaf in leaves])
+    plain = isinstance(y0, Tensor) and y0.dtype == dtype
+    return Structure(plain, tree, tuple(leaves), dtype)
+
+
+def _check_leaf(leaf: Any, path: str) -> None:
+    name = f"y0{path}"
+    if not isinstance(leaf, Tensor):
+        raise TypeError(
+            f"{name} is a {type(leaf).__name__}, not a tensor: wrap it, e.g. "
+            f"torch.as_tensor({name}, dtype=torch.float32)"
+        )
+    if not (leaf.is_floating_point() or leaf.is_complex()):
+        raise TypeError(f"{name} has dtype {leaf.dtype}; an ODE state is real or complex: use {name}.float()")

@@ -1,0 +1,162 @@
+"""The loop: from a problem to its accepted steps. It knows nothing of gradients, outputs or storage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .control import Adaptive, FixedSteps
+from .core import Problem, Step, Time, value
+from .diagnosis import History, diagnose
+
+TOO_SMALL = 10  # ulps of t: a smaller step is mostly rounding
+LANDING = 1 + 1e-9  # a stop that is nearly reached is reached: no sliver of 1e-16 after it
+BAD_RATIO = 1e10  # what a nan or inf error counts as: shrink as much as allowed
+
+
+def steps(p: Problem, through_search: bool = False) -> Iterator[Step]:
+    """The accepted steps of a problem, in order; they always end on the last output time.
+
+    Parameters
+    ----------
+    through_search : bool
+        Keep times and step sizes as tensors in the graph, so that autograd goes through the step-size search.
+
+    Raises
+    ------
+    SolverError
+        When the solve cannot go on.
+    """
+    if isinstance(p.control, FixedSteps):
+        return march(p, p.control.times(p.ts))
+    return search(p, p.control, through_search)
+
+
+def march(p: Problem, boundaries: Sequence[Time]) -> Iterator[Step]:
+    """Steps between given times, without looking at errors and without reading the device."""
+    y, f0 = p.y0, p.f0 if p.reuses(p.ts[0]) else None
+    for t0, t1 in pairwise(boundaries):
+        if p.watch:
+            p.watch("trial", value(t0), y, value(t1 - t0))
+        step = p.step(t0, t1, y, f0)
+        p.stats.accepted += 1
+        yield step
+        y = step.y1
+        # Where an output of the step needed f1, that is the next step's first stage.
+        f0 = step.known_f1 if p.reuses(t1) else None
+
+
+@dataclass
+class Pace:
+    """The step size of an adaptive solve: `dt` is what the controller wants next, before any clipping."""
+
+    control: Adaptive
+    order: int
+    sign: float
+    dt: Time
+    through: bool
+    ratios: list[Time] = field(default_factory=list)
+    rejections: int = 0
+
+    def propose(self, t: Time, stop: float, end: Time) -> tuple[Time, bool]:
+        """Where the next trial ends, and whether the stop cut it short."""
+        size = min(value(self.dt), self.control.dt_max)
+        left = abs(stop - value(t))
+        if left <= size * LANDING:
+            return end, left < size
+        if self.through and size == value(self.dt):
+            return t + self.sign * self.dt, False
+        return value(t) + self.sign * size, False  # a constant, also after a t0 that is differentiated
+
+    def accept(self, size: Time, ratio: Time, clipped: bool) -> None:
+        self.ratios = [ratio, *self.ratios[:2]]
+        wanted = size * self.control.factor(self.ratios, self.order, after_rejection=self.rejections > 0)
+        if not (clipped and value(wanted) < value(self.dt)):  # after a clipped step the old size is restored
+            self._set(wanted)
+        self.rejections = 0
+
+    def reject(self, size: Time, ratio: Time) -> None:
+        self._set(size * self.control.factor([ratio], self.order, after_rejection=True))
+        self.rejections += 1
+
+    def _set(self, dt: Time) -> None:
+        self.dt = dt if value(dt) >= self.control.dt_min else self.control.dt_min
+
+
+def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Step]:
+    """Steps whose sizes follow the error estimate; see `steps`."""
+    if p.ts.values[0] == p.ts.values[-1]:
+        return
+    last = p.ts[len(p.ts) - 1]
+    t, y, f0 = p.ts[0], p.y0, p.f0
+    if f0 is None or not p.reuses(t):
+        f0 = p.slope(t, last, y)
+    pace = Pace(control, p.method.order, p.ts.sign, _first(p, control, f0, through), through)
+    history = History()
+    for stop in control.stops(p.ts):
+        end = last if stop == p.ts.values[-1] else stop
+        while value(t) != stop:
+            t1, clipped = pace.propose(t, stop, end)
+            size = abs(value(t1) - value(t))
+            _refuse(p, control, history, value(t), size, y)
+            step, ratio, error = _trial(p, control, t, t1, y, f0, through)
+            tried: Time = abs(t1 - t) if through else size
+            if error <= 1.0 or (control.accept_at_dt_min and size <= control.dt_min):
+                p.stats.accepted += 1
+                if p.watch:
+                    p.watch("accepted", value(t), y, p.ts.sign * size)
+                yield step
+                pace.accept(tried, ratio, clipped)
+                history.accept(size, y)
+                t, y = t1, step.y1
+                f0 = step.known_f1 if p.reuses(t1) else None
+            else:
+                p.stats.rejected += 1
+                if p.watch:
+                    p.watch("rejected", value(t), y, p.ts.sign * size)
+                pace.reject(tried, ratio)
+                history.reject(size)
+                f0 = step.f0
+
+
+def _first(p: Problem, control: Adaptive, f0: Tensor, through: bool) -> Time:
+    """The first step size: the user's, or Hairer's."""
+    if control.dt0 is not None:
+        return max(control.dt0, control.dt_min)
+    with torch.set_grad_enabled(through and torch.is_grad_enabled()):
+        dt = control.initial_step(p, f0)
+    size = dt.item()
+    if not math.isfinite(size) or size < control.dt_min:
+        return max(control.dt_min, 1e-6 * abs(p.ts.values[-1] - p.ts.values[0]))
+    return dt if through else size
+
+
+def _trial(
+    p: Problem, control: Adaptive, t: Time, t1: Time, y: Tensor, f0: Tensor | None, through: bool
+) -> tuple[Step, Time, float]:
+    """One step and its error ratio: as a host number, and as the controller gets it."""
+    if p.watch:
+        p.watch("trial", value(t), y, value(t1 - t))
+    step = p.step(t, t1, y, f0)
+    with torch.set_grad_enabled(through and torch.is_grad_enabled()):
+        ratio = control.ratio(step)
+    error = ratio.item()  # the loop's one host read a step
+    if not math.isfinite(error):
+        return step, BAD_RATIO, error
+    return step, ratio if through else error, error
+
+
+def _refuse(p: Problem, control: Adaptive, history: History, t: float, size: float, y: Tensor) -> None:
+    """Raise where another trial makes no sense."""
+    if not size > TOO_SMALL * math.ulp(t):
+        raise diagnose(p, control, history, "step-size", t, size, y)
+    if p.stats.accepted + p.stats.rejected >= control.max_steps:
+        raise diagnose(p, control, history, "max-steps", t, size, y)
+    stuck = history.rejections and history.rejected_size <= control.dt_min
+    if control.dt_min and not control.accept_at_dt_min and stuck:
+        raise diagnose(p, control, history, "dt-min", t, size, y)
