@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -129,16 +130,16 @@ class RungeKutta:
     def adaptive(self) -> bool:
         return bool(self.embedded)
 
-    @property
+    @cached_property
     def stages(self) -> int:
         return len(self.weights)
 
-    @property
+    @cached_property
     def fsal(self) -> bool:
         """First same as last: the last stage is f(t1, y1), the next step's first."""
         return self.nodes[self.stages - 1] == 1 and self.matrix[self.stages - 1] == self.weights[:-1]
 
-    @property
+    @cached_property
     def f1_index(self) -> int | None:
         """Which stage is f(t1, y1): the last (FSAL), the first of the interpolant's own, or none."""
         if self.fsal:
