@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from .effects import Effects
     from .errors import SolverError
     from .params import Inputs
 
@@ -149,6 +150,11 @@ class Method(Protocol):
         """Whether `Step.error` exists."""
         ...
 
+    @property
+    def stages(self) -> int:
+        """Evaluations of f in a step of its own."""
+        ...
+
     def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> Step:
         """One step; `f0` is f(t0, y0) if known and only saves work."""
         ...
@@ -180,7 +186,7 @@ class Problem:
     `f` maps (time, packed state) to the packed derivative and counts its calls in `stats`; `f0` is its first
     evaluation where the door has made it already. At the times in `jumps` f may jump: steps next to one
     evaluate f strictly on their own side (`one_sided`: all steps do). `source` is the user's function and
-    `locate` names a flat component of the state, for messages.
+    `locate` names a flat component of the state, for messages. `effects` is what evaluations of f leave behind.
     """
 
     f: VectorField
@@ -196,6 +202,7 @@ class Problem:
     dense: bool = False
     source: Callable[..., Any] | None = None
     locate: Callable[[int], str] = "component {}".format
+    effects: Effects | None = None
 
     def side(self, t0: Time, t1: Time) -> tuple[bool, bool]:
         """Whether f has to be evaluated strictly inside the step at its start, and at its end."""
@@ -219,7 +226,8 @@ class Problem:
 
     def reuses(self, t: Time) -> bool:
         """Whether f at the end of a step that ends at `t` is f at the start of the next one."""
-        return not (self.one_sided or (self.jumps and value(t) in self.jumps))
+        noisy = self.effects is not None and self.effects.random
+        return not (noisy or self.one_sided or (self.jumps and value(t) in self.jumps))
 
 
 def inside(f: VectorField, t0: Time, t1: Time, start: bool, end: bool) -> VectorField:
@@ -262,6 +270,11 @@ class Gradient(Protocol):
     @property
     def wants_inputs(self) -> bool:
         """Whether it has to be told the tensors that f depends on (else plain autograd finds them)."""
+        ...
+
+    @property
+    def wants_graph_size(self) -> bool:
+        """Whether `Inputs.graph_bytes` has to be measured."""
         ...
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
-from .core import Times
+from .core import Problem
 from .dynamics import Dynamics
+from .effects import Watch
 
 OPAQUE_PACKAGES = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "scipy", "torchaca"}
 REACH_LIMIT = 50_000  # objects looked at before the search gives up; models have hundreds
@@ -35,13 +37,15 @@ class Inputs:
 
     `args` are handed to f and can be exchanged for a replay's own leaves; `captured` cannot. `names` is for
     messages, in the order args, captured. `strangers` are tensors with a history that f reaches but did not
-    use at t0: a replay that uses one is refused.
+    use at t0: a replay that uses one is refused. `graph_bytes` is what autograd saves for one evaluation of f,
+    where somebody asked for it.
     """
 
     args: tuple[Tensor, ...] = ()
     captured: tuple[Tensor, ...] = ()
     names: tuple[str, ...] = ()
     strangers: dict[Node, str] = field(default_factory=dict)
+    graph_bytes: int = 0
 
     def joined(self, declared: Sequence[Tensor]) -> Inputs:
         """With tensors that the caller declares, whether f uses them or not."""
@@ -55,11 +59,12 @@ class Inputs:
         return self.args + self.captured
 
 
-def first_evaluation(f: Dynamics, ts: Times, y0: Tensor) -> tuple[Tensor, Inputs]:
-    """f(t0, y0), detached, and the tensors it depends on. This is the solve's first evaluation: none is extra.
+def first_evaluation(p: Problem, f: Dynamics, *, measure: bool = False) -> tuple[Problem, Inputs]:
+    """The problem with f at its start evaluated, and the tensors that f depends on.
 
-    Runs f once with grad mode on, on a detached state; `f.needs_grad` is set where f was seen to differentiate
-    that state itself.
+    This is the solve's first evaluation: none is extra, except where f draws random numbers (then each step draws
+    its own). Runs f once with grad mode on, on a detached state; `f.needs_grad` is set where f was seen to
+    differentiate that state itself.
 
     Raises
     ------
@@ -67,24 +72,55 @@ def first_evaluation(f: Dynamics, ts: Times, y0: Tensor) -> tuple[Tensor, Inputs
         If f uses a tensor that has a history and that cannot be found from the function object.
     """
     f.stats.nfe += 1
-    time = f.time(ts.values[0])
+    start, end = p.ts.values[0], p.ts.values[-1]
+    time = f.time(start, nudge=end if p.side(start, end)[0] else None)
     if torch.is_inference_mode_enabled():
-        return f.evaluate(time, y0), Inputs()
+        return replace(p, f0=f.evaluate(time, p.y0)), Inputs()
+    reached = list(reachable(f.func))
+    watch = Watch(p.y0.device, reached)
     before = torch.autograd._get_sequence_nr()
-    state = y0.detach().requires_grad_()
+    state = p.y0.detach().requires_grad_()
 
     def seen(_: Tensor) -> None:
         f.needs_grad = True
 
     hook = state.register_hook(seen)
+    weigh = Scale() if measure else nullcontext()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), weigh:
             k = f.evaluate(time, state)
     except RuntimeError as error:
-        k = _without_autograd(f, time, y0, error)
+        k = _without_autograd(f, time, p.y0, error)
     finally:
         hook.remove()
-    return k.detach(), _inputs(f, k, state, before)
+    inputs = _inputs(f, k, state, before, reached)
+    if isinstance(weigh, Scale):
+        inputs = replace(inputs, graph_bytes=weigh.bytes(besides=(state, *inputs.tensors)))
+    return watch.observed(p, k.detach()), inputs
+
+
+def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
+    """The problem with f at its start evaluated as a part of the caller's graph."""
+    watch = Watch(p.y0.device, list(reachable(f.func)))
+    return watch.observed(p, p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0))
+
+
+class Scale(torch.autograd.graph.saved_tensors_hooks):
+    """Weighs what autograd saves inside a `with` block."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, int] = {}
+        super().__init__(self._put, lambda tensor: tensor)
+
+    def _put(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def bytes(self, besides: Sequence[Tensor]) -> int:
+        """Bytes of all saved storages, each once, without those of `besides`."""
+        known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+        return sum(size for pointer, size in self._storages.items() if pointer not in known)
 
 
 def _without_autograd(f: Dynamics, time: Tensor, y0: Tensor, error: RuntimeError) -> Tensor:
@@ -99,9 +135,11 @@ def _without_autograd(f: Dynamics, time: Tensor, y0: Tensor, error: RuntimeError
         raise error from None
 
 
-def _inputs(f: Dynamics, k: Tensor, state: Tensor, before: int) -> Inputs:
+def _inputs(
+    f: Dynamics, k: Tensor, state: Tensor, before: int, reached: Sequence[tuple[str, Tensor]]
+) -> Inputs:
     args = {id(a): a for a in pytree.tree_leaves(f.args) if isinstance(a, Tensor) and a.requires_grad}
-    reach = {id(tensor): (name, tensor) for name, tensor in reachable(f.func) if tensor.requires_grad}
+    reach = {id(tensor): (name, tensor) for name, tensor in reached if tensor.requires_grad}
     historic = {
         (tensor.grad_fn, tensor.output_nr): (name, tensor)
         for name, tensor in [*reach.values(), *((f"args[{i}]", a) for i, a in enumerate(args.values()))]

@@ -15,11 +15,12 @@ from .control import Adaptive, FixedSteps, Norm
 from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher
 from .dense import DenseOutput
 from .dynamics import Dynamics
+from .effects import warn_of_noise
 from .errors import SolverError, did_you_mean, shorten
 from .gradients import GRADIENTS
 from .methods import ALIASES, METHODS
 from .outputs import gather
-from .params import Inputs, first_evaluation
+from .params import Inputs, evaluated_in_graph, first_evaluation
 from .state import Structure, structure_of
 from .stepping import steps
 
@@ -221,12 +222,17 @@ def run(
 
 def _solved(p: Problem, f: Dynamics, gradient: Gradient, declared: tuple[Tensor, ...] | None) -> Outcome:
     """Solve under the gradient method, or without a graph where nothing wants one."""
-    if torch.is_grad_enabled() and not gradient.wants_inputs:
-        return gradient(p, Inputs())
+    in_graph = torch.is_grad_enabled() and not gradient.wants_inputs
     inputs = Inputs()
     if p.ts.values[0] != p.ts.values[-1]:
-        f0, inputs = first_evaluation(f, p.ts, p.y0)
-        p = replace(p, f0=f0)
+        if in_graph:
+            p = evaluated_in_graph(p, f)
+        else:
+            p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size)
+        if p.effects and p.effects.random and isinstance(p.control, Adaptive):
+            warn_of_noise()
+    if in_graph:
+        return gradient(p, inputs)
     if declared is not None:
         inputs = replace(inputs, captured=()).joined(declared)
     grid = p.control.grid if isinstance(p.control, FixedSteps) else None

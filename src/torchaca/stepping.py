@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -39,7 +40,7 @@ def steps(p: Problem, through_search: bool = False) -> Iterator[Step]:
 
 def march(p: Problem, boundaries: Sequence[Time]) -> Iterator[Step]:
     """Steps between given times, without looking at errors and without reading the device."""
-    y, f0 = p.y0, p.f0 if p.reuses(p.ts[0]) else None
+    y, f0 = p.y0, p.f0
     for t0, t1 in pairwise(boundaries):
         if p.watch:
             p.watch("trial", value(t0), y, value(t1 - t0))
@@ -94,9 +95,10 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
         return
     last = p.ts[len(p.ts) - 1]
     t, y, f0 = p.ts[0], p.y0, p.f0
-    if f0 is None or not p.reuses(t):
-        f0 = p.slope(t, last, y)
-    pace = Pace(control, p.method.order, p.ts.sign, _first(p, control, f0, through), through)
+    with p.effects.undone() if p.effects and f0 is None else nullcontext():
+        slope = p.slope(t, last, y) if f0 is None else f0
+    f0 = slope if not (p.effects and p.effects.random) else None
+    pace = Pace(control, p.method.order, p.ts.sign, _first(p, control, slope, through), through)
     history = History()
     for stop in control.stops(p.ts):
         end = last if stop == p.ts.values[-1] else stop
@@ -104,6 +106,7 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
             t1, clipped = pace.propose(t, stop, end)
             size = abs(value(t1) - value(t))
             _refuse(p, control, history, value(t), size, y)
+            mark = p.effects.mark() if p.effects else None
             step, ratio, error = _trial(p, control, t, t1, y, f0, through)
             tried: Time = abs(t1 - t) if through else size
             if error <= 1.0 or (control.accept_at_dt_min and size <= control.dt_min):
@@ -122,13 +125,17 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
                 pace.reject(tried, ratio)
                 history.reject(size)
                 f0 = step.f0
+                if p.effects and mark:
+                    p.effects.restore(mark)
+                    f0 = None if p.effects.random else f0
 
 
 def _first(p: Problem, control: Adaptive, f0: Tensor, through: bool) -> Time:
     """The first step size: the user's, or Hairer's."""
     if control.dt0 is not None:
         return max(control.dt0, control.dt_min)
-    with torch.set_grad_enabled(through and torch.is_grad_enabled()):
+    silent = p.effects.undone() if p.effects else nullcontext()
+    with silent, torch.set_grad_enabled(through and torch.is_grad_enabled()):
         dt = control.initial_step(p, f0)
     size = dt.item()
     if not math.isfinite(size) or size < control.dt_min:

@@ -9,24 +9,28 @@ computed solution with step sizes held constant, at the memory of one step's gra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..core import Outcome, Problem, Step, Time, value
+from ..effects import Mark
 from ..errors import SolverError
 from ..outputs import gather, split
 from ..params import Inputs, check_replay
 from ..stepping import march, steps
+from .checkpoints import Shelf, limit_of, parse_bytes, reverse
 from .replay import (
     Ambience,
     MaybeTensors,
     Parts,
     Totals,
-    counted_as_backward,
+    backward_pass,
     rebuilt,
     refuse_derivative,
     vjp,
@@ -42,16 +46,86 @@ THIRD = (
 
 @dataclass(frozen=True)
 class ACA:
-    """Adaptive checkpoint adjoint (Zhuang et al. 2020): the default gradient."""
+    """Adaptive checkpoint adjoint (Zhuang et al. 2020): the default gradient.
 
-    name: str = "aca"
-    wants_inputs: bool = True
+    Every setting gives the same gradient, at another price. With N accepted steps:
+
+    ===================  =========================  ======================================
+    checkpoints          states kept                steps computed again in backward
+    ===================  =========================  ======================================
+    "all" (the paper)    N                          N
+    "none"               the graph of all N steps   0
+    "sqrt"               about 3 sqrt(N)            2 N - (states kept)
+    k                    at most k at a time        N + Revolve's optimum for k states
+    "binomial"           at most 1 + log2(N + 1)    about N log2(N) / 2 and N
+    ===================  =========================  ======================================
+
+    Parameters
+    ----------
+    checkpoints : "all", "none", "sqrt", "binomial" or int
+    memory_budget : str or int, optional
+        Bytes, "500MB", "2GiB": keep as many states as fit beside the graph of one step, whose size is measured in the
+        first evaluation. Instead of `checkpoints`.
+    stagewise : bool
+        Hold the graph of one evaluation of f at a time instead of a whole step's, for one more evaluation a stage.
+    """
+
+    checkpoints: str | int = "all"
+    memory_budget: str | int | None = None
+    stagewise: bool = False
+
+    def __post_init__(self) -> None:
+        named = isinstance(self.checkpoints, str) and self.checkpoints in ("all", "none", "sqrt", "binomial")
+        counted = isinstance(self.checkpoints, int) and self.checkpoints >= 1
+        if not named and not counted:
+            raise ValueError(
+                "checkpoints must be 'all', 'none', 'sqrt', 'binomial' or a number of states of at least 1, got "
+                f"{self.checkpoints!r}"
+            )
+        if self.memory_budget is not None:
+            parse_bytes(self.memory_budget)
+            if self.checkpoints != "all":
+                raise ValueError("give checkpoints or memory_budget, not both")
+        if self.stagewise and self.checkpoints == "none":
+            raise ValueError(
+                "stagewise=True replays stages, checkpoints='none' replays nothing: drop one of them"
+            )
+
+    @property
+    def name(self) -> str:
+        return "aca"
+
+    @property
+    def wants_inputs(self) -> bool:
+        return self.checkpoints != "none"
+
+    @property
+    def wants_graph_size(self) -> bool:
+        return self.memory_budget is not None
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, checkpointing accepted states; see `torchaca.core.Gradient`."""
-        run = Run(p, inputs, Ambience.here(p.y0))
+        if self.checkpoints == "none":
+            return gather(p, steps(p))
+        run = Run(p, inputs, Ambience.here(p.y0), self._states(p, inputs), self.stagewise)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
         return Outcome(ys, run.failure, run.times, bases)
+
+    def _states(self, p: Problem, inputs: Inputs) -> str | int:
+        """What to keep: as said, or as many states as the budget leaves room for."""
+        if self.memory_budget is None:
+            return self.checkpoints
+        budget, state, stages = parse_bytes(self.memory_budget), p.y0.nbytes, p.method.stages
+        graphs = 1 if self.stagewise else stages
+        replay = graphs * inputs.graph_bytes + 2 * stages * state
+        fit = (budget - replay) // max(state, 1)
+        if fit < 1:
+            hint = "" if self.stagewise else ", or stagewise=True"
+            raise ValueError(
+                f"memory_budget {self.memory_budget!r} is less than the graph of one step ({replay:,} bytes) and one "
+                f"state ({state:,} bytes): give more{hint}"
+            )
+        return fit
 
 
 @dataclass
@@ -61,6 +135,10 @@ class Run:
     problem: Problem
     inputs: Inputs
     ambience: Ambience
+    checkpoints: str | int = "all"
+    stagewise: bool = False
+    kept: Sequence[int] = ()
+    marks: list[Mark] = field(default_factory=list)
     times: Sequence[float] = ()
     failure: SolverError | None = None
 
@@ -68,17 +146,44 @@ class Run:
     def n_steps(self) -> int:
         return len(self.times) - 1
 
+    def reversed_states(self, saved: Sequence[Tensor], p: Problem) -> Iterator[tuple[int, Tensor]]:
+        """`(n, state at the start of step n)` from the last step to the first.
+
+        When a state is handed out, f's side effects are where they were at that moment of the forward pass.
+        """
+
+        def moment(n: int) -> None:
+            if p.effects:
+                p.effects.restore(self.marks[n])
+
+        def advance(y: Tensor, a: int, b: int) -> Tensor:
+            with torch.no_grad():
+                for n in range(a, b):
+                    moment(n)
+                    (step,) = march(replace(p, y0=y), self.times[n : n + 2])
+                    y = step.y1
+            return y
+
+        kept = dict(zip(self.kept, saved, strict=True))
+        for n, y in reverse(kept, self.n_steps, self.checkpoints, advance):
+            moment(n)
+            yield n, y
+
     def leaves(self, saved: Sequence[Any]) -> Parts:
         """Leaves for a replay, from the saved inputs."""
         # The captured tensors are those that f holds, not what saved-tensor hooks made of them.
         return replace(Parts.join(saved, len(self.inputs.args)), captured=self.inputs.captured).leaves()
 
 
-def taped(accepted: Iterable[Step], states: list[Tensor]) -> Iterator[Step]:
-    """The same steps; the states they start from go to `states`."""
-    for step in accepted:
-        states.append(step.y0)
+def taped(p: Problem, shelf: Shelf[Tensor], marks: list[Mark]) -> Iterator[Step]:
+    """The steps of p; the states they start from go to the shelf, the moments of f's side effects to `marks`."""
+    mark = p.effects.mark() if p.effects else None
+    for n, step in enumerate(steps(p)):
+        shelf.put(n, step.y0)
+        if mark is not None:
+            marks.append(mark)
         yield step
+        mark = p.effects.mark() if p.effects else None
 
 
 class _Solve(torch.autograd.Function):
@@ -87,12 +192,13 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
         p = without_graph(run.problem)
-        states: list[Tensor] = []
-        outcome = gather(p, taped(steps(p), states))
+        shelf = Shelf[Tensor](limit_of(run.checkpoints))
+        outcome = gather(p, taped(p, shelf, run.marks))
         ctx.run = run
         # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        ctx.save_for_backward(*states, *tensors)
+        ctx.save_for_backward(*shelf.states.values(), *tensors)
         ctx.set_materialize_grads(False)
+        run.kept = list(shelf.states)
         run.times, run.failure = outcome.times, outcome.failure
         run.problem = replace(run.problem, f0=None)
         return (outcome.ys, *outcome.bases)
@@ -101,7 +207,7 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         run: Run = ctx.run
         saved = ctx.saved_tensors
-        states, tensors = saved[: run.n_steps], saved[run.n_steps :]
+        states, tensors = saved[: len(run.kept)], saved[len(run.kept) :]
         if all(g is None for g in cotangents):
             return (None, *([None] * len(tensors)))
         if torch.is_grad_enabled():
@@ -115,11 +221,11 @@ def sweep(
     """The backward pass: gradients of all inputs, in the order of `Parts`."""
     stats = run.problem.stats
     steps_before = stats.accepted_backward
-    with counted_as_backward(stats), run.ambience.restored():
+    with backward_pass(run.problem, run.ambience):
         parts = run.leaves(tensors)
         backward = Backward(run, parts, cotangents[0], cotangents[1:])
-        for n in reversed(range(run.n_steps)):
-            backward.replay(n, states[n])
+        for n, state in run.reversed_states(states, backward.plain):
+            backward.replay(n, state)
         grads = backward.finish()
     stats.accepted_backward = steps_before  # replays are no steps of a backward integration
     return grads
@@ -138,6 +244,11 @@ class Backward:
     ) -> None:
         self.run, self.parts = run, parts
         self.p = rebuilt(run.problem, parts, run.inputs)
+        self.plain = without_graph(self.p)
+        if run.stagewise:
+            noisy = self.p.effects is not None and self.p.effects.random
+            staged = partial(checkpoint, self.p.f, use_reentrant=False, preserve_rng_state=noisy)
+            self.p = replace(self.p, f=staged)
         with torch.enable_grad():
             self.boundaries = list(self.p.control.boundaries(self.p.ts, run.times))
         self.ys_grad, self.dense_grad = grad_ys, grad_dense
@@ -251,7 +362,7 @@ class _Sweep(torch.autograd.Function):
     def backward(ctx: Any, *seconds: Any) -> Any:
         run: Run = ctx.run
         cotangents, tensors = ctx.saved_tensors[: ctx.n], ctx.saved_tensors[ctx.n :]
-        with counted_as_backward(run.problem.stats), run.ambience.restored(), torch.enable_grad():
+        with backward_pass(run.problem, run.ambience), torch.enable_grad():
             parts = run.leaves(tensors)
             own = [None if g is None else g.detach().requires_grad_() for g in cotangents]
             p = rebuilt(run.problem, parts, run.inputs)

@@ -27,7 +27,7 @@ from .replay import (
     Ambience,
     MaybeTensors,
     Parts,
-    counted_as_backward,
+    backward_pass,
     rebuilt,
     refuse_derivative,
     vjp,
@@ -72,6 +72,7 @@ class Adjoint:
     control: Adaptive | FixedSteps | Callable[[float, float], FixedSteps] | None = None
     watch: Watcher | None = None
     name: str = "adjoint"
+    wants_graph_size: bool = False
     wants_inputs: bool = True
 
     def __post_init__(self) -> None:
@@ -87,6 +88,11 @@ class Adjoint:
         ):
             raise ValueError(
                 "Adjoint(rtol=, atol=) has no effect on fixed steps: drop them, or give control=Adaptive(...)"
+            )
+        if p.effects and p.effects.random:
+            raise ValueError(
+                "f draws random numbers (Dropout?): a backward integration would draw others. Use "
+                "gradient='aca', which replays the same ones, or model.eval()"
             )
         run = Run(self, p, inputs, Ambience.here(p.y0))
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
@@ -128,7 +134,7 @@ class _Solve(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         parts = replace(Parts.join(tensors, len(run.inputs.args)), captured=run.inputs.captured)
         stats = run.problem.stats
-        with torch.no_grad(), counted_as_backward(stats), run.ambience.restored():
+        with torch.no_grad(), backward_pass(run.problem, run.ambience):
             backward = Backward(run, parts)
             try:
                 grads = backward.integrate(ys.detach(), grad_ys.detach())

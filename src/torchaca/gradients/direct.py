@@ -19,6 +19,7 @@ class Direct:
     """Backpropagation through the accepted steps; step sizes are constants."""
 
     name: str = "direct"
+    wants_graph_size: bool = False
     wants_inputs: bool = False
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:

@@ -19,6 +19,7 @@ class Naive:
     """Backpropagation through the whole program, the search for step sizes included."""
 
     name: str = "naive"
+    wants_graph_size: bool = False
     wants_inputs: bool = False
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:

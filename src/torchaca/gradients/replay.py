@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,8 +48,15 @@ class Ambience:
 
 
 @contextmanager
-def counted_as_backward(stats: Stats) -> Iterator[None]:
-    """Evaluations and steps made inside count as the backward pass's."""
+def backward_pass(p: Problem, ambience: Ambience) -> Iterator[None]:
+    """Around a backward pass: the forward's autocast; counts of its own; no side effect of f remains."""
+    silent = p.effects.undone() if p.effects else nullcontext()
+    with _counted_as_backward(p.stats), ambience.restored(), silent:
+        yield
+
+
+@contextmanager
+def _counted_as_backward(stats: Stats) -> Iterator[None]:
     nfe, accepted, rejected = stats.nfe, stats.accepted, stats.rejected
     try:
         yield

@@ -130,7 +130,7 @@ class RungeKutta:
     def adaptive(self) -> bool:
         return bool(self.embedded)
 
-    @cached_property
+    @property
     def stages(self) -> int:
         return len(self.weights)
 

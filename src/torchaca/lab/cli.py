@@ -1,0 +1,110 @@
+"""The command `torchaca`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import torchaca as aca
+
+from .experiment import DTYPES, Experiment, UsageError, check_name
+
+EXPERIMENTS = {
+    "toy": "torchaca.lab.toy",
+    "three-body": "torchaca.lab.three_body",
+}
+"""Name on the command line -> the module whose `EXPERIMENT` it is."""
+
+OPTIONS = ("size", "gradient", "method", "seeds", "dtype", "time_limit")
+"""The options that an experiment may take, by the names of its settings."""
+
+EXTRA = ("rich", "matplotlib")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 2 when the command was called wrongly, 1 when the disk was full, 130 after Ctrl-C.
+    """
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has said what is wrong, or printed the help
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        return _run(args)
+    except UsageError as error:
+        print(f"torchaca: error: {error}", file=sys.stderr)
+        return 2
+
+
+def load(name: str) -> Experiment:
+    """The experiment of this name.
+
+    Raises
+    ------
+    UsageError
+        When there is none, or when the packages it needs are not installed.
+    """
+    check_name("experiment", name, EXPERIMENTS)
+    try:
+        return import_module(EXPERIMENTS[name]).EXPERIMENT
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        raise UsageError(f'the experiments need {package}: pip install "torchaca[lab]"') from error
+
+
+def _run(args: argparse.Namespace) -> int:
+    experiment = load(args.experiment)
+    from .session import carry_out  # needs the same optional packages as the experiments
+
+    options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    return carry_out(experiment, options, out=args.out, resumed=args.resume, docs=args.docs)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchaca", description="Neural ODEs whose gradients can be trusted."
+    )
+    parser.add_argument("--version", action="version", version=f"torchaca {aca.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run an experiment of the paper",
+        description="Run an experiment: progress, a table next to the paper's numbers, plots, a folder with all of it.",
+    )
+    run.add_argument("experiment", metavar="NAME", help=f"one of: {', '.join(EXPERIMENTS)}")
+    run.add_argument(
+        "--size", metavar="SIZE", help="smoke (seconds), demo, cpu or paper, as the experiment has them"
+    )
+    run.add_argument(
+        "--gradient", nargs="+", metavar="NAME", help=f"gradient methods: {', '.join(aca.GRADIENTS)}"
+    )
+    run.add_argument(
+        "--method", metavar="NAME", help="the solver, dopri5 unless the experiment says otherwise"
+    )
+    run.add_argument("--seeds", type=int, metavar="N", help="the number of repetitions")
+    run.add_argument("--dtype", nargs="+", metavar="DTYPE", help=f"precisions: {', '.join(DTYPES)}")
+    run.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="start no epoch after this time; every gradient method trains one at least",
+    )
+    run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-TIME)")
+    run.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    run.add_argument(
+        "--docs", type=Path, metavar="DIR", help="also copy table, plots and summary to DIR/NAME"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""What the plots of all experiments share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = {"aca": "C0", "direct": "C2", "naive": "C1", "adjoint": "C3"}
+MARKERS = {"aca": "o", "direct": "+", "naive": "x", "adjoint": "s"}
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def save(made: Figure, path: Path) -> None:
+    """Write the figure as PNG."""
+    made.savefig(path, dpi=110)
+
+
+def colour(gradient: str) -> str:
+    """The colour of a gradient method in every plot."""
+    return COLOURS.get(gradient, "C7")
+
+
+def marker(gradient: str) -> str:
+    """The marker of a gradient method in every plot."""
+    return MARKERS.get(gradient, ".")

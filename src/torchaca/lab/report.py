@@ -1,0 +1,99 @@
+"""What a run hands back: tables, plots and numbers, written where people and programs find them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .experiment import Experiment, UsageError, plain
+from .machine import now
+from .run import Run, write
+from .table import Table
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of an experiment.
+
+    Attributes
+    ----------
+    tables : sequence of Table
+    plots : mapping
+        File name in the run folder -> caption.
+    numbers : mapping
+        Everything in the tables, unrounded, for `summary.json`.
+    """
+
+    tables: Sequence[Table]
+    plots: Mapping[str, str]
+    numbers: Mapping[str, Any]
+
+
+def write_report(run: Run, experiment: Experiment, settings: Any, report: Report) -> None:
+    """Write `summary.json` and `summary.md` into the run folder."""
+    session = run.config["sessions"][-1]
+    summary = {
+        "experiment": experiment.name,
+        "finished": now(),
+        "seconds": round(run.elapsed(), 1),
+        "settings": plain(settings),
+        "versions": session["versions"],
+        "machine": session["machine"],
+        **report.numbers,
+    }
+    write(run.folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+    write(run.folder / "summary.md", _page(experiment, summary, report).encode())
+
+
+def _page(experiment: Experiment, summary: Mapping[str, Any], report: Report) -> str:
+    made = {
+        "date": summary["finished"],
+        "machine": _items(summary["machine"]),
+        "versions": _items(summary["versions"]),
+        "settings": _items(summary["settings"]),
+        "seconds": f"{summary['seconds']:.0f}, all sessions",
+    }
+    parts = [
+        f"# {experiment.name}\n\n{experiment.about}\n",
+        *(table.markdown() for table in report.tables),
+        *(f"![{caption}]({name})\n\n{caption}\n" for name, caption in report.plots.items()),
+        "## How it was made\n\n" + "\n".join(f"* {key}: {value}" for key, value in made.items()) + "\n",
+    ]
+    return "\n".join(parts)
+
+
+def _items(mapping: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_text(value)}" for key, value in mapping.items())
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def check_docs(docs: Path) -> None:
+    """Refuse, before anything is trained, a documentation folder that cannot be written.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        docs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write the results to {docs}: {error.strerror}") from error
+    if not os.access(docs, os.W_OK):
+        raise UsageError(f"cannot write the results to {docs}: permission denied")
+
+
+def publish(run: Run, experiment: Experiment, report: Report, docs: Path) -> Path:
+    """Copy what is worth committing (table, plots, summary, configuration) to `docs/NAME`."""
+    target = docs / experiment.name
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("summary.md", "summary.json", "config.json", *report.plots):
+        shutil.copyfile(run.folder / name, target / name)
+    return target

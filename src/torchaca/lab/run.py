@@ -1,0 +1,193 @@
+"""The folder of one run: what was asked, what was measured, and what is needed to go on after a kill.
+
+`config.json` holds every setting, `metrics.jsonl` one line per epoch or row, `checkpoints/` the state of each
+trained row. The metrics are the record and the checkpoint says how much of it counts: a line that is newer
+than its row's checkpoint is dropped when the run is resumed, and computed again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from .experiment import FREE, Experiment, UsageError, plain
+from .machine import machine, now, versions
+
+PROBE_BYTES = 4 << 20  # room for the checkpoints and plots of a run
+
+
+class Run:
+    """An open run folder; made by `start` or `resume`.
+
+    Attributes
+    ----------
+    folder : Path
+    config : dict
+        The content of `config.json`.
+    metrics : list of dict
+        The lines of `metrics.jsonl`, oldest first.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
+        self.metrics = _read_metrics(folder / "metrics.jsonl")
+        self._before = float(self.metrics[-1]["elapsed"]) if self.metrics else 0.0
+        self._opened = perf_counter()
+
+    def elapsed(self) -> float:
+        """Seconds spent on this run so far, over all its sessions."""
+        return self._before + perf_counter() - self._opened
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one line of metrics."""
+        complete = {**line, "elapsed": round(self.elapsed(), 3)}
+        with (self.folder / "metrics.jsonl").open("ab") as file:
+            file.write(_encode(complete))
+            file.flush()
+            os.fsync(file.fileno())
+        self.metrics.append(complete)
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the metrics that are not `wanted`."""
+        kept = [line for line in self.metrics if wanted(line)]
+        if len(kept) < len(self.metrics):
+            write(self.folder / "metrics.jsonl", b"".join(map(_encode, kept)))
+            self.metrics = kept
+
+    def of(self, row: str) -> list[dict[str, Any]]:
+        """The metrics of one row."""
+        return [line for line in self.metrics if line["row"] == row]
+
+    def save(self, row: str, state: Mapping[str, Any]) -> None:
+        """Write the checkpoint of a row: the old one or the new one is there at every moment."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        write(self.checkpoint(row), buffer.getvalue())
+
+    def load(self, row: str) -> dict[str, Any] | None:
+        """The checkpoint of a row, or None before its first one."""
+        path = self.checkpoint(row)
+        return torch.load(path, weights_only=True) if path.exists() else None
+
+    def checkpoint(self, row: str) -> Path:
+        """Where the checkpoint of a row is."""
+        return self.folder / "checkpoints" / f"{row.replace(' ', '-')}.pt"
+
+
+def start(experiment: Experiment, options: Mapping[str, Any], folder: Path | None) -> tuple[Run, Any]:
+    """Open a new run in `folder`, or in `runs/NAME-TIME`.
+
+    Returns
+    -------
+    run : Run
+    settings : dataclass instance
+        What the options mean for this experiment.
+
+    Raises
+    ------
+    UsageError
+        When the folder is in use or cannot be written.
+    """
+    settings = experiment.resolve(options)
+    folder = folder or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (folder / "config.json").exists():
+        raise UsageError(
+            f"{folder} holds a run already: --resume {folder} continues it, another --out starts anew"
+        )
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty: --out needs a new folder")
+    config = {
+        "experiment": experiment.name,
+        "options": dict(options),
+        "settings": plain(settings),
+        "sessions": [],
+    }
+    return _open(folder, config), settings
+
+
+def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> tuple[Run, Any]:
+    """Open a run that was interrupted; what is not among `options` is as the run was started.
+
+    Returns
+    -------
+    run : Run
+    settings : dataclass instance
+        What the options mean for this experiment.
+
+    Raises
+    ------
+    UsageError
+        When the folder holds no run, or a run of another configuration: names the setting that differs.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} holds no run: there is no {path}")
+    config = json.loads(path.read_text())
+    if config["experiment"] != experiment.name:
+        raise UsageError(f"{folder} holds a run of {config['experiment']}, not of {experiment.name}")
+    settings = experiment.resolve({**config["options"], **options})
+    before, after = config["settings"], plain(settings)
+    for name in sorted((before.keys() | after.keys()) - FREE):
+        if before.get(name) != after.get(name):
+            raise UsageError(
+                f"{folder} was run with {name} = {before.get(name)}, not {after.get(name)}: "
+                "resume it with its own settings, or start a new run"
+            )
+    return _open(folder, config), settings
+
+
+def changed_versions(run: Run) -> list[str]:
+    """Which packages are not what the run was started with, one sentence each."""
+    first, last = run.config["sessions"][0]["versions"], run.config["sessions"][-1]["versions"]
+    return [
+        f"started with {name} {first[name]}, now {last[name]}" for name in first if first[name] != last[name]
+    ]
+
+
+def _open(folder: Path, config: dict[str, Any]) -> Run:
+    config["sessions"].append({"started": now(), "versions": versions(), "machine": machine()})
+    probe = folder / "write-probe.tmp"
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write(probe, bytes(PROBE_BYTES))
+        probe.unlink()
+        write(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise UsageError(f"cannot write the run to {folder}: {error.strerror or error}") from error
+    return Run(folder, config)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _encode(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that a kill has torn is cut off, in the file too."""
+    content = path.read_bytes() if path.exists() else b""
+    whole, newline, torn = content.rpartition(b"\n")
+    if torn:
+        write(path, whole + newline)
+    return [json.loads(line) for line in whole.splitlines()]

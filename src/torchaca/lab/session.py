@@ -1,0 +1,88 @@
+"""One call of `torchaca run`, once its arguments are read."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from .experiment import Experiment, UsageError
+from .report import check_docs, publish, write_report
+from .run import Run, changed_versions, resume, start
+
+INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+PLAIN_WIDTH = 100  # columns of a log file, which has no width of its own
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def carry_out(
+    experiment: Experiment,
+    options: Mapping[str, Any],
+    *,
+    out: Path | None,
+    resumed: Path | None,
+    docs: Path | None,
+) -> int:
+    """Open the run, carry it out, print and write its report.
+
+    Returns
+    -------
+    int
+        The exit code of the command.
+
+    Raises
+    ------
+    UsageError
+        Before anything is trained.
+    """
+    torch.set_num_threads(experiment.resolve(options).threads)
+    if docs:
+        check_docs(docs)
+    run, settings = _open(experiment, options, out, resumed)
+    again = f"torchaca run {experiment.name} --resume {shlex.quote(str(run.folder))}"
+    try:
+        _report(experiment, run, settings, docs)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; to go on: {again}", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"torchaca: error: {error}\nonce there is room, to go on: {again}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _open(
+    experiment: Experiment, options: Mapping[str, Any], out: Path | None, resumed: Path | None
+) -> tuple[Run, Any]:
+    if resumed is None:
+        return start(experiment, options, out)
+    if out is not None:
+        raise UsageError("--out has no effect beside --resume: the run stays in its folder")
+    run, settings = resume(experiment, options, resumed)
+    for change in changed_versions(run):
+        print(
+            f"torchaca: note: {change}: the last digits may differ from an uninterrupted run", file=sys.stderr
+        )
+    return run, settings
+
+
+def _report(experiment: Experiment, run: Run, settings: Any, docs: Path | None) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, PLAIN_WIDTH)
+    console.print(f"{experiment.name}: {run.folder}", highlight=False, soft_wrap=True)
+    report = experiment.main(run, settings, console)
+    write_report(run, experiment, settings, report)
+    for table in report.tables:
+        table.show(console)
+    console.print(f"plots, table and numbers: {run.folder}", highlight=False, soft_wrap=True)
+    if docs:
+        console.print(f"copied to {publish(run, experiment, report, docs)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,70 @@
+"""What comes out of the toy experiment: two tables and two plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from rich.console import Console
+
+from ..report import Report
+from ..run import Run
+from ..table import NONE, Table, number
+from .errors import Case, Settings, measure
+from .plots import AGAINST, PLOTS, plot, select
+
+LEGEND = "An error of zero is drawn at the precision's epsilon, a solve that failed as a cross at the top."
+COLUMNS = (5.0, 10.0, 15.0, 20.0)
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def main(run: Run, settings: Settings, console: Console) -> Report:
+    """Measure every case that is not measured yet."""
+    cases = [Case(k, dtype, T) for k, dtype, T in product(settings.k, settings.dtype, settings.times)]
+    known = {line["row"] for line in run.metrics}
+    with console.status("solving") as status:
+        for case in cases:
+            missing = [gradient for gradient in settings.gradient if case.name(gradient) not in known]
+            if missing:
+                status.update(f"solving {case.name(', '.join(missing))}")
+                measure(run, settings, case, missing)
+    for kind, name in PLOTS.items():
+        plot(run.metrics, settings, kind, run.folder / name)
+    return Report(
+        tables=[_table(run.metrics, settings, kind) for kind in AGAINST],
+        plots={name: f"Relative error against {AGAINST[kind]}. {LEGEND}" for kind, name in PLOTS.items()},
+        numbers={"rows": run.metrics},
+    )
+
+
+def _table(lines: Lines, settings: Settings, kind: str) -> Table:
+    columns = [T for T in COLUMNS if T in settings.times]
+    rows = []
+    for k, dtype, gradient in product(settings.k, settings.dtype, settings.gradient):
+        found = {line["T"]: line for line in select(lines, k, dtype, gradient)}
+        rows.append([gradient, f"{k:+g}", dtype, *(_cell(found[T], kind) for T in columns)])
+    return Table(
+        title=f"Relative error of dL/dz0, dL/dk against {AGAINST[kind]}",
+        columns=["gradient", "k", "dtype", *(f"T = {T:g}" for T in columns)],
+        rows=rows,
+        notes=_notes(kind),
+    )
+
+
+def _cell(line: Mapping[str, Any], kind: str) -> str:
+    if "failed" in line:
+        return f"failed: {line['failed']}"
+    if line[f"{kind} dz0"] is None:
+        return NONE
+    return f"{number(line[f'{kind} dz0'])}, {number(line[f'{kind} dk'])}"
+
+
+def _notes(kind: str) -> list[str]:
+    if kind == "exact":
+        return ["The slides show this as a curve without numbers: there is no paper column."]
+    return [
+        "naive also differentiates the step sizes, so it has a discrete solution of its own: its difference from "
+        "`direct` is what the step-size search contributes."
+    ]

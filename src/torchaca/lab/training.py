@@ -1,0 +1,117 @@
+"""Training a row so that a kill at any moment costs at most one epoch and no digit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+
+from torchaca.errors import SolverError
+
+from .progress import bar
+from .run import Run
+
+
+class Trainee(Protocol):
+    """What is trained: everything that changes is in its state."""
+
+    def epoch(self, number: int) -> dict[str, Any]:
+        """Train one epoch; the metrics hold `loss`, `nfe`, `nfe_backward` and `rejected` at least."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers and containers of them: weights, optimizer, the best weights so far."""
+        ...
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave."""
+        ...
+
+
+def train(
+    run: Run,
+    console: Console,
+    row: str,
+    trainee: Trainee,
+    *,
+    seed: int,
+    epochs: int,
+    seconds: float | None = None,
+    least: int = 0,
+) -> None:
+    """Train a row to its last epoch, from where the run folder says it is.
+
+    A solve that fails ends the row: its last line of metrics then has `failed`, the kind of the `SolverError`.
+
+    Parameters
+    ----------
+    seconds : float, optional
+        Start no epoch after this time, except the first `least` ones.
+    """
+    done, failed = _restore(run, row, trainee, seed)
+    started = perf_counter()
+    with bar(console, row, epochs, done, seconds) as progress:
+        while done < epochs and not failed:
+            if done >= least and seconds is not None and perf_counter() - started >= seconds:
+                break
+            metrics = _epoch(trainee, done)
+            failed = "failed" in metrics
+            run.log({"row": row, "epoch": done, **metrics})
+            done += 1
+            state = {"epochs": done, "failed": failed, "trainee": trainee.state(), "random": _random_state()}
+            run.save(row, state)
+            progress.advance(metrics)
+
+
+def _epoch(trainee: Trainee, number: int) -> dict[str, Any]:
+    begin = perf_counter()
+    try:
+        metrics = trainee.epoch(number)
+    except SolverError as error:
+        metrics = {"failed": error.kind, "backward": error.backward, "message": str(error)}
+    return {**metrics, "seconds": perf_counter() - begin}
+
+
+def _restore(run: Run, row: str, trainee: Trainee, seed: int) -> tuple[int, bool]:
+    """The number of epochs done and whether the row has failed; the metrics cut to that."""
+    state = run.load(row)
+    done = state["epochs"] if state else 0
+    run.keep(lambda line: line["row"] != row or line["epoch"] < done)
+    if len(run.of(row)) != done:
+        raise RuntimeError(
+            f"{run.folder}/metrics.jsonl has {len(run.of(row))} of the {done} epochs of {row!r}"
+        )
+    if state is None:
+        torch.manual_seed(seed)
+        random.seed(seed)
+        return 0, False
+    trainee.load(state["trainee"])
+    _set_random_state(state["random"])
+    return done, state["failed"]
+
+
+def _random_state() -> dict[str, Any]:
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": devices, "python": random.getstate()}
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    random.setstate(state["python"])
+
+
+def share(run: Run, limit: float | None, rows: Sequence[str], first: Sequence[str]) -> float | None:
+    """Seconds for the first of the `rows` that are left, out of what is left of `limit`.
+
+    The rows among `first` share it equally; the others then share what those have not used.
+    """
+    if limit is None:
+        return None
+    left = max(limit - run.elapsed(), 0.0)
+    return left / (len([row for row in rows if row in first]) or len(rows))
