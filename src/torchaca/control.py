@@ -23,7 +23,13 @@ from .state import rms
 Norm = Callable[[Tensor], Tensor]
 TINY_RATIO = 1e-10  # a ratio of zero asks for no more than the largest factor; powers of it stay finite
 
-NORMS: dict[str, Norm] = {"rms": rms, "max": lambda x: x.abs().amax()}
+
+def largest(x: Tensor) -> Tensor:
+    """The largest absolute value, 0-dim and real; zero where there is no entry."""
+    return x.abs().amax() if x.numel() else x.real.sum()
+
+
+NORMS: dict[str, Norm] = {"rms": rms, "max": largest}
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,9 @@ class Adaptive:
         size = y0.abs()
         span = min(abs(stop - p.ts.values[0]) for stop in (*self.stops(p.ts),))
         d0, d1 = self._scaled(y0, size), self._scaled(f0, size)
-        guess = 0.01 * d0 / d1
-        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(guess, 1e-6), guess)
+        small = (d0 < 1e-5) | (d1 < 1e-5)
+        guess = 0.01 * d0 / torch.where(small, torch.ones_like(d1), d1)  # no nan in the branch not taken
+        h0 = torch.where(small, torch.full_like(guess, 1e-6), guess)
         h0 = h0.clamp(max=min(span, self.dt_max))
         y1 = y0 + (sign * h0).to(y0.dtype.to_real()) * f0
         f1 = p.f(
@@ -165,7 +172,10 @@ class Adaptive:
 
     def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
         """Interior step times are constants; the first and the last move with t0 and t1."""
-        return [ts[0], *taken[1:-1], ts[len(ts) - 1]] if len(taken) > 1 else list(taken)
+        if len(taken) == 1:
+            return list(taken)
+        complete = taken[-1] == ts.values[-1]  # a solve that failed ends where no output time is
+        return [ts[0], *taken[1:-1], ts[len(ts) - 1] if complete else taken[-1]]
 
 
 @dataclass(frozen=True)
@@ -179,6 +189,15 @@ class FixedSteps:
     dt: float | None = None
     n_steps: int | None = None
     grid: Times | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("dt", "n_steps", "grid") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give only one of {', '.join(given)}")
+        if self.dt is not None and not (self.dt > 0 and math.isfinite(self.dt)):
+            raise ValueError(f"dt is the size of a step, a positive number; got {self.dt!r}")
+        if self.n_steps is not None and (int(self.n_steps) != self.n_steps or self.n_steps < 1):
+            raise ValueError(f"n_steps is a whole number of at least 1, got {self.n_steps!r}")
 
     def times(self, ts: Times) -> list[Time]:
         """All step times, from `ts[0]` to `ts[-1]`; tensors where `ts` or `grid` carries a derivative."""
@@ -200,7 +219,7 @@ class FixedSteps:
 
     def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
         """The grid moves with the times it was made from."""
-        return self.times(ts) if len(taken) > 1 else list(taken)
+        return self.times(ts)[: len(taken)]
 
 
 def _at_least(x: Any, low: float) -> Any:

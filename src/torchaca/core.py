@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -28,6 +30,18 @@ VectorField: TypeAlias = Callable[[Time, Tensor], Tensor]
 
 Watcher: TypeAlias = Callable[[str, float, Tensor, float], None]
 """Called as `watch(event, t0, y0, dt)` with the events "trial", "accepted" and "rejected"."""
+
+
+def host_times(t: Any) -> Tensor:
+    """Times from a number, list, array or tensor as float64 on the host; differentiable where they were."""
+    if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
+        t = torch.stack([host_times(x).reshape(()) for x in t])
+    if not isinstance(t, (Tensor, np.ndarray)):
+        t = torch.as_tensor(t, dtype=torch.float64)
+    t = torch.as_tensor(t)
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"times are real numbers, got {t.dtype}")
+    return t.cpu().double()
 
 
 def value(t: Time) -> float:

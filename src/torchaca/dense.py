@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Method, Time, value
+from .core import Method, Time, host_times, value
 from .state import Structure
 
 
@@ -47,7 +47,7 @@ class DenseOutput:
         ValueError
             For times outside of the solve.
         """
-        at = torch.as_tensor(t).cpu().double()
+        at = host_times(t)
         wanted = at.detach().reshape(-1).numpy()
         ends = np.array([value(b) for b in self.boundaries])
         low, high = min(ends[0], ends[-1]), max(ends[0], ends[-1])

@@ -9,26 +9,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .control import Adaptive
+from .control import Adaptive, largest
 from .core import Problem
 from .errors import SolverError
-from .params import reachable
+from .reach import label, reachable
 
-RECENT = 10  # accepted steps looked back on
-GROWTH = 1e3  # growth of |y| over them that counts as leaving to infinity
+RECENT = 10  # accepted step sizes remembered
+GROWTH = 1e6  # growth of |y| since the start that counts as leaving to infinity
+NEAR = 1e-3  # y doubling within this part of the time solved so far counts as well
 
 
 @dataclass
 class History:
     """What the loop remembers for the case that it has to explain itself. Nothing here reads the device."""
 
-    states: deque[Tensor] = field(default_factory=lambda: deque(maxlen=RECENT))
     sizes: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     rejections: int = 0
     rejected_size: float = math.inf
 
-    def accept(self, size: float, y: Tensor) -> None:
-        self.states.append(y.detach())
+    def accept(self, size: float) -> None:
         self.sizes.append(size)
         self.rejections = 0
         self.rejected_size = math.inf
@@ -64,6 +63,7 @@ def _tolerances(control: Adaptive) -> str:
 def _reasons(control: Adaptive) -> dict[str, str]:
     return {
         "step-size": "a smaller one is lost in the rounding of t.",
+        "first-step": "there is no first one.",
         "max-steps": f"max_steps = {control.max_steps} trials are used up.",
         "dt-min": f"the error is too large at dt_min = {control.dt_min:g}.",
     }
@@ -75,39 +75,42 @@ def _first_match(
     bad = _bad_entry(p, p.y0)
     if bad:
         return "y0", f"y0 is not finite: {bad}.", "look at what made y0; nothing was solved."
-    for name, tensor in reachable(p.source) if p.source else ():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            advice = "look at the step before this call: your optimizer diverged, or the weights were loaded broken."
-            return "parameter", f"{name} holds nan or inf.", advice
     for time in (t, t + p.ts.sign * min(history.rejected_size, abs(p.ts.values[-1] - t))):
         bad = _bad_entry(p, p.f(time, y))
         if bad:
-            advice = "a guard in f (clamp, eps in a division or a root), or end the solve before this time."
-            return "f", f"f is not finite at t = {time:.10g} for a finite y: {bad}.", advice
+            return _of_f(p, time, bad)
     if not torch.equal(p.f(t, y), p.f(t, y)):
         advice = "model.eval(), or no Dropout or noise inside f: step control takes randomness for error."
         return "random", "two evaluations of f at the same (t, y) differ.", advice
     return _of_the_solution(p, control, history, reason, t, dt, y)
 
 
+def _of_f(p: Problem, t: float, bad: str) -> tuple[str, str, str]:
+    """f is not finite: because of a parameter, or by itself."""
+    for path, tensor in reachable(p.source) if p.source else ():
+        if tensor.is_floating_point() and tensor.requires_grad and not torch.isfinite(tensor).all():
+            advice = "look at the step before this call: your optimizer diverged, or the weights were loaded broken."
+            return "parameter", f"{label(path)} holds nan or inf.", advice
+    advice = "a guard in f (clamp, eps in a division or a root), or end the solve before this time."
+    return "f", f"f is not finite at t = {t:.10g} for a finite y: {bad}.", advice
+
+
 def _of_the_solution(
     p: Problem, control: Adaptive, history: History, reason: str, t: float, dt: float, y: Tensor
 ) -> tuple[str, str, str]:
-    before = float(history.states[0].abs().amax()) if history.states else math.inf
-    now = float(y.abs().amax())
-    if now > GROWTH * max(before, 1e-30):
+    start, now = largest(p.y0).item(), largest(y).item()
+    escape = _escape_time(p, t, y)
+    if now > GROWTH * max(start, 1.0) or (reason == "step-size" and escape < NEAR * abs(t - p.ts.values[0])):
         index = int(y.abs().argmax())
-        seen = (
-            f"{p.locate(index)} is {now:.2g}, {now / before:.0e} times larger than {RECENT} steps before; "
-            "f stayed finite."
-        )
+        seen = f"{p.locate(index)} is {now:.2g}, where y0 is at most {start:.2g}; f stayed finite."
+        advice = "a shorter horizon, smaller last-layer weights or weight decay, a bounded output (tanh)."
         return (
             "blow-up",
-            f"{seen} The solution leaves to infinity near t = {t:.6g}.",
-            ("a shorter horizon, smaller last-layer weights or weight decay, a bounded output (tanh)."),
+            f"{seen} The solution leaves to infinity near t = {t + p.ts.sign * escape:.6g}.",
+            advice,
         )
     eps = torch.finfo(y.dtype.to_real()).eps
-    tolerance = float((control.atol + control.rtol * y.abs()).amax() if y.numel() else 1.0)
+    tolerance = largest(control.atol + control.rtol * y.abs()).item()
     if tolerance < 4 * eps * now:
         advice = f"rtol >= {20 * eps:.0e}, or a float64 state."
         return (
@@ -126,7 +129,16 @@ def _of_the_solution(
         seen = f"dt * |df/dy| is about {stiffness:.2g}: stability, not accuracy, limits the step size."
         return "stiff", seen, "a looser tolerance does not help; a smoother f, or more steps (max_steps=...)."
     advice = "a looser tolerance, a larger max_steps, or a float64 state."
-    return reason, "no single cause was found: the tolerance is too tight for this model.", advice
+    kind = "step-size" if reason == "first-step" else reason
+    return kind, "no single cause was found: the tolerance is too tight for this model.", advice
+
+
+def _escape_time(p: Problem, t: float, y: Tensor) -> float:
+    """|y| / |f| where f points outwards: how long until y has doubled, inf where it does not grow."""
+    slope = p.f(t, y)
+    outwards = p.ts.sign * (y.conj() * slope).real.sum().item()
+    steepest = largest(slope).item()
+    return largest(y).item() / steepest if outwards > 0 and steepest > 0 else math.inf
 
 
 def _bad_entry(p: Problem, x: Tensor) -> str:

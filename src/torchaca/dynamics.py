@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
@@ -42,6 +43,7 @@ class Dynamics:
         self.needs_grad = False
         self.fit = coerce if lenient else fit
         self._last: tuple[float | None, Tensor | None] = (None, None)
+        self._returned: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 
     def with_tensors(self, swap: dict[int, Tensor]) -> Dynamics:
         """The same f with tensors in its arguments exchanged, by id (for a replay's own leaves, say)."""
@@ -60,7 +62,7 @@ class Dynamics:
             return t.to(device=self.device, dtype=self.time_dtype)
         last, made = self._last
         # Stages that end at one time share one tensor: `t is last` also spares the second fill on a device.
-        if made is None or t is not last:
+        if made is None or t is not last or made._version:  # f may have changed its t in place
             made = torch.full((), t, dtype=self.time_dtype, device=self.device)
             self._last = (t, made)
         return made
@@ -92,11 +94,25 @@ class Dynamics:
 
     def _called(self, time: Tensor, y: Any) -> Any:
         try:
-            return self.func(time, y, *self.args)
+            out = self.func(time, y, *self.args)
+            if isinstance(out, Tensor):
+                self._refuse_shared_buffer(out)
+            return out
         except Exception as error:
             if self.stats.nfe <= 1:
                 _note_first_call(error, self.func, time, y)
             raise
+
+    def _refuse_shared_buffer(self, out: Tensor) -> None:
+        """Stages are kept until the step is done: f must not write over one that it returned before."""
+        reference, version = self._returned
+        before = reference()
+        if before is not None and before._version != version:
+            raise ValueError(
+                "f(t, y) writes into a tensor that it has returned before (a preallocated buffer?): "
+                "return buffer.clone()"
+            )
+        self._returned = (lambda: None, 0) if out.is_inference() else (weakref.ref(out), out._version)
 
 
 def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .core import Problem
+from .reach import Path, owner
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class Effects:
 class Watch:
     """Finds the effects of an evaluation: `watch = Watch(...)`, evaluate f, `watch.effects()`."""
 
-    def __init__(self, device: torch.device, reached: Sequence[tuple[str, Tensor]]) -> None:
+    def __init__(self, device: torch.device, reached: Sequence[tuple[Path, Tensor]]) -> None:
         self.device = device
         self.generators = generator_states(device)
-        self.versions = [(name, t, t._version) for name, t in reached if not t.requires_grad]
+        self.versions = [
+            (path, t, t._version) for path, t in reached if not (t.requires_grad or t.is_inference())
+        ]
 
     def observed(self, p: Problem, f0: Tensor) -> Problem:
         """The problem with its first evaluation and the effects of it.
@@ -79,14 +82,10 @@ class Watch:
         """What changed since, None if nothing did."""
         now = generator_states(self.device)
         random = any(not torch.equal(a, b) for a, b in zip(self.generators, now, strict=True))
-        moved = {_owner(name) for name, tensor, version in self.versions if tensor._version != version}
+        moved = {owner(path) for path, tensor, version in self.versions if tensor._version != version}
         # Batch norm's kernel moves its statistics without telling the version counter of each: take whole modules.
-        buffers = tuple(tensor for name, tensor, _ in self.versions if _owner(name) in moved)
+        buffers = tuple(tensor for path, tensor, _ in self.versions if moved and owner(path) in moved)
         return Effects(self.device, random, buffers) if random or buffers else None
-
-
-def _owner(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def generator_states(device: torch.device) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .core import Stats
@@ -57,6 +58,10 @@ class SolverError(RuntimeError):
         self.stats = stats
         self.backward = backward
         self.partial: Solution | None = None
+
+    def __reduce__(self) -> Any:
+        keywords = {"t": self.t, "dt": self.dt, "stats": self.stats, "backward": self.backward}
+        return partial(SolverError, **keywords), (self.kind, self.args[0])
 
     def __str__(self) -> str:
         where = "backward pass" if self.backward else "forward pass"

@@ -28,7 +28,7 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
             if p.dense:
                 bases.append(step.basis())
     except SolverError as error:
-        failure = error
+        failure = error.with_traceback(None)  # its frames hold all states
     return Outcome(torch.cat(parts) if len(parts) > 1 else parts[0], failure, times, bases)
 
 
@@ -39,26 +39,24 @@ class Ended(Protocol):
     def t1(self) -> Time: ...
 
 
-def split(ts: Times, step: Ended, first: int, last: int) -> int:
-    """The outputs `first:last` lie in the step; those from the returned index on are its end state.
+def inside(ts: Times, step: Ended, first: int, last: int) -> list[int]:
+    """Which of the outputs `first:last`, all in the step, are on its interpolant; the others are its end state.
 
     An output whose time carries a derivative is the end state only if the step ends there because of it;
     another one that happens to fall on the same value moves along the interpolant.
     """
     if ts.tensor is not None:
-        inside = sum(ts[i] is not step.t1 for i in range(first, last))
-    else:
-        end = value(step.t1)
-        inside = sum(ts.values[i] != end for i in range(first, last))
-    return first + inside
+        return [i for i in range(first, last) if ts[i] is not step.t1]
+    end = value(step.t1)
+    return [i for i in range(first, last) if ts.values[i] != end]
 
 
 def emit(ts: Times, step: Step, first: int, last: int) -> Tensor:
     """The outputs `first:last`, which lie in the step: `(last - first, *y.shape)`."""
-    middle = split(ts, step, first, last)
-    parts: list[Tensor] = []
-    if middle > first:
-        parts.append(step.at([ts[i] for i in range(first, middle)]))
-    if last > middle:
-        parts.append(step.y1.expand(last - middle, *step.y1.shape))
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    within = inside(ts, step, first, last)
+    ends = step.y1.expand(last - first - len(within), *step.y1.shape)
+    if not within:
+        return ends
+    ys = torch.cat([step.at([ts[i] for i in within]), ends])
+    order = [*within, *(i for i in range(first, last) if i not in within)]
+    return ys if order == sorted(order) else ys[[order.index(i) for i in range(first, last)]]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from .control import Adaptive, FixedSteps, Norm
-from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher
+from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, host_times
 from .dense import DenseOutput
 from .dynamics import Dynamics
 from .effects import warn_of_noise
@@ -196,13 +198,15 @@ def run(
     given_ts: Any = None,
     watch: Watcher | None = None,
     one_sided: bool = False,
-    declared: tuple[Tensor, ...] | None = None,
+    declared: tuple[Tensor, ...] = (),
+    declared_alone: bool = False,
     lenient: bool = False,
 ) -> Solution:
     """`solve` behind the door: everything checked and packed. Compatible front doors start here.
 
-    `declared` replaces the captured tensors that would be found; `lenient` lets f return other dtypes and shapes
-    that broadcast; the rest is as in `Problem`.
+    `declared` are tensors that get a gradient whether f uses them or not (`declared_alone`: and no captured tensor
+    does); `lenient` lets f return other dtypes and
+    shapes that broadcast; the rest is as in `Problem`.
     """
     if not callable(f):
         raise TypeError(f"f must be callable as f(t, y), got {shorten(f)}")
@@ -214,15 +218,22 @@ def run(
         _check_grid(control, ts)
     jumps = frozenset(control.jump_ts) if isinstance(control, Adaptive) else frozenset()
     problem = Problem(
-        dynamics, y0, ts, method, control, stats, None, jumps, one_sided, watch, dense, f, _locator(structure)
+        dynamics, y0, ts, method, control, stats, None, jumps, one_sided, watch, dense, f, structure.component
     )
-    outcome = _solved(problem, dynamics, gradient, declared)
+    outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
     return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics))
 
 
-def _solved(p: Problem, f: Dynamics, gradient: Gradient, declared: tuple[Tensor, ...] | None) -> Outcome:
+def _solved(
+    p: Problem, f: Dynamics, gradient: Gradient, declared: tuple[Tensor, ...], declared_alone: bool
+) -> Outcome:
     """Solve under the gradient method, or without a graph where nothing wants one."""
     in_graph = torch.is_grad_enabled() and not gradient.wants_inputs
+    if gradient.wants_inputs and transformed():
+        raise NotImplementedError(
+            f"gradient={gradient.name!r} does not run inside torch.func transforms or forward-mode AD yet: use "
+            "gradient='direct'"
+        )
     inputs = Inputs()
     if p.ts.values[0] != p.ts.values[-1]:
         if in_graph:
@@ -233,14 +244,19 @@ def _solved(p: Problem, f: Dynamics, gradient: Gradient, declared: tuple[Tensor,
             warn_of_noise()
     if in_graph:
         return gradient(p, inputs)
-    if declared is not None:
-        inputs = replace(inputs, captured=()).joined(declared)
+    if declared or declared_alone:
+        inputs = inputs.declaring(declared, alone=declared_alone)
     grid = p.control.grid if isinstance(p.control, FixedSteps) else None
     sources = (p.y0, p.ts.tensor, grid.tensor if grid else None, *inputs.tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
         return gradient(p, inputs)
     with torch.no_grad():
         return gather(p, steps(p))
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is active."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _check_grid(control: FixedSteps, ts: Times) -> None:
@@ -272,10 +288,6 @@ def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: st
         boundaries = p.control.boundaries(p.ts, outcome.times) if failure is None else outcome.times
         dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
     return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense)
-
-
-def _locator(structure: Structure) -> Callable[[int], str]:
-    return structure.component
 
 
 def _output_times(given: Any, ts: Times, f: Dynamics) -> Tensor:
@@ -314,7 +326,12 @@ def times_of(t: Any, name: str) -> Times:
     ------
     TypeError, ValueError
     """
-    tensor = _time_tensor(t, name)
+    try:
+        tensor = host_times(t)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be a list, an array or a tensor of real numbers, got {shorten(t)}"
+        ) from error
     if tensor.ndim != 1:
         hint = "; times per sample, (batch, n), are not supported yet" if tensor.ndim == 2 else ""
         raise ValueError(f"{name} must be one-dimensional, got shape {tuple(tensor.shape)}{hint}")
@@ -332,21 +349,6 @@ def times_of(t: Any, name: str) -> Times:
                 f"{name}[{i - 1}] = {values[i - 1]:g}: sort it"
             )
     return times
-
-
-def _time_tensor(t: Any, name: str) -> Tensor:
-    """`t` as a float64 tensor on the host, differentiable where it was."""
-    if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
-        t = torch.stack([torch.as_tensor(x).cpu().double().reshape(()) for x in t])
-    try:
-        tensor = torch.as_tensor(t)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{name} must be a list, an array or a tensor of numbers, got {shorten(t)}"
-        ) from error
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} must hold real numbers, got {tensor.dtype}")
-    return tensor.cpu().double()
 
 
 @dataclass(frozen=True)
@@ -376,6 +378,9 @@ class StepOptions:
             Where options contradict each other or would have no effect.
         """
         named = {name: value for name, value in vars(self).items() if value is not None}
+        for name, value in named.items():
+            if name != "grid" and isinstance(value, Tensor) and value.requires_grad:
+                raise ValueError(f"{name} is not differentiated: pass {name}.detach()")
         if given is not None:
             if named:
                 raise ValueError(
@@ -391,17 +396,11 @@ class StepOptions:
         return chosen
 
     def _fixed(self, named: dict[str, Any], fixed: set[str]) -> FixedSteps:
-        if len(fixed) > 1:
-            raise ValueError(f"give only one of {', '.join(sorted(fixed))}")
         other = named.keys() - fixed
         if other:
             raise ValueError(
                 f"{sorted(other)[0]}= has no effect with fixed steps ({next(iter(fixed))}=): drop one of them"
             )
-        if self.dt is not None and not (self.dt > 0 and math.isfinite(self.dt)):
-            raise ValueError(f"dt is the size of a step, a positive number; got {self.dt!r}")
-        if self.n_steps is not None and (int(self.n_steps) != self.n_steps or self.n_steps < 1):
-            raise ValueError(f"n_steps is a whole number of at least 1, got {self.n_steps!r}")
         grid = None if self.grid is None else times_of(self.grid, "grid")
         return FixedSteps(None if self.dt is None else float(self.dt), self.n_steps, grid)
 
@@ -410,9 +409,7 @@ class StepOptions:
             raise ValueError(_needs_step(method, f"{next(iter(named))}= has no effect" if named else ""))
         options = {name: named[name] for name in ("dt0", "dt_min", "dt_max", "max_steps") if name in named}
         if "jump_ts" in named:
-            options["jump_ts"] = tuple(
-                torch.as_tensor(self.jump_ts).detach().cpu().double().reshape(-1).tolist()
-            )
+            options["jump_ts"] = tuple(host_times(self.jump_ts).reshape(-1).tolist())
         if "norm" in named:
             options["norm"] = resolve_norm(named["norm"], structure)
         for name in ("rtol", "atol"):

@@ -106,7 +106,7 @@ class Structure:
         """The largest of the leaves' RMS values (torchdiffeq's norm for tuples)."""
         sizes = [leaf.stop - leaf.start for leaf in self.leaves]
         parts = packed.reshape(-1).split(sizes)
-        return torch.stack([rms(part) for part in parts if part.numel()]).max()
+        return torch.stack([rms(part) for part in parts]).max()
 
     def norm_of(self, user: Callable[[Any], Tensor]) -> Callable[[Tensor], Tensor]:
         """A user's norm, who sees the user's structure (in the solver's precision)."""

@@ -16,6 +16,7 @@ from .core import Problem, Step, Time, value
 from .diagnosis import History, diagnose
 
 TOO_SMALL = 10  # ulps of t: a smaller step is mostly rounding
+TINY = 1e-30  # of the span: where t is zero, its ulp is no limit
 LANDING = 1 + 1e-9  # a stop that is nearly reached is reached: no sliver of 1e-16 after it
 BAD_RATIO = 1e10  # what a nan or inf error counts as: shrink as much as allowed
 
@@ -109,13 +110,14 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
             mark = p.effects.mark() if p.effects else None
             step, ratio, error = _trial(p, control, t, t1, y, f0, through)
             tried: Time = abs(t1 - t) if through else size
-            if error <= 1.0 or (control.accept_at_dt_min and size <= control.dt_min):
+            forced = control.accept_at_dt_min and _at_dt_min(control, value(t), size) and math.isfinite(error)
+            if error <= 1.0 or forced:
                 p.stats.accepted += 1
                 if p.watch:
                     p.watch("accepted", value(t), y, p.ts.sign * size)
                 yield step
                 pace.accept(tried, ratio, clipped)
-                history.accept(size, y)
+                history.accept(size)
                 t, y = t1, step.y1
                 f0 = step.known_f1 if p.reuses(t1) else None
             else:
@@ -130,6 +132,11 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
                     f0 = None if p.effects.random else f0
 
 
+def _at_dt_min(control: Adaptive, t: float, size: float) -> bool:
+    """Whether a step is as small as it may be, up to the rounding of t + dt - t."""
+    return size <= control.dt_min * LANDING + math.ulp(t)
+
+
 def _first(p: Problem, control: Adaptive, f0: Tensor, through: bool) -> Time:
     """The first step size: the user's, or Hairer's."""
     if control.dt0 is not None:
@@ -138,6 +145,8 @@ def _first(p: Problem, control: Adaptive, f0: Tensor, through: bool) -> Time:
     with silent, torch.set_grad_enabled(through and torch.is_grad_enabled()):
         dt = control.initial_step(p, f0)
     size = dt.item()
+    if not math.isfinite(size) and not bool(torch.isfinite(f0).all()):
+        raise diagnose(p, control, History(), "first-step", p.ts.values[0], 0.0, p.y0)
     if not math.isfinite(size) or size < control.dt_min:
         return max(control.dt_min, 1e-6 * abs(p.ts.values[-1] - p.ts.values[0]))
     return dt if through else size
@@ -160,10 +169,11 @@ def _trial(
 
 def _refuse(p: Problem, control: Adaptive, history: History, t: float, size: float, y: Tensor) -> None:
     """Raise where another trial makes no sense."""
-    if not size > TOO_SMALL * math.ulp(t):
+    span = abs(p.ts.values[-1] - p.ts.values[0])
+    if not size > max(TOO_SMALL * math.ulp(t), TINY * span):
         raise diagnose(p, control, history, "step-size", t, size, y)
     if p.stats.accepted + p.stats.rejected >= control.max_steps:
         raise diagnose(p, control, history, "max-steps", t, size, y)
-    stuck = history.rejections and history.rejected_size <= control.dt_min
+    stuck = history.rejections > 0 and _at_dt_min(control, t, history.rejected_size)
     if control.dt_min and not control.accept_at_dt_min and stuck:
         raise diagnose(p, control, history, "dt-min", t, size, y)

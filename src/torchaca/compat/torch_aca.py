@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..control import Adaptive, FixedSteps
-from ..core import Gradient
+from ..core import Gradient, host_times
 from ..errors import did_you_mean
 from ..gradients import ACA, Direct
 from ..solve import Solution, find_method, run, times_of
@@ -190,7 +190,7 @@ def _listed(times: Any) -> list[Any]:
     """A list of times from a list, an array or a tensor; tensors that carry derivatives stay tensors."""
     if times is None:
         return []
-    return list(times) if isinstance(times, (list, tuple)) else list(torch.as_tensor(times).reshape(-1))
+    return list(times) if isinstance(times, (list, tuple)) else list(host_times(times).reshape(-1))
 
 
 def _up_to(steps: Sequence[float], t0: float, end: float) -> list[float]:

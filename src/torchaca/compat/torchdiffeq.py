@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..control import Adaptive, FixedSteps
-from ..core import Gradient, Method, Watcher
+from ..core import Gradient, Method, Watcher, host_times
 from ..errors import did_you_mean
 from ..gradients import ACA, Adjoint
 from ..methods import ALIASES, METHODS, RK4_38, RungeKutta
@@ -82,7 +82,7 @@ def odeint(
     SolverError
         For what goes wrong in the numbers.
     """
-    return _solve(func, y0, t, rtol, atol, method, options, event_fn, lambda *_: ACA(), None)
+    return _solve(func, y0, t, rtol, atol, method, options, event_fn, lambda *_: ACA())
 
 
 def odeint_adjoint(
@@ -117,7 +117,8 @@ def odeint_adjoint(
         raise ValueError("with adjoint_method other than method, options need adjoint_options beside them")
     if adjoint_options is None:
         adjoint_options = {key: value for key, value in (options or {}).items() if key != "norm"}
-    declared = _declared(func, adjoint_params)
+    own = func.parameters() if isinstance(func, torch.nn.Module) else ()
+    declared = tuple(own if adjoint_params is None else adjoint_params)
     watch = _watcher(func, "_adjoint")
 
     def gradient(call: _Call) -> Gradient:
@@ -135,7 +136,9 @@ def odeint_adjoint(
             watch=_on_structure(watch, call.structure) if watch else None,
         )
 
-    return _solve(func, y0, t, rtol, atol, method, options, event_fn, gradient, declared)
+    return _solve(
+        func, y0, t, rtol, atol, method, options, event_fn, gradient, declared, adjoint_params is not None
+    )
 
 
 def odeint_event(*args: Any, **kwargs: Any) -> Any:
@@ -153,7 +156,8 @@ def _solve(
     options: dict[str, Any] | None,
     event_fn: Any,
     gradient: Callable[[_Call], Gradient],
-    declared: tuple[Tensor, ...] | None,
+    declared: tuple[Tensor, ...] = (),
+    declared_alone: bool = False,
 ) -> Any:
     if event_fn is not None:
         raise NotImplementedError(EVENTS)
@@ -175,6 +179,7 @@ def _solve(
         watch=_on_structure(watch, structure) if watch else None,
         one_sided=call.options.get("perturb", False) is True,
         declared=declared,
+        declared_alone=declared_alone,
         lenient=True,
     )
     return solution.ys
@@ -216,7 +221,12 @@ class _Call:
             return self._fixed(len(t))
         if "step_size" in self.options:
             raise ValueError("step_size and grid_constructor exclude each other")
-        return FixedSteps(grid=times_of(constructor(self.func, self.user_y0, torch.as_tensor(t)), "grid"))
+        return FixedSteps(
+            grid=times_of(
+                constructor(self.func, self.user_y0, t if isinstance(t, Tensor) else torch.as_tensor(t)),
+                "grid",
+            )
+        )
 
     def segment_control(
         self, rtol: Any, atol: Any
@@ -320,11 +330,7 @@ def _text(rows: Sequence[Row]) -> str:
 
 
 def _numbers(times: Any) -> tuple[float, ...]:
-    return () if times is None else tuple(torch.as_tensor(times).detach().cpu().double().reshape(-1).tolist())
-
-
-def _declared(func: Callable[..., Any], params: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
-    return None if params is None else tuple(params)
+    return () if times is None else tuple(host_times(times).detach().reshape(-1).tolist())
 
 
 def _adjoint_norm(

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Outcome, Problem, Step, Time, value
+from ..core import Outcome, Problem, Step, Time, Times, value
 from ..effects import Mark
 from ..errors import SolverError
-from ..outputs import gather, split
+from ..outputs import gather, inside
 from ..params import Inputs, check_replay
 from ..stepping import march, steps
 from .checkpoints import Shelf, limit_of, parse_bytes, reverse
@@ -41,6 +41,13 @@ from .replay import (
 THIRD = (
     "third derivatives through gradient='aca' are not available: use gradient='direct', which keeps the graph of all "
     "steps"
+)
+
+
+CHANGED = (
+    "f gave other values in the backward pass than in the forward pass, so the replayed steps are not the solution's. "
+    "Something that f reads was changed in between (an attribute, a buffer, an argument without gradient), or f is "
+    "random in a way that was not noticed: keep it as it was until backward() is done, or use gradient='direct'"
 )
 
 
@@ -186,6 +193,13 @@ def taped(p: Problem, shelf: Shelf[Tensor], marks: list[Mark]) -> Iterator[Step]
         mark = p.effects.mark() if p.effects else None
 
 
+def reached(ts: Times, outcome: Outcome) -> list[float]:
+    """The boundaries of the steps up to the last output that a failed solve reached."""
+    last = ts.sign * ts.values[len(outcome.ys) - 1]
+    before = [t for t in outcome.times if ts.sign * t < last]
+    return list(outcome.times[: len(before) + 1])
+
+
 class _Solve(torch.autograd.Function):
     """Forward: the whole solve without a graph. Backward: the sweep over its checkpoints."""
 
@@ -194,12 +208,14 @@ class _Solve(torch.autograd.Function):
         p = without_graph(run.problem)
         shelf = Shelf[Tensor](limit_of(run.checkpoints))
         outcome = gather(p, taped(p, shelf, run.marks))
+        run.times, run.failure = outcome.times, outcome.failure
+        if outcome.failure is not None and not p.dense:  # steps behind the last output have no gradient
+            run.times = reached(p.ts, outcome)
+        run.kept = [n for n in shelf.states if n < run.n_steps]
         ctx.run = run
         # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        ctx.save_for_backward(*shelf.states.values(), *tensors)
+        ctx.save_for_backward(*(shelf.states[n] for n in run.kept), *tensors)
         ctx.set_materialize_grads(False)
-        run.kept = list(shelf.states)
-        run.times, run.failure = outcome.times, outcome.failure
         run.problem = replace(run.problem, f0=None)
         return (outcome.ys, *outcome.bases)
 
@@ -221,7 +237,7 @@ def sweep(
     """The backward pass: gradients of all inputs, in the order of `Parts`."""
     stats = run.problem.stats
     steps_before = stats.accepted_backward
-    with backward_pass(run.problem, run.ambience):
+    with backward_pass(run.problem, run.inputs, run.ambience):
         parts = run.leaves(tensors)
         backward = Backward(run, parts, cotangents[0], cotangents[1:])
         for n, state in run.reversed_states(states, backward.plain):
@@ -256,8 +272,10 @@ class Backward:
         self.wrt = [parts.ts, parts.grid, *parts.args, *parts.captured]
         self.totals = Totals(len(self.wrt))
         self.time_grads: list[tuple[Tensor, Tensor]] = []
-        self.keep = any(tensor.grad_fn is not None for tensor in parts.captured)
+        self.keep = run.inputs.historic
         self.next_f0: Tensor | None = None
+        self.next_state: Tensor | None = None
+        self.drift = torch.zeros((), device=parts.y0.device)
         self.ends = [self.p.ts.at_start(), *(self.p.ts.up_to(t) for t in run.times[1:])]
 
     def replay(self, n: int, state: Tensor) -> None:
@@ -272,16 +290,25 @@ class Backward:
             if carried is not None and step.f0.requires_grad:
                 outs.append(step.f0)
                 cotangents.append(carried)
-        if self.run.inputs.strangers:
-            check_replay(outs, self.run.inputs.strangers, f"from t = {value(t0):g} to {value(t1):g}")
         times = [t if isinstance(t, Tensor) else None for t in (t0, t1)]
+        if self.keep or self.run.inputs.strangers:
+            span = f"from t = {value(t0):g} to {value(t1):g}"
+            check_replay(outs, self.run.inputs, (y, *times, *self.wrt), span)
+        self._compare(step.y1)
         grad_y, *grads = vjp(outs, [y, *times, *self.wrt], cotangents, keep=self.keep)
         for boundary, grad in zip(self.boundaries[n : n + 2], grads[:2], strict=True):
             if grad is not None and isinstance(boundary, Tensor):
                 self.time_grads.append((boundary, grad))
         self.lam = grad_y if grad_y is not None else torch.zeros_like(self.lam)
         self.totals.add(grads[2:])
-        self.next_f0 = step.f0.detach()
+        self.next_f0, self.next_state = step.f0.detach(), state
+
+    def _compare(self, y1: Tensor) -> None:
+        """Note how far the replay's end is from the state that the forward pass found there."""
+        if self.next_state is not None:
+            off = torch.linalg.vector_norm(y1.detach() - self.next_state)
+            size = torch.linalg.vector_norm(self.next_state)
+            self.drift = torch.maximum(self.drift, off / size.clamp(min=torch.finfo(size.dtype).tiny))
 
     @staticmethod
     def _leaf(t: Time) -> Time:
@@ -291,31 +318,31 @@ class Backward:
         """Add the step's outputs: an end state to the adjoint, the others to the product."""
         first, last = self.ends[n], self.ends[n + 1]
         if self.ys_grad is not None and last > first:
-            middle = self._middle(n)
-            if last > middle:
-                cotangents[0] = cotangents[0] + self.ys_grad[middle:last].sum(0)
-            if middle > first:
+            within = self._inside(n)
+            ends = [i for i in range(first, last) if i not in within]
+            if ends:
+                cotangents[0] = cotangents[0] + self.ys_grad[ends].sum(0)
+            if within:
                 if self.next_f0 is not None and self._f1_weights(n) is not None:
                     step.give_f1(self.next_f0)
-                outs.append(step.at([self.p.ts[i] for i in range(first, middle)]))
-                cotangents.append(self.ys_grad[first:middle])
+                outs.append(step.at([self.p.ts[i] for i in within]))
+                cotangents.append(self.ys_grad[within])
         grad = self.dense_grad[n] if self.dense_grad else None
         if grad is not None:
             outs.append(step.basis())
             cotangents.append(grad)
 
-    def _middle(self, n: int) -> int:
-        """The outputs of step n from this index on are its end state."""
-        boundary = _End(self.boundaries[n + 1])
-        return split(self.p.ts, boundary, self.ends[n], self.ends[n + 1])
+    def _inside(self, n: int) -> list[int]:
+        """The outputs on the interpolant of step n."""
+        return inside(self.p.ts, _End(self.boundaries[n + 1]), self.ends[n], self.ends[n + 1])
 
     def _f1_weights(self, n: int) -> Tensor | None:
         """d outputs / d f1 of the outputs inside step n, where f1 is the first stage of step n + 1, else None."""
-        first, middle = self.ends[n], self._middle(n)
+        within = self._inside(n)
         last = n + 1 == self.run.n_steps
-        if middle == first or last or self.dense_grad or not self.p.reuses(self.boundaries[n + 1]):
+        if not within or last or self.dense_grad or not self.p.reuses(self.boundaries[n + 1]):
             return None
-        times = [self.p.ts[i] for i in range(first, middle)]
+        times = [self.p.ts[i] for i in within]
         return self.p.method.f1_weights(self.boundaries[n], self.boundaries[n + 1], times)
 
     def _carried(self, n: int) -> Tensor | None:
@@ -323,11 +350,19 @@ class Backward:
         weights = self._f1_weights(n - 1) if n > 0 and self.ys_grad is not None else None
         if weights is None or self.ys_grad is None:
             return None
-        grads = self.ys_grad[self.ends[n - 1] : self._middle(n - 1)]
+        grads = self.ys_grad[self._inside(n - 1)]
         return torch.tensordot(weights.to(device=grads.device, dtype=grads.dtype), grads, 1)
 
     def finish(self) -> MaybeTensors:
-        """Gradients of y0, the times, the grid, args and captured tensors."""
+        """Gradients of y0, the times, the grid, args and captured tensors.
+
+        Raises
+        ------
+        RuntimeError
+            Where f gave other values than in the forward pass.
+        """
+        if self.drift.item() > torch.finfo(self.lam.dtype.to_real()).eps ** 0.5:
+            raise RuntimeError(CHANGED)
         if self.ys_grad is not None:
             self.lam = self.lam + self.ys_grad[: self.ends[0]].sum(0)
         if self.time_grads:
@@ -362,7 +397,8 @@ class _Sweep(torch.autograd.Function):
     def backward(ctx: Any, *seconds: Any) -> Any:
         run: Run = ctx.run
         cotangents, tensors = ctx.saved_tensors[: ctx.n], ctx.saved_tensors[ctx.n :]
-        with backward_pass(run.problem, run.ambience), torch.enable_grad():
+        create_graph = torch.is_grad_enabled()
+        with backward_pass(run.problem, run.inputs, run.ambience), torch.enable_grad():
             parts = run.leaves(tensors)
             own = [None if g is None else g.detach().requires_grad_() for g in cotangents]
             p = rebuilt(run.problem, parts, run.inputs)
@@ -379,11 +415,12 @@ class _Sweep(torch.autograd.Function):
         wrt = [*own, *parts.flat()]
         if not wanted:
             return (None, None, None, *([None] * len(wrt)))
-        keep = any(tensor.grad_fn is not None for tensor in parts.captured)
-        grads = vjp([first for first, _ in wanted], wrt, [v for _, v in wanted], keep=keep)
+        grads = vjp([first for first, _ in wanted], wrt, [v for _, v in wanted], keep=run.inputs.historic)
         others = len(grads) - len(parts.captured)
         grads = [*grads[:others], *without_detours(parts.captured, grads[others:])]
-        return (None, None, None, *(refuse_derivative(grads, THIRD) if torch.is_grad_enabled() else grads))
+        if create_graph:
+            grads = refuse_derivative(grads, (*ctx.saved_tensors, *seconds), THIRD)
+        return (None, None, None, *grads)
 
 
 def _first_order(pairs: Sequence[tuple[Tensor, Tensor]], parts: Parts) -> MaybeTensors:

@@ -94,10 +94,18 @@ class Adjoint:
                 "f draws random numbers (Dropout?): a backward integration would draw others. Use "
                 "gradient='aca', which replays the same ones, or model.eval()"
             )
+        if (
+            isinstance(p.control, FixedSteps)
+            and p.control.grid is not None
+            and p.control.grid.tensor is not None
+        ):
+            raise ValueError(
+                "gradient='adjoint' has no derivative with respect to grid: pass grid.detach(), or use gradient='aca'"
+            )
         run = Run(self, p, inputs, Ambience.here(p.y0))
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
         if ys.requires_grad:
-            bases = refuse_derivative(bases, DENSE)
+            bases = refuse_derivative(bases, (ys,), DENSE)
         return Outcome(ys, run.failure, run.times, bases)
 
 
@@ -134,7 +142,7 @@ class _Solve(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         parts = replace(Parts.join(tensors, len(run.inputs.args)), captured=run.inputs.captured)
         stats = run.problem.stats
-        with torch.no_grad(), backward_pass(run.problem, run.ambience):
+        with torch.no_grad(), backward_pass(run.problem, run.inputs, run.ambience):
             backward = Backward(run, parts)
             try:
                 grads = backward.integrate(ys.detach(), grad_ys.detach())
@@ -144,7 +152,10 @@ class _Solve(torch.autograd.Function):
             finally:
                 stats.accepted += backward.stats.accepted
                 stats.rejected += backward.stats.rejected
-        return (None, *(refuse_derivative(grads, SECOND) if create_graph else grads))
+        return (
+            None,
+            *(refuse_derivative(grads, (*parts.flat(), grad_ys), SECOND) if create_graph else grads),
+        )
 
 
 class Backward:
@@ -159,7 +170,7 @@ class Backward:
         leaves = parts.leaves()
         self.p = without_graph(rebuilt(run.problem, leaves, run.inputs))
         self.parts, self.wrt = leaves, [*leaves.args, *leaves.captured]
-        self.keep = any(tensor.grad_fn is not None for tensor in leaves.captured)
+        self.keep = run.inputs.historic
         self.structure = structure_of(
             (leaves.y0.detach(), leaves.y0.detach(), *(x.detach() for x in self.wrt))
         )
@@ -182,7 +193,7 @@ class Backward:
             grad_t = grad_t.to(self.parts.ts)
         n_args = len(self.parts.args)
         captured = without_detours(self.parts.captured, list(totals[n_args:]))
-        return [lam, grad_t, None, *totals[:n_args], *captured]
+        return [lam, grad_t, None, *totals[:n_args], *captured, *([None] * len(self.run.inputs.late))]
 
     def _slope(self, t: float, y: Tensor, cotangent: Tensor) -> Tensor:
         """The derivative of the loss as the time of y moves."""
@@ -249,7 +260,7 @@ class Backward:
         parts = scaled.split([leaf.stop - leaf.start for leaf in self.structure.leaves])
         if norm == "semi":
             parts = parts[:2]
-        return torch.stack([rms(part) for part in parts if part.numel()]).max()
+        return torch.stack([rms(part) for part in parts]).max()
 
     def _augmented(self, t: Time, z: Tensor, nudge: Time | None = None) -> Tensor:
         """The right-hand side of the backward integration, packed."""
@@ -260,8 +271,21 @@ class Backward:
             k = f(t, y, nudge) if nudge is not None else f(t, y)
         grads: MaybeTensors = [None] * (1 + len(self.wrt))
         if k.requires_grad:
-            grads = vjp([k], [y, *self.wrt], [lam.to(k.dtype)], keep=self.keep)
+            late = self.run.inputs.late
+            grads = vjp([k], [y, *self.wrt, *late], [lam.to(k.dtype)], keep=self.keep)
+            grads = self._known(grads, value(t))
         zipped = zip(grads, [y, *self.wrt], strict=True)
         return self.structure.pack(
             (k.detach(), *(torch.zeros_like(x) if g is None else -g for g, x in zipped))
         )
+
+    def _known(self, grads: MaybeTensors, t: float) -> MaybeTensors:
+        """The gradients of the tensors that are part of the backward state; the others must have none."""
+        known = 1 + len(self.wrt)
+        for tensor, grad in zip(self.run.inputs.late, grads[known:], strict=True):
+            if grad is not None:
+                raise ValueError(
+                    f"f uses a tensor of shape {tuple(tensor.shape)} at t = {t:g} that it did not use at t0, so it is "
+                    "no part of the backward state: hand it over with args=(tensor, ...), or use gradient='aca'"
+                )
+        return grads[:known]

@@ -48,10 +48,10 @@ class Ambience:
 
 
 @contextmanager
-def backward_pass(p: Problem, ambience: Ambience) -> Iterator[None]:
-    """Around a backward pass: the forward's autocast; counts of its own; no side effect of f remains."""
+def backward_pass(p: Problem, inputs: Inputs, ambience: Ambience) -> Iterator[None]:
+    """Around a backward pass: the forward's autocast; counts of its own; no hook runs, no side effect remains."""
     silent = p.effects.undone() if p.effects else nullcontext()
-    with _counted_as_backward(p.stats), ambience.restored(), silent:
+    with _counted_as_backward(p.stats), ambience.restored(), silent, hooks_off(inputs.captured + inputs.late):
         yield
 
 
@@ -80,7 +80,9 @@ class Parts:
     @staticmethod
     def of(p: Problem, inputs: Inputs) -> Parts:
         grid = p.control.grid if isinstance(p.control, FixedSteps) else None
-        return Parts(p.y0, p.ts.tensor, grid.tensor if grid else None, inputs.args, inputs.captured)
+        return Parts(
+            p.y0, p.ts.tensor, grid.tensor if grid else None, inputs.args, inputs.captured + inputs.late
+        )
 
     @staticmethod
     def join(tensors: Sequence[Any], n_args: int) -> Parts:
@@ -157,9 +159,9 @@ def without_detours(
     that history is ordinary autograd's, outside of the solve, and must not be counted here as well.
     """
     direct = list(totals)
-    historic = [i for i, tensor in enumerate(captured) if tensor.grad_fn is not None]
-    newest_first = sorted(historic, key=lambda i: -_age(captured[i]))
-    for i in newest_first:
+    historic = [(i, node) for i, tensor in enumerate(captured) if (node := tensor.grad_fn) is not None]
+    newest_first = sorted(((node._sequence_nr(), i) for i, node in historic), reverse=True)
+    for _, i in newest_first:
         share, others = direct[i], [j for j in range(len(captured)) if j != i]
         if share is None or not others:
             continue
@@ -173,16 +175,11 @@ def without_detours(
     return direct
 
 
-def _age(tensor: Tensor) -> int:
-    assert tensor.grad_fn is not None
-    return tensor.grad_fn._sequence_nr()
-
-
 class _Refuse(torch.autograd.Function):
     """Identity on a tensor whose derivative would be wrong or missing: differentiating it raises."""
 
     @staticmethod
-    def forward(ctx: Any, message: str, anchor: Tensor, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, message: str, tensor: Tensor, *anchors: Tensor) -> Tensor:
         ctx.message = message
         return tensor.clone()
 
@@ -191,8 +188,35 @@ class _Refuse(torch.autograd.Function):
         raise NotImplementedError(ctx.message)
 
 
-def refuse_derivative(tensors: Sequence[Tensor | None], message: str) -> list[Any]:
-    """The same tensors; differentiating them raises `NotImplementedError(message)`."""
+def refuse_derivative(
+    tensors: Sequence[Tensor | None], anchors: Sequence[Tensor | None], message: str
+) -> list[Any]:
+    """The same tensors; a derivative with respect to any of the anchors raises `NotImplementedError(message)`."""
+    present = [x for x in anchors if x is not None]
     with torch.enable_grad():
-        anchor = torch.zeros((), requires_grad=True)
-        return [None if x is None else _Refuse.apply(message, anchor, x) for x in tensors]
+        return [None if x is None else _Refuse.apply(message, x, *present) for x in tensors]
+
+
+@contextmanager
+def hooks_off(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Python hooks of these tensors sleep: they are for whole gradients, not for one replay's share.
+
+    Raises
+    ------
+    ValueError
+        Where a tensor with a history retains its gradient, which is a hook that cannot sleep.
+    """
+    for tensor in tensors:
+        if tensor.retains_grad and not tensor.is_leaf:
+            raise ValueError(
+                f"f captures a tensor of shape {tuple(tensor.shape)} with retain_grad(): its .grad would hold the "
+                "share of one step. Hand the tensor over with args=(tensor, ...), or use gradient='direct'"
+            )
+    asleep = [(t._backward_hooks, dict(t._backward_hooks)) for t in tensors if t._backward_hooks]
+    for hooks, _ in asleep:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, saved in asleep:
+            hooks.update(saved)

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run an experiment of the paper",
-        description="Run an experiment: progress, a table next to the paper's numbers, plots, a folder with all of it.",
+        description="Run an experiment: a table next to the paper's numbers, plots, a folder with all of it.",
     )
     run.add_argument("experiment", metavar="NAME", help=f"one of: {', '.join(EXPERIMENTS)}")
     run.add_argument(

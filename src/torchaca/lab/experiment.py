@@ -34,7 +34,8 @@ class Experiment:
     name, about : str
         Its name on the command line, and one sentence about it.
     defaults : dataclass instance
-        Every setting with its value. A field named like an option of the command makes the experiment take it.
+        Every setting with its value. A field named like an option of the command makes the experiment
+        take it.
     sizes : mapping
         Size name -> settings that differ from `defaults`.
     main : callable

@@ -12,8 +12,8 @@ from torch import Tensor
 class SavedTensors:
     """Within `with SavedTensors() as saved:`, `saved.peak` is the most bytes that autograd held at once.
 
-    Counts the storage of every tensor saved for a backward pass, once however often it is saved, until the graph
-    lets go of it. Forward and backward belong inside the block.
+    Counts the storage of every tensor saved for a backward pass, once however often it is saved, until the
+    graph lets go of it. Forward and backward belong inside the block.
     """
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from .report import check_docs, publish, write_report
 from .run import Run, changed_versions, resume, start
 
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
-PLAIN_WIDTH = 100  # columns of a log file, which has no width of its own
+PLAIN_WIDTH = 110  # columns of a log file, which has no width of its own
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 

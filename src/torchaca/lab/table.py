@@ -78,6 +78,6 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """`mean ± std`, or the only value there is."""
+    """`mean±std`, or the only value there is."""
     std = deviation(values)
-    return number(mean(values)) if std is None else f"{number(mean(values))} ± {number(std)}"
+    return number(mean(values)) if std is None else f"{number(mean(values))}±{number(std)}"

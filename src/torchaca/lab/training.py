@@ -45,7 +45,7 @@ def train(
 ) -> None:
     """Train a row to its last epoch, from where the run folder says it is.
 
-    A solve that fails ends the row: its last line of metrics then has `failed`, the kind of the `SolverError`.
+    A solve that fails ends the row: its last line of metrics then has `failed`, the error's kind.
 
     Parameters
     ----------

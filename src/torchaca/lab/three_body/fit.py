@@ -113,8 +113,8 @@ class MassFit:
         Returns
         -------
         dict
-            `mse_sum` (sum over the 9 coordinates, mean over the points: the authors' script), `mse_mean` (mean
-            over both), `masses`, `mass_error` (the largest) and `positions`, `(n, 3, 3)`.
+            `mse_sum` (sum over the 9 coordinates, mean over the points: the authors' script), `mse_mean`
+            (mean over both), `masses`, `mass_error` (the largest) and `positions`, `(n, 3, 3)`.
         """
         self.system.masses.copy_(self.best_masses)
         positions, _ = self.solve(self.data.test_times)

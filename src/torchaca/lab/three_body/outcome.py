@@ -17,7 +17,7 @@ from .fit import MassFit, Settings
 from .plots import plot_losses, plot_motion
 from .problem import TRUTH_METHOD, Data, true_motion
 
-PAPER = {"aca": "0.0007 ± 0.0005", "naive": "0.0025 ± 0.0013", "adjoint": "0.0025 ± 0.0012"}
+PAPER = {"aca": "0.0007±0.0005", "naive": "0.0025±0.0013", "adjoint": "0.0025±0.0012"}
 COUNTS = ("nfe", "nfe_backward", "rejected", "rejected_backward")
 
 Row = Mapping[str, Any]
@@ -108,6 +108,7 @@ def summarise(gradient: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 def error_table(methods: Sequence[Row], settings: Settings) -> Table:
     """The ODE rows of the paper's Table 5."""
+    points = settings.train_points
     return Table(
         title="Three-body problem, masses unknown: error of the predicted motion on [0, 2]",
         columns=[
@@ -132,15 +133,15 @@ def error_table(methods: Sequence[Row], settings: Settings) -> Table:
             for method in methods
         ],
         notes=[
-            "test MSE: sum over the 9 coordinates, mean over the points (the authors' script); per coordinate: its "
-            "median divided by 9; mass error: the largest of the three, median over seeds.",
-            f"seeds: {settings.seeds}, with the same initial masses for every gradient method. The epoch with the "
-            "smallest training loss is tested.",
-            f"float64, {settings.method} rtol {settings.rtol:g} atol {settings.atol:g}; truth: {TRUTH_METHOD} at "
-            f"{settings.truth_tolerance:g}; {settings.train_points} training points k / {settings.train_points}, test "
-            "points half a step beside them.",
-            "The motion is reversible in time: here the continuous adjoint can be as close to the true gradient as "
-            "the discrete ones.",
+            "test MSE: sum over the 9 coordinates, mean over the points (the authors' script); "
+            "per coordinate: its median divided by 9; mass error: the largest of three, median over seeds.",
+            f"seeds: {settings.seeds}, with the same initial masses for every gradient method. "
+            "The epoch with the smallest training loss is tested.",
+            f"float64, {settings.method} rtol {settings.rtol:g} atol {settings.atol:g}; "
+            f"truth: {TRUTH_METHOD} at {settings.truth_tolerance:g}; "
+            f"{points} training points k / {points}, test points half a step beside them.",
+            "The motion is reversible in time: here the continuous adjoint can be as close to the true "
+            "gradient as the discrete ones.",
             *(note for method in methods for note in _failures(method)),
         ],
     )
@@ -168,9 +169,7 @@ def cost_table(methods: Sequence[Row]) -> Table:
             ]
             for method in methods
         ],
-        notes=[
-            "saved: the most that autograd held at once for the backward pass, all methods at the same masses."
-        ],
+        notes=["saved: the most that autograd held at once for the backward pass, at the initial masses."],
     )
 
 
@@ -184,6 +183,5 @@ def _failures(method: Row) -> list[str]:
     failed = method["failed"]
     if not failed:
         return []
-    return [
-        f"{method['gradient']}: {len(failed)} of {method['seeds']} seeds ended early, {failed[0].splitlines()[0]}"
-    ]
+    reason = failed[0].splitlines()[0]
+    return [f"{method['gradient']}: {len(failed)} of {method['seeds']} seeds ended early, {reason}"]

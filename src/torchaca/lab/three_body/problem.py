@@ -35,9 +35,9 @@ def initial_state() -> Tensor:
 class ThreeBody(nn.Module):
     """The equations of motion with three masses as parameters.
 
-    With the differences `d = P y` of the three pairs and `u = d / |d|^3`, y' = B y + A(m) u, where A is linear in
-    the masses. The solve of so small a system is bound by the number of operations, which is nine here (and
-    constants are no buffers, which are slower to look up).
+    With the differences `d = P y` of the three pairs and `u = d / |d|^3`, y' = B y + A(m) u, where A is
+    linear in the masses. The solve of so small a system is bound by the number of operations, which is nine
+    here (and constants are no buffers, which are slower to look up).
     """
 
     def __init__(self, masses: Tensor) -> None:
@@ -75,7 +75,7 @@ class Data:
 
 
 def true_motion(points: int, tolerance: float) -> Data:
-    """`points` training points k / points, k = 0, 1, ..., and twice as many test points (k + 1/2) / points."""
+    """`points` training points k / points, k = 0, 1, ..., twice as many test points (k + 1/2) / points."""
     ts = torch.arange(4 * points, dtype=DTYPE) / (2 * points)
     with torch.no_grad():
         system = ThreeBody(torch.tensor(MASSES, dtype=DTYPE))

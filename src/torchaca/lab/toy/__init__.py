@@ -1,8 +1,8 @@
 """`torchaca run toy`: dz/dt = k z, where the gradient of L = z(T)^2 is known in closed form.
 
 From the slides ("Consider a toy example whose gradient can be analytically solved"). Two errors are measured:
-against the gradient of the exact solution, which is mostly the solver's error, and against the gradient of the
-computed, discrete solution, which is the gradient method's own.
+against the gradient of the exact solution, which is mostly the solver's error, and against the gradient of
+the computed, discrete solution, which is the gradient method's own.
 """
 
 from __future__ import annotations

@@ -65,6 +65,6 @@ def _notes(kind: str) -> list[str]:
     if kind == "exact":
         return ["The slides show this as a curve without numbers: there is no paper column."]
     return [
-        "naive also differentiates the step sizes, so it has a discrete solution of its own: its difference from "
-        "`direct` is what the step-size search contributes."
+        "naive also differentiates the step sizes, so it has a discrete solution of its own: its difference "
+        "from `direct` is what the step-size search contributes."
     ]

@@ -1,0 +1,22 @@
+import lab_helpers
+import pytest
+import torch
+
+from torchaca.lab import three_body, toy
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    """The command sets the number of threads for its process, which here is the tests' own."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The experiments in sizes that end in a second; their plots are empty files."""
+    monkeypatch.setattr(three_body, "EXPERIMENT", lab_helpers.small_three_body())
+    monkeypatch.setattr(toy, "EXPERIMENT", lab_helpers.small_toy())
+    for place in ("toy.outcome.plot", "three_body.outcome.plot_motion", "three_body.outcome.plot_losses"):
+        monkeypatch.setattr(f"torchaca.lab.{place}", lambda *args: args[-1].touch())
