@@ -152,9 +152,7 @@ class Adaptive:
         h0 = torch.where(small, torch.full_like(guess, 1e-6), guess)
         h0 = h0.clamp(max=min(span, self.dt_max))
         y1 = y0 + (sign * h0).to(y0.dtype.to_real()) * f0
-        f1 = p.f(
-            p.ts.values[0] + sign * h0.double() if h0.device.type == "cpu" else h0 * sign + p.ts.values[0], y1
-        )
+        f1 = p.f(p.ts[0] + sign * (h0.double() if h0.device.type == "cpu" else h0), y1)
         d2 = self._scaled(f1 - f0, size) / h0
         steepest = torch.maximum(d1, d2)
         h1 = torch.where(

@@ -267,13 +267,15 @@ class Outcome:
     """What a gradient method hands back: the outputs it reached, and why it stopped early, if it did.
 
     `ys` is `(n, *y0.shape)` with n = len(ts) unless `failure` is set. `times` holds the boundaries of all accepted
-    steps; where the problem asked for dense output, `bases` holds their interpolants (see `Step.basis`).
+    steps, `boundaries` the same as tensors where the steps had some; where the problem asked for dense output,
+    `bases` holds their interpolants (see `Step.basis`).
     """
 
     ys: Tensor
     failure: SolverError | None = None
     times: Sequence[float] = ()
     bases: Sequence[Tensor] = ()
+    boundaries: Sequence[Time] = ()
 
 
 class Gradient(Protocol):

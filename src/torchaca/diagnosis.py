@@ -12,7 +12,7 @@ from torch import Tensor
 from .control import Adaptive, largest
 from .core import Problem
 from .errors import SolverError
-from .reach import label, reachable
+from .reach import label, reach
 
 RECENT = 10  # accepted step sizes remembered
 GROWTH = 1e6  # growth of |y| since the start that counts as leaving to infinity
@@ -87,7 +87,7 @@ def _first_match(
 
 def _of_f(p: Problem, t: float, bad: str) -> tuple[str, str, str]:
     """f is not finite: because of a parameter, or by itself."""
-    for path, tensor in reachable(p.source) if p.source else ():
+    for path, tensor in reach(p.source).tensors if p.source else ():
         if tensor.is_floating_point() and tensor.requires_grad and not torch.isfinite(tensor).all():
             advice = "look at the step before this call: your optimizer diverged, or the weights were loaded broken."
             return "parameter", f"{label(path)} holds nan or inf.", advice

@@ -62,7 +62,7 @@ class Dynamics:
             return t.to(device=self.device, dtype=self.time_dtype)
         last, made = self._last
         # Stages that end at one time share one tensor: `t is last` also spares the second fill on a device.
-        if made is None or t is not last or made._version:  # f may have changed its t in place
+        if made is None or t is not last or (not made.is_inference() and made._version):
             made = torch.full((), t, dtype=self.time_dtype, device=self.device)
             self._last = (t, made)
         return made
@@ -77,6 +77,7 @@ class Dynamics:
                 if "does not require grad" not in str(error):
                     raise
                 self.needs_grad = True
+                self.stats.nfe += 1
         if torch.is_grad_enabled():
             return self.evaluate(time, y if y.requires_grad else y.detach().requires_grad_())
         with torch.enable_grad():

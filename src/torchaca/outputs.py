@@ -17,10 +17,12 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
     done = p.ts.at_start()
     parts = [torch.stack([p.y0] * done)]
     times, bases = [p.ts.values[0]], []
+    boundaries = [p.ts[0]]
     failure = None
     try:
         for step in accepted:
             times.append(value(step.t1))
+            boundaries.append(step.t1)
             reached = p.ts.up_to(times[-1])
             if reached > done:
                 parts.append(emit(p.ts, step, done, reached))
@@ -29,7 +31,7 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
                 bases.append(step.basis())
     except SolverError as error:
         failure = error.with_traceback(None)  # its frames hold all states
-    return Outcome(torch.cat(parts) if len(parts) > 1 else parts[0], failure, times, bases)
+    return Outcome(torch.cat(parts) if len(parts) > 1 else parts[0], failure, times, bases, boundaries)
 
 
 class Ended(Protocol):

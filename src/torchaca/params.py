@@ -20,8 +20,9 @@ from torch.utils import _pytree as pytree
 from .core import Problem
 from .dynamics import Dynamics
 from .effects import Watch
-from .reach import Path, label, reachable
+from .reach import Path, Reach, label, reach
 
+CAST = "ToCopyBackward0"  # older than the call where autocast had cast the parameter before
 # What an f that leaves autograd says when it is given a state that requires a gradient.
 LEAVES_AUTOGRAD = ("Can't call numpy()", "don't support automatic differentiation")
 
@@ -32,14 +33,16 @@ class Inputs:
 
     `args` are handed to f and can be exchanged for a replay's own leaves; `captured`, which f used at t0, cannot.
     `late` are leaves that f reaches and may use later. `strangers` are tensors with a history that f reaches but
-    did not use at t0: a replay that uses one is refused. `graph_bytes` is what autograd saves for one evaluation
+    did not use at t0: a replay that uses one is refused. `blind`: f holds something that cannot be looked into.
+    `graph_bytes` is what autograd saves for one evaluation
     of f, where somebody asked for it.
     """
 
     args: tuple[Tensor, ...] = ()
     captured: tuple[Tensor, ...] = ()
     late: tuple[Tensor, ...] = ()
-    strangers: dict[Node, Path] = field(default_factory=dict)
+    strangers: dict[tuple[Node, int], Path] = field(default_factory=dict)
+    blind: bool = False
     graph_bytes: int = 0
 
     def declaring(self, declared: Sequence[Tensor], *, alone: bool) -> Inputs:
@@ -54,6 +57,15 @@ class Inputs:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return self.args + self.captured + self.late
+
+    def without_late(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Of the inputs in the order of an autograd function, those that a backward pass surely reads."""
+        return tensors[: len(tensors) - len(self.late)]
+
+    @property
+    def watched(self) -> bool:
+        """Whether replays have to be searched for tensors that are no inputs; that costs, and is rarely needed."""
+        return self.blind or self.historic or bool(self.strangers)
 
     @property
     def historic(self) -> bool:
@@ -78,8 +90,8 @@ def first_evaluation(p: Problem, f: Dynamics, *, measure: bool = False) -> tuple
     time = f.time(start, nudge=end if p.side(start, end)[0] else None)
     if torch.is_inference_mode_enabled():
         return replace(p, f0=f.evaluate(time, p.y0)), Inputs()
-    reached = list(reachable(f.func, f.args))
-    watch = Watch(p.y0.device, reached)
+    reached = reach(f.func, f.args)
+    watch = Watch(p.y0.device, reached.tensors)
     before = torch.autograd._get_sequence_nr()
     state = (p.y0.clone() if p.y0.is_inference() else p.y0.detach()).requires_grad_()
     # With leaves of their own as arguments, what the graph finds of the same tensors is truly captured.
@@ -108,7 +120,7 @@ def first_evaluation(p: Problem, f: Dynamics, *, measure: bool = False) -> tuple
 
 def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
     """The problem with f at its start evaluated as a part of the caller's graph."""
-    watch = Watch(p.y0.device, list(reachable(f.func, f.args)))
+    watch = Watch(p.y0.device, reach(f.func, f.args).tensors)
     return watch.observed(p, p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0))
 
 
@@ -142,10 +154,8 @@ def _without_autograd(f: Dynamics, time: Tensor, y0: Tensor, error: RuntimeError
         raise error from None
 
 
-def _inputs(
-    args: tuple[Tensor, ...], k: Tensor, own: set[int], before: int, reached: Sequence[tuple[Path, Tensor]]
-) -> Inputs:
-    reach = [(path, tensor) for path, tensor in reached if tensor.requires_grad]
+def _inputs(args: tuple[Tensor, ...], k: Tensor, own: set[int], before: int, reached: Reach) -> Inputs:
+    reach = [(path, tensor) for path, tensor in reached.tensors if tensor.requires_grad]
     nodes = {tensor.grad_fn: tensor for _, tensor in reach if tensor.grad_fn is not None}
     leaves, edges = used(k, before, set(nodes))
     historic = {
@@ -166,10 +176,10 @@ def _inputs(
     unused = [
         (path, tensor) for path, tensor in reach if id(tensor) not in found and id(tensor) not in handed
     ]
-    strangers = {tensor.grad_fn: path for path, tensor in unused if tensor.grad_fn is not None}
+    strangers = {(t.grad_fn, t.output_nr): path for path, t in unused if t.grad_fn is not None}
     # Leaves behind a tensor with a history would be reached through it in every replay: there, replays are checked.
     late = () if edges else tuple(tensor for _, tensor in unused if tensor.is_leaf)
-    return Inputs(args, tuple(found.values()), late, strangers)
+    return Inputs(args, tuple(found.values()), late, strangers, reached.blind)
 
 
 def used(out: Tensor, since: int, boundary: Set[Node]) -> tuple[list[Tensor], list[tuple[Node, int]]]:
@@ -190,7 +200,7 @@ def used(out: Tensor, since: int, boundary: Set[Node]) -> tuple[list[Tensor], li
             if node not in visited:
                 visited.add(node)
                 leaves.append(node.variable)  # pyright: ignore[reportAttributeAccessIssue]
-        elif node in boundary or node._sequence_nr() < since:
+        elif node in boundary or (node._sequence_nr() < since and node.name() != CAST):
             edges[node, output] = None
         elif node not in visited:
             visited.add(node)
@@ -213,11 +223,11 @@ def check_replay(outs: Sequence[Tensor], inputs: Inputs, own: Sequence[Tensor | 
     ValueError
         Naming the tensor: its gradient would be lost, or its history differentiated once per step.
     """
-    history = {tensor.grad_fn for tensor in inputs.captured if tensor.grad_fn is not None}
+    history = {(t.grad_fn, t.output_nr) for t in inputs.captured if t.grad_fn is not None}
     known = {id(tensor) for tensor in (*inputs.tensors, *own) if tensor is not None}
     for out in outs:
-        leaves, edges = used(out, 0, history | set(inputs.strangers))
-        names = [label(inputs.strangers[node]) for node, _ in edges if node in inputs.strangers]
+        leaves, edges = used(out, 0, {node for node, _ in (*history, *inputs.strangers)})
+        names = [label(inputs.strangers[edge]) for edge in edges if edge in inputs.strangers]
         names += [f"a tensor of shape {tuple(leaf.shape)}" for leaf in leaves if id(leaf) not in known]
         if names:
             raise ValueError(

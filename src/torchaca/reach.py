@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 OPAQUE_PACKAGES = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "scipy", "torchaca"}
 REACH_LIMIT = 50_000  # objects looked at before the search gives up; models have hundreds
 PLAIN = (str, bytes, int, float, complex, type(None))
+CLOSED = (Iterator, weakref.ReferenceType)  # may hold a tensor and do not say so
 MODULE_INTERNALS = frozenset(vars(nn.Module()))
 
 Path = tuple[Any, ...]
@@ -32,8 +35,18 @@ def owner(path: Path) -> Path:
     return path[0] if isinstance(path[0], tuple) else path
 
 
-def reachable(root: Callable[..., Any], args: tuple[Any, ...] = ()) -> Iterator[tuple[Path, Tensor]]:
+@dataclass(frozen=True)
+class Reach:
+    """The tensors that were found; `blind`: something on the way (an iterator, say) cannot be looked into."""
+
+    tensors: list[tuple[Path, Tensor]]
+    blind: bool
+
+
+def reach(root: Callable[..., Any], args: tuple[Any, ...] = ()) -> Reach:
     """Every tensor that a Python walk from the function object, and from its arguments, finds."""
+    tensors: list[tuple[Path, Tensor]] = []
+    blind = False
     visited: set[int] = set()
     pending: list[tuple[Path, Any]] = [(("args",), args), (("f",), root)]
     looked = 0
@@ -44,9 +57,12 @@ def reachable(root: Callable[..., Any], args: tuple[Any, ...] = ()) -> Iterator[
             continue
         visited.add(id(thing))
         if isinstance(thing, Tensor):
-            yield path, thing
+            tensors.append((path, thing))
+        elif isinstance(thing, CLOSED):
+            blind = True
         else:
             pending.extend(_parts(path, thing))
+    return Reach(tensors, blind or bool(pending))
 
 
 def _parts(path: Path, thing: Any) -> Iterator[tuple[Path, Any]]:

@@ -228,6 +228,8 @@ def _solved(
     p: Problem, f: Dynamics, gradient: Gradient, declared: tuple[Tensor, ...], declared_alone: bool
 ) -> Outcome:
     """Solve under the gradient method, or without a graph where nothing wants one."""
+    if p.ts.values[0] == p.ts.values[-1]:
+        return _at_rest(p)
     in_graph = torch.is_grad_enabled() and not gradient.wants_inputs
     if gradient.wants_inputs and transformed():
         raise NotImplementedError(
@@ -235,13 +237,12 @@ def _solved(
             "gradient='direct'"
         )
     inputs = Inputs()
-    if p.ts.values[0] != p.ts.values[-1]:
-        if in_graph:
-            p = evaluated_in_graph(p, f)
-        else:
-            p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size)
-        if p.effects and p.effects.random and isinstance(p.control, Adaptive):
-            warn_of_noise()
+    if in_graph:
+        p = evaluated_in_graph(p, f)
+    else:
+        p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size)
+    if p.effects and p.effects.random and isinstance(p.control, Adaptive):
+        warn_of_noise()
     if in_graph:
         return gradient(p, inputs)
     if declared or declared_alone:
@@ -252,6 +253,15 @@ def _solved(
         return gradient(p, inputs)
     with torch.no_grad():
         return gather(p, steps(p))
+
+
+def _at_rest(p: Problem) -> Outcome:
+    """The outputs where all times are equal: y0, and moving along f where the times carry derivatives."""
+    ys = p.y0.expand(len(p.ts), *p.y0.shape).clone()
+    if p.ts.tensor is not None:
+        shift = (p.ts.tensor - p.ts.tensor[0]).to(p.y0.device, p.y0.dtype.to_real())
+        ys = ys + shift.reshape(-1, *[1] * p.y0.ndim) * p.f(p.ts[0], p.y0)
+    return Outcome(ys, times=list(p.ts.values[:1]))
 
 
 def transformed() -> bool:
@@ -279,13 +289,16 @@ def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: st
             failure.partial = Solution(
                 ts[:n].detach(), structure.unpack(ys.detach()), p.stats, tuple(outcome.times), failure
             )
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure, outcome  # the frame that raises must not hold the error whose traceback holds it
         if on_failure == "nan":
             ys = torch.cat([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)])
             n = len(p.ts)
     dense = None
     if p.dense:
-        boundaries = p.control.boundaries(p.ts, outcome.times) if failure is None else outcome.times
+        boundaries = outcome.boundaries or p.control.boundaries(p.ts, outcome.times)
         dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
     return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense)
 

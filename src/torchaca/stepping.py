@@ -73,7 +73,8 @@ class Pace:
             return end, left < size
         if self.through and size == value(self.dt):
             return t + self.sign * self.dt, False
-        return value(t) + self.sign * size, False  # a constant, also after a t0 that is differentiated
+        start = t if self.through else value(t)  # else a constant, also after a t0 that is differentiated
+        return start + self.sign * size, False
 
     def accept(self, size: Time, ratio: Time, clipped: bool) -> None:
         self.ratios = [ratio, *self.ratios[:2]]
@@ -149,7 +150,7 @@ def _first(p: Problem, control: Adaptive, f0: Tensor, through: bool) -> Time:
         raise diagnose(p, control, History(), "first-step", p.ts.values[0], 0.0, p.y0)
     if not math.isfinite(size) or size < control.dt_min:
         return max(control.dt_min, 1e-6 * abs(p.ts.values[-1] - p.ts.values[0]))
-    return dt if through else size
+    return dt.double() if through else size  # time is float64 whatever the state is
 
 
 def _trial(

@@ -179,7 +179,9 @@ class Run:
     def leaves(self, saved: Sequence[Any]) -> Parts:
         """Leaves for a replay, from the saved inputs."""
         # The captured tensors are those that f holds, not what saved-tensor hooks made of them.
-        return replace(Parts.join(saved, len(self.inputs.args)), captured=self.inputs.captured).leaves()
+        return replace(
+            Parts.join(saved, len(self.inputs.args)), captured=self.inputs.captured + self.inputs.late
+        ).leaves()
 
 
 def taped(p: Problem, shelf: Shelf[Tensor], marks: list[Mark]) -> Iterator[Step]:
@@ -214,7 +216,7 @@ class _Solve(torch.autograd.Function):
         run.kept = [n for n in shelf.states if n < run.n_steps]
         ctx.run = run
         # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        ctx.save_for_backward(*(shelf.states[n] for n in run.kept), *tensors)
+        ctx.save_for_backward(*(shelf.states[n] for n in run.kept), *run.inputs.without_late(tensors))
         ctx.set_materialize_grads(False)
         run.problem = replace(run.problem, f0=None)
         return (outcome.ys, *outcome.bases)
@@ -223,7 +225,7 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         run: Run = ctx.run
         saved = ctx.saved_tensors
-        states, tensors = saved[: len(run.kept)], saved[len(run.kept) :]
+        states, tensors = saved[: len(run.kept)], (*saved[len(run.kept) :], *run.inputs.late)
         if all(g is None for g in cotangents):
             return (None, *([None] * len(tensors)))
         if torch.is_grad_enabled():
@@ -235,15 +237,12 @@ def sweep(
     run: Run, states: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
 ) -> MaybeTensors:
     """The backward pass: gradients of all inputs, in the order of `Parts`."""
-    stats = run.problem.stats
-    steps_before = stats.accepted_backward
     with backward_pass(run.problem, run.inputs, run.ambience):
         parts = run.leaves(tensors)
         backward = Backward(run, parts, cotangents[0], cotangents[1:])
         for n, state in run.reversed_states(states, backward.plain):
             backward.replay(n, state)
         grads = backward.finish()
-    stats.accepted_backward = steps_before  # replays are no steps of a backward integration
     return grads
 
 
@@ -291,7 +290,7 @@ class Backward:
                 outs.append(step.f0)
                 cotangents.append(carried)
         times = [t if isinstance(t, Tensor) else None for t in (t0, t1)]
-        if self.keep or self.run.inputs.strangers:
+        if self.run.inputs.watched:
             span = f"from t = {value(t0):g} to {value(t1):g}"
             check_replay(outs, self.run.inputs, (y, *times, *self.wrt), span)
         self._compare(step.y1)
@@ -389,14 +388,14 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, n_cotangents: int, states: Sequence[Tensor], *tensors: Any) -> Any:
         ctx.run, ctx.n = run, n_cotangents
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*run.inputs.without_late(tensors))
         ctx.set_materialize_grads(False)
         return tuple(sweep(run, states, tensors[:n_cotangents], tensors[n_cotangents:]))
 
     @staticmethod
     def backward(ctx: Any, *seconds: Any) -> Any:
         run: Run = ctx.run
-        cotangents, tensors = ctx.saved_tensors[: ctx.n], ctx.saved_tensors[ctx.n :]
+        cotangents, tensors = ctx.saved_tensors[: ctx.n], (*ctx.saved_tensors[ctx.n :], *run.inputs.late)
         create_graph = torch.is_grad_enabled()
         with backward_pass(run.problem, run.inputs, run.ambience), torch.enable_grad():
             parts = run.leaves(tensors)

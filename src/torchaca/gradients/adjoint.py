@@ -20,7 +20,7 @@ from ..control import Adaptive, FixedSteps
 from ..core import Method, Outcome, Problem, Stats, Time, Times, Watcher, value
 from ..errors import SolverError
 from ..outputs import gather
-from ..params import Inputs
+from ..params import Inputs, check_replay
 from ..state import rms, structure_of
 from ..stepping import steps
 from .replay import (
@@ -129,7 +129,7 @@ class _Solve(torch.autograd.Function):
         p = without_graph(run.problem)
         outcome = gather(p, steps(p))
         ctx.run = run
-        ctx.save_for_backward(outcome.ys, *tensors)
+        ctx.save_for_backward(outcome.ys, *run.inputs.without_late(tensors))
         run.times, run.failure = outcome.times, outcome.failure
         run.problem = replace(run.problem, f0=None)
         return (outcome.ys, *outcome.bases)
@@ -138,24 +138,34 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         run: Run = ctx.run
         grad_ys: Tensor = cotangents[0]
-        ys, *tensors = ctx.saved_tensors
+        ys, *tensors = (*ctx.saved_tensors, *run.inputs.late)
         create_graph = torch.is_grad_enabled()
         parts = replace(Parts.join(tensors, len(run.inputs.args)), captured=run.inputs.captured)
-        stats = run.problem.stats
-        with torch.no_grad(), backward_pass(run.problem, run.inputs, run.ambience):
-            backward = Backward(run, parts)
+        with torch.no_grad(), backward_pass(run.problem, run.inputs, run.ambience, integrates=True):
             try:
-                grads = backward.integrate(ys.detach(), grad_ys.detach())
-            except SolverError as error:
-                error.backward = True
-                raise
-            finally:
-                stats.accepted += backward.stats.accepted
-                stats.rejected += backward.stats.rejected
-        return (
-            None,
-            *(refuse_derivative(grads, (*parts.flat(), grad_ys), SECOND) if create_graph else grads),
-        )
+                grads = _integrated(run, parts, ys.detach(), grad_ys.detach())
+            except LateUseError:
+                parts = replace(parts, captured=run.inputs.captured + run.inputs.late)
+                grads = _integrated(run, parts, ys.detach(), grad_ys.detach())
+        grads += [None] * (len(tensors) - len(grads))
+        return (None, *(refuse_derivative(grads, (*tensors, grad_ys), SECOND) if create_graph else grads))
+
+
+class LateUseError(Exception):
+    """f used a tensor in the backward pass that it had not used at t0."""
+
+
+def _integrated(run: Run, parts: Parts, ys: Tensor, grad_ys: Tensor) -> MaybeTensors:
+    """One backward integration; its steps are counted, its failure says that it was the backward pass."""
+    backward = Backward(run, parts)
+    try:
+        return backward.integrate(ys, grad_ys)
+    except SolverError as error:
+        error.backward = True
+        raise
+    finally:
+        run.problem.stats.accepted += backward.stats.accepted
+        run.problem.stats.rejected += backward.stats.rejected
 
 
 class Backward:
@@ -171,6 +181,8 @@ class Backward:
         self.p = without_graph(rebuilt(run.problem, leaves, run.inputs))
         self.parts, self.wrt = leaves, [*leaves.args, *leaves.captured]
         self.keep = run.inputs.historic
+        # Leaves that f reaches are a part of the backward state only if f turns out to use them.
+        self.late = run.inputs.late if len(parts.captured) == len(run.inputs.captured) else ()
         self.structure = structure_of(
             (leaves.y0.detach(), leaves.y0.detach(), *(x.detach() for x in self.wrt))
         )
@@ -193,7 +205,7 @@ class Backward:
             grad_t = grad_t.to(self.parts.ts)
         n_args = len(self.parts.args)
         captured = without_detours(self.parts.captured, list(totals[n_args:]))
-        return [lam, grad_t, None, *totals[:n_args], *captured, *([None] * len(self.run.inputs.late))]
+        return [lam, grad_t, None, *totals[:n_args], *captured]
 
     def _slope(self, t: float, y: Tensor, cotangent: Tensor) -> Tensor:
         """The derivative of the loss as the time of y moves."""
@@ -271,21 +283,14 @@ class Backward:
             k = f(t, y, nudge) if nudge is not None else f(t, y)
         grads: MaybeTensors = [None] * (1 + len(self.wrt))
         if k.requires_grad:
-            late = self.run.inputs.late
-            grads = vjp([k], [y, *self.wrt, *late], [lam.to(k.dtype)], keep=self.keep)
-            grads = self._known(grads, value(t))
+            if self.run.inputs.watched:
+                check_replay([k], self.run.inputs, (y, *self.wrt), f"backwards through t = {value(t):g}")
+            grads = vjp([k], [y, *self.wrt, *self.late], [lam.to(k.dtype)], keep=self.keep)
+            known = 1 + len(self.wrt)
+            if any(grad is not None for grad in grads[known:]):
+                raise LateUseError
+            grads = grads[:known]
         zipped = zip(grads, [y, *self.wrt], strict=True)
         return self.structure.pack(
             (k.detach(), *(torch.zeros_like(x) if g is None else -g for g, x in zipped))
         )
-
-    def _known(self, grads: MaybeTensors, t: float) -> MaybeTensors:
-        """The gradients of the tensors that are part of the backward state; the others must have none."""
-        known = 1 + len(self.wrt)
-        for tensor, grad in zip(self.run.inputs.late, grads[known:], strict=True):
-            if grad is not None:
-                raise ValueError(
-                    f"f uses a tensor of shape {tuple(tensor.shape)} at t = {t:g} that it did not use at t0, so it is "
-                    "no part of the backward state: hand it over with args=(tensor, ...), or use gradient='aca'"
-                )
-        return grads[:known]

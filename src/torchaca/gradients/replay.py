@@ -48,22 +48,33 @@ class Ambience:
 
 
 @contextmanager
-def backward_pass(p: Problem, inputs: Inputs, ambience: Ambience) -> Iterator[None]:
-    """Around a backward pass: the forward's autocast; counts of its own; no hook runs, no side effect remains."""
+def backward_pass(
+    p: Problem, inputs: Inputs, ambience: Ambience, *, integrates: bool = False
+) -> Iterator[None]:
+    """Around a backward pass: the forward's autocast; counts of its own; no hook runs, no side effect remains.
+
+    `integrates`: its steps are those of a backward integration; replays are none.
+    """
     silent = p.effects.undone() if p.effects else nullcontext()
-    with _counted_as_backward(p.stats), ambience.restored(), silent, hooks_off(inputs.captured + inputs.late):
+    with (
+        _counted_as_backward(p.stats, integrates),
+        ambience.restored(),
+        silent,
+        hooks_off(inputs.captured + inputs.late),
+    ):
         yield
 
 
 @contextmanager
-def _counted_as_backward(stats: Stats) -> Iterator[None]:
+def _counted_as_backward(stats: Stats, integrates: bool) -> Iterator[None]:
     nfe, accepted, rejected = stats.nfe, stats.accepted, stats.rejected
     try:
         yield
     finally:
         stats.nfe_backward += stats.nfe - nfe
-        stats.accepted_backward += stats.accepted - accepted
-        stats.rejected_backward += stats.rejected - rejected
+        if integrates:
+            stats.accepted_backward += stats.accepted - accepted
+            stats.rejected_backward += stats.rejected - rejected
         stats.nfe, stats.accepted, stats.rejected = nfe, accepted, rejected
 
 

@@ -51,6 +51,10 @@ class NeuralODE(torch.nn.Module):
         for name in options:
             if name not in OPTIONS:
                 raise TypeError(f"NeuralODE has no option {name!r}.{did_you_mean(name, OPTIONS)}")
+        if options.get("on_failure") == "status":
+            raise ValueError(
+                "NeuralODE returns states, not a status: use on_failure='nan' or 'raise', or torchaca.solve"
+            )
         self.f = f
         self.t = t
         self.options = options
