@@ -92,6 +92,7 @@ class Adaptive:
     stop_ts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, low in (("safety", 0.0), ("factor_min", 0.0), ("dt_max", 0.0), ("max_steps", 0)):
             if not getattr(self, name) > low:
                 raise ValueError(f"{name} must be greater than {low:g}, got {getattr(self, name)!r}")
@@ -107,11 +108,22 @@ class Adaptive:
             raise ValueError(f"unknown norm {self.norm!r}: use 'rms', 'max' or a callable")
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            negative = bool((value < 0).any()) if isinstance(value, Tensor) else not value >= 0
+            negative = not bool((value >= 0).all()) if isinstance(value, Tensor) else not value >= 0
             if negative:
                 raise ValueError(f"{name} must not be negative, got {value!r}")
         if self._zero(self.rtol) and self._zero(self.atol):
             raise ValueError("rtol and atol cannot both be zero: no step would ever be accepted")
+
+    def _check_types(self) -> None:
+        for name in ("safety", "factor_min", "factor_max", "dt0", "dt_min", "dt_max", "max_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, type(None))):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        if not (isinstance(self.norm, str) or callable(self.norm)):
+            raise TypeError(f"norm must be 'rms', 'max' or a callable, got {self.norm!r}")
+        for time in (*self.jump_ts, *self.stop_ts):
+            if not math.isfinite(time):
+                raise ValueError(f"jump_ts and stop_ts must be finite, got {time}")
 
     @staticmethod
     def _zero(tolerance: float | Tensor) -> bool:
@@ -150,7 +162,7 @@ class Adaptive:
         small = (d0 < 1e-5) | (d1 < 1e-5)
         guess = 0.01 * d0 / torch.where(small, torch.ones_like(d1), d1)  # no nan in the branch not taken
         h0 = torch.where(small, torch.full_like(guess, 1e-6), guess)
-        h0 = h0.clamp(max=min(span, self.dt_max))
+        h0 = h0.clamp(max=min(0.5 * span, self.dt_max))  # halfway: neither rounding nor a jump is reached
         y1 = y0 + (sign * h0).to(y0.dtype.to_real()) * f0
         f1 = p.f(p.ts[0] + sign * (h0.double() if h0.device.type == "cpu" else h0), y1)
         d2 = self._scaled(f1 - f0, size) / h0
@@ -194,7 +206,8 @@ class FixedSteps:
             raise ValueError(f"give only one of {', '.join(given)}")
         if self.dt is not None and not (self.dt > 0 and math.isfinite(self.dt)):
             raise ValueError(f"dt is the size of a step, a positive number; got {self.dt!r}")
-        if self.n_steps is not None and (int(self.n_steps) != self.n_steps or self.n_steps < 1):
+        n = self.n_steps
+        if n is not None and not (isinstance(n, (int, float)) and n >= 1 and float(n).is_integer()):
             raise ValueError(f"n_steps is a whole number of at least 1, got {self.n_steps!r}")
 
     def times(self, ts: Times) -> list[Time]:
@@ -206,7 +219,7 @@ class FixedSteps:
         if self.grid is not None:
             return [first, *(self.grid[i] for i in range(1, len(self.grid) - 1)), last]
         if self.n_steps is not None:
-            n = self.n_steps
+            n = int(self.n_steps)
             return [first, *(first + (last - first) * (i / n) for i in range(1, n)), last]
         if self.dt is not None:
             # A remainder of rounding size is no step of its own.

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +35,7 @@ def host_times(t: Any) -> Tensor:
     """Times from a number, list, array or tensor as float64 on the host; differentiable where they were."""
     if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
         t = torch.stack([host_times(x).reshape(()) for x in t])
-    if not isinstance(t, (Tensor, np.ndarray)):
+    if getattr(t, "dtype", None) is None:  # neither a tensor nor an array: exact, not in the default dtype
         t = torch.as_tensor(t, dtype=torch.float64)
     t = torch.as_tensor(t)
     if t.is_complex() or t.dtype == torch.bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .control import Adaptive, largest
 from .core import Problem
@@ -91,6 +92,9 @@ def _of_f(p: Problem, t: float, bad: str) -> tuple[str, str, str]:
         if tensor.is_floating_point() and tensor.requires_grad and not torch.isfinite(tensor).all():
             advice = "look at the step before this call: your optimizer diverged, or the weights were loaded broken."
             return "parameter", f"{label(path)} holds nan or inf.", advice
+    for path, tensor in pytree.tree_flatten_with_path(getattr(p.f, "args", ()))[0]:
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return "parameter", f"args{pytree.keystr(path)} holds nan or inf.", "look at what made it."
     advice = "a guard in f (clamp, eps in a division or a root), or end the solve before this time."
     return "f", f"f is not finite at t = {t:.10g} for a finite y: {bad}.", advice
 
@@ -125,6 +129,9 @@ def _of_the_solution(
             (f"jump_ts=[{t:.6g}] (every time where f or its derivatives jump)."),
         )
     stiffness = _stiffness(p, t, y, max(history.sizes, default=dt))
+    if not math.isfinite(stiffness):
+        seen = f"f is not finite right beside y = {now:.2g}: the range of its dtype ends there."
+        return "f", seen, "bfloat16 or float32."
     if reason == "max-steps" and stiffness > 1.0:
         seen = f"dt * |df/dy| is about {stiffness:.2g}: stability, not accuracy, limits the step size."
         return "stiff", seen, "a looser tolerance does not help; a smoother f, or more steps (max_steps=...)."

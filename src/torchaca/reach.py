@@ -108,7 +108,7 @@ def _module_parts(path: Path, module: nn.Module) -> Iterator[tuple[Path, Any]]:
             yield from (((path, ".", inner), part) for inner, part in value.items())
         elif key not in MODULE_INTERNALS:
             yield (path, ".", key), value
-    yield path, type(module).forward
+    yield path, getattr(type(module), "forward", None)  # a ScriptModule has none
 
 
 def _function_parts(path: Path, function: types.FunctionType) -> Iterator[tuple[Path, Any]]:

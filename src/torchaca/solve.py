@@ -258,7 +258,7 @@ def _solved(
 def _at_rest(p: Problem) -> Outcome:
     """The outputs where all times are equal: y0, and moving along f where the times carry derivatives."""
     ys = p.y0.expand(len(p.ts), *p.y0.shape).clone()
-    if p.ts.tensor is not None:
+    if p.ts.tensor is not None and len(p.ts) > 1:
         shift = (p.ts.tensor - p.ts.tensor[0]).to(p.y0.device, p.y0.dtype.to_real())
         ys = ys + shift.reshape(-1, *[1] * p.y0.ndim) * p.f(p.ts[0], p.y0)
     return Outcome(ys, times=list(p.ts.values[:1]))
@@ -399,6 +399,8 @@ class StepOptions:
                 raise ValueError(
                     f"{next(iter(named))}= has no effect beside control=: set it in the control object"
                 )
+            if not isinstance(given, (Adaptive, FixedSteps)):
+                raise TypeError(f"control must be Adaptive(...) or FixedSteps(...), got {shorten(given)}")
             chosen = given
         elif fixed := named.keys() & {"dt", "n_steps", "grid"}:
             chosen = self._fixed(named, fixed)
@@ -415,14 +417,21 @@ class StepOptions:
                 f"{sorted(other)[0]}= has no effect with fixed steps ({next(iter(fixed))}=): drop one of them"
             )
         grid = None if self.grid is None else times_of(self.grid, "grid")
-        return FixedSteps(None if self.dt is None else float(self.dt), self.n_steps, grid)
+        try:
+            dt = None if self.dt is None else float(self.dt)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"dt is the size of a step, a positive number; got {self.dt!r}") from error
+        return FixedSteps(dt, self.n_steps, grid)
 
     def _adaptive(self, named: dict[str, Any], method: Method, structure: Structure, y0: Tensor) -> Adaptive:
         if not method.adaptive:
             raise ValueError(_needs_step(method, f"{next(iter(named))}= has no effect" if named else ""))
         options = {name: named[name] for name in ("dt0", "dt_min", "dt_max", "max_steps") if name in named}
         if "jump_ts" in named:
-            options["jump_ts"] = tuple(host_times(self.jump_ts).reshape(-1).tolist())
+            try:
+                options["jump_ts"] = tuple(host_times(self.jump_ts).reshape(-1).tolist())
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"jump_ts must be times, got {shorten(self.jump_ts)}") from error
         if "norm" in named:
             options["norm"] = resolve_norm(named["norm"], structure)
         for name in ("rtol", "atol"):

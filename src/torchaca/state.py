@@ -80,16 +80,16 @@ class Structure:
         """
         if isinstance(tolerance, (int, float)):
             return float(tolerance)
+        if isinstance(tolerance, str):
+            raise TypeError(f"{name} must be a number or numbers, got {tolerance!r}")
         if isinstance(tolerance, Tensor) and tolerance.numel() == 1:
             return float(tolerance)
         if self.plain:
             spread = torch.as_tensor(tolerance, dtype=like.real.dtype, device=like.device)
-            try:
-                torch.broadcast_shapes(spread.shape, like.shape)
-            except RuntimeError:
+            if not _fits(spread.shape, like.shape):
                 raise ValueError(
                     f"{name} of shape {tuple(spread.shape)} does not broadcast against y0 of shape {tuple(like.shape)}"
-                ) from None
+                )
             return spread
         parts = pytree.tree_leaves(tolerance)
         if len(parts) != len(self.leaves):
@@ -98,6 +98,12 @@ class Structure:
                 "give one number, or one per tensor"
             )
         tensors = [torch.as_tensor(part, dtype=like.real.dtype, device=like.device) for part in parts]
+        for t, leaf in zip(tensors, self.leaves, strict=True):
+            if not _fits(t.shape, leaf.shape):
+                raise ValueError(
+                    f"{name} of shape {tuple(t.shape)} does not broadcast against y0{leaf.path} of shape "
+                    f"{tuple(leaf.shape)}"
+                )
         return torch.cat(
             [t.expand(leaf.shape).reshape(-1) for t, leaf in zip(tensors, self.leaves, strict=True)]
         )
@@ -118,6 +124,13 @@ class Structure:
             return user(pytree.tree_unflatten(leaves, self.tree))
 
         return norm
+
+
+def _fits(shape: torch.Size, into: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(shape, into) == into
+    except RuntimeError:
+        return False
 
 
 def rms(x: Tensor) -> Tensor:

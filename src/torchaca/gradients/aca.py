@@ -411,10 +411,11 @@ class _Sweep(torch.autograd.Function):
                 for first, v in zip(firsts, seconds, strict=True)
                 if first is not None and v is not None and first.requires_grad
             ]
-        wrt = [*own, *parts.flat()]
-        if not wanted:
-            return (None, None, None, *([None] * len(wrt)))
-        grads = vjp([first for first, _ in wanted], wrt, [v for _, v in wanted], keep=run.inputs.historic)
+            wrt = [*own, *parts.flat()]
+            if not wanted:
+                return (None, None, None, *([None] * len(wrt)))
+            keep = run.inputs.historic
+            grads = vjp([first for first, _ in wanted], wrt, [v for _, v in wanted], keep=keep)
         others = len(grads) - len(parts.captured)
         grads = [*grads[:others], *without_detours(parts.captured, grads[others:])]
         if create_graph:

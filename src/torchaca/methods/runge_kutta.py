@@ -108,6 +108,10 @@ class RungeKutta:
 
     def _check(self) -> None:
         stages, close = len(self.weights), Fraction(1, 10**13)
+        if len(self.nodes) != len(self.matrix):
+            raise ValueError(f"{self.name}: c has {len(self.nodes)} nodes for {len(self.matrix)} rows of a")
+        if len({len(row) for row in self.polynomials}) > 1:
+            raise ValueError(f"{self.name}: all rows of dense must have the same length")
         for i, (c, row) in enumerate(zip(self.nodes, self.matrix, strict=True)):
             if len(row) != i or abs(sum(row, Fraction(0)) - c) > close:
                 raise ValueError(
