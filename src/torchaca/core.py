@@ -35,6 +35,8 @@ def host_times(t: Any) -> Tensor:
     """Times from a number, list, array or tensor as float64 on the host; differentiable where they were."""
     if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
         t = torch.stack([host_times(x).reshape(()) for x in t])
+    if isinstance(t, Sequence) and any(isinstance(x, bool) for x in t):
+        raise TypeError("times are real numbers, got a bool")
     if getattr(t, "dtype", None) is None:  # neither a tensor nor an array: exact, not in the default dtype
         t = torch.as_tensor(t, dtype=torch.float64)
     t = torch.as_tensor(t)
