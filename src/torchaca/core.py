@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 if TYPE_CHECKING:
     from .effects import Effects
@@ -43,6 +44,15 @@ def host_times(t: Any) -> Tensor:
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"times are real numbers, got {t.dtype}")
     return t.cpu().double()
+
+
+def has_lanes(x: Tensor) -> bool:
+    """Whether a tensor differs between the lanes of `torch.func.vmap`, so that it has no value to read."""
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return True
+        x = get_unwrapped(x)
+    return False
 
 
 def value(t: Time) -> float:
