@@ -197,7 +197,7 @@ class _Search:
     def _failure(self, kind: str, lanes: Tensor, reason: str) -> SolverError:
         where = torch.where(lanes, self.t, torch.inf)
         t = -float(_largest(-where))
-        message = f"a lane of vmap stopped at t = {t:.10g}: {reason}. try: that lane outside of vmap, which finds the cause."
+        message = f"a lane of vmap stopped at t = {t:.10g}: {reason}. try: that lane alone, outside of vmap."
         return SolverError(kind, message, t=t, dt=float(_largest(self.dt)), stats=self.p.stats)
 
 
