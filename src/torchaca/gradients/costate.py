@@ -156,13 +156,15 @@ class Backward:
         t0, h = value(step.t0), value(step.t1) - value(step.t0)
         times = [t0 + h * node for node, _ in self.nodes]
         for t, z, (_, weight) in zip(times, step.at(times), self.nodes, strict=True):
-            y, lam, _ = self._at(t, z)
-            y, k = self._evaluated(t, y)
-            # The weight goes into the cotangent: no operation of the size of the parameters but the sum.
-            grads = self._products(t, y, k, lam * (-h * weight), self.wrt)
-            for total, grad in zip(totals, grads, strict=True):
-                if grad is not None:
-                    total.add_(grad)
+            self._add_node(t, z, -h * weight, totals)
+
+    def _add_node(self, t: float, z: Tensor, weight: float, totals: list[Tensor]) -> None:
+        """Add `weight (df/dtheta)^T lambda` at one point; of the size of the parameters it holds just that product."""
+        y, lam, _ = self._at(t, z)
+        y, k = self._evaluated(t, y)
+        for total, grad in zip(totals, self._products(t, y, k, lam * weight, self.wrt), strict=True):
+            if grad is not None:
+                total.add_(grad)
 
     def _control(self, start: float, end: float) -> Adaptive | FixedSteps:
         """The forward control, over the segment and on the backward state."""
