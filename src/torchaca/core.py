@@ -239,8 +239,8 @@ class Problem:
 
     def reuses(self, t: Time) -> bool:
         """Whether f at the end of a step that ends at `t` is f at the start of the next one."""
-        noisy = self.effects is not None and self.effects.random
-        return not (noisy or self.one_sided or (self.jumps and value(t) in self.jumps))
+        stateful = self.effects is not None and self.effects.stateful
+        return not (stateful or self.one_sided or (self.jumps and value(t) in self.jumps))
 
 
 def inside(f: VectorField, t0: Time, t1: Time, start: bool, end: bool) -> VectorField:

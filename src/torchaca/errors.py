@@ -7,7 +7,7 @@ a `SolverError` with a `kind`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,12 @@ class SolverError(RuntimeError):
         self.dt = dt
         self.stats = stats
         self.backward = backward
-        self.partial: Solution | None = None
+        self.reached: Callable[[SolverError], Solution] | None = None
+
+    @property
+    def partial(self) -> Solution | None:
+        # Made when asked for: a solution knows its failure, and kept here the two would keep each other alive.
+        return self.reached(self) if self.reached is not None else None
 
     def __reduce__(self) -> Any:
         keywords = {"t": self.t, "dt": self.dt, "stats": self.stats, "backward": self.backward}

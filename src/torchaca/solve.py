@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -286,13 +287,14 @@ def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: st
     failure, ys, n = outcome.failure, outcome.ys, len(outcome.ys)
     if failure is not None:
         if on_failure == "raise":
-            failure.partial = Solution(
-                ts[:n].detach(), structure.unpack(ys.detach()), p.stats, tuple(outcome.times), failure
+            failure.reached = partial(
+                Solution, ts[:n].detach(), structure.unpack(ys.detach()), p.stats, tuple(outcome.times)
             )
+            outcome.failure = None  # no frame may hold the error whose traceback holds the frame
             try:
-                raise failure
+                raise failure.with_traceback(None)  # nor the frames of the search, with their states
             finally:
-                del failure, outcome  # the frame that raises must not hold the error whose traceback holds it
+                del failure
         if on_failure == "nan":
             ys = torch.cat([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)])
             n = len(p.ts)

@@ -123,7 +123,11 @@ class Adjoint:
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
         if ys.requires_grad:
             bases = refuse_derivative(bases, (ys,), DENSE)
-        return Outcome(ys, run.failure, run.times, bases)
+        failure, run.failure = (
+            run.failure,
+            None,
+        )  # handed over: its traceback may come to hold ys, and ys the run
+        return Outcome(ys, failure, run.times, bases)
 
 
 @dataclass
