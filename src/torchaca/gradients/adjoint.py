@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import Adaptive, FixedSteps
 from ..core import Method, Outcome, Problem, Watcher
 from ..errors import SolverError
 from ..outputs import gather
 from ..params import Inputs
+from ..state import structure_of
 from ..stepping import steps
 from .costate import Backward, LateUseError, Recorded
 from .replay import Ambience, MaybeTensors, Parts, backward_pass, refuse_derivative, without_graph
@@ -36,6 +38,11 @@ SECOND = (
 DENSE = (
     "dense output has no derivative with gradient='adjoint': put these times into t, or use gradient='aca'"
 )
+BATCHED = (
+    "gradient='adjoint' takes one cotangent at a time: loop over them instead of is_grads_batched=True, or use "
+    "gradient='aca'"
+)
+CONTROLS = (Adaptive, FixedSteps)
 STATES = ("backsolve", "interpolated")
 QUADRATURES = ("augmented", "gauss")
 
@@ -52,6 +59,13 @@ class Adjoint:
         Which parts of the backward state the step size control looks at: state, adjoint and parameter gradients
         ("full", the largest RMS among them), or state and adjoint only ("semi", Kidger et al. 2021). A callable gets
         the tuple `(t, y, adjoint of y, *parameter gradients)`, without what is not integrated.
+    method : Method, optional
+        For the backward integration; by default the forward one.
+    control : Adaptive, FixedSteps or callable, optional
+        For the backward integration; by default the forward one with the tolerances above. A callable gets the
+        start and the end of the stretch between two outputs.
+    watch : callable, optional
+        Called at the backward integration's trials; see `torchaca.core.Watcher`.
     state : "backsolve" or "interpolated"
         Where y(t) comes from in the backward pass: integrated backwards from the outputs ("backsolve": no memory, and
         wrong where the ODE contracts), or read from the forward steps, which are then kept ("interpolated":
@@ -61,13 +75,6 @@ class Adjoint:
         a Gauss-Legendre rule over each accepted backward step ("gauss"), at one evaluation of f a node. The backward
         state is then no longer than two states, and no step size depends on the parameters, as with the semi-norm.
         Pays for many parameters and few samples: what is left of the size of the parameters is a sum a node.
-    method : Method, optional
-        For the backward integration; by default the forward one.
-    control : Adaptive, FixedSteps or callable, optional
-        For the backward integration; by default the forward one with the tolerances above. A callable gets the
-        start and the end of the stretch between two outputs.
-    watch : callable, optional
-        Called at the backward integration's trials; see `torchaca.core.Watcher`.
     """
 
     rtol: float | Tensor | None = None
@@ -83,7 +90,7 @@ class Adjoint:
     wants_inputs: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.norm, str) and self.norm not in ("full", "semi"):
+        if not (self.norm in ("full", "semi") or callable(self.norm)):
             raise ValueError(f"unknown norm {self.norm!r} of the adjoint: use 'full', 'semi' or a callable")
         for setting, known in (("state", STATES), ("quadrature", QUADRATURES)):
             if getattr(self, setting) not in known:
@@ -95,17 +102,16 @@ class Adjoint:
                 "norm='semi' has no effect beside quadrature='gauss', which takes parameter gradients out of the norm "
                 "already: drop one of them"
             )
+        if self.method is not None and not callable(getattr(self.method, "step", None)):
+            raise TypeError(f"Adjoint(method=) is a method such as METHODS['dopri8'], got {self.method!r}")
+        if not (self.control is None or callable(self.control) or isinstance(self.control, CONTROLS)):
+            raise TypeError(
+                f"Adjoint(control=) is Adaptive(...), FixedSteps(...) or a callable, got {self.control!r}"
+            )
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, keeping the outputs; see `torchaca.core.Gradient`."""
-        if (
-            (self.rtol is not None or self.atol is not None)
-            and isinstance(p.control, FixedSteps)
-            and not self.control
-        ):
-            raise ValueError(
-                "Adjoint(rtol=, atol=) has no effect on fixed steps: drop them, or give control=Adaptive(...)"
-            )
+        settings = self._resolved(p)
         if p.effects and p.effects.random:
             raise ValueError(
                 "f draws random numbers (Dropout?): a backward integration would draw others. Use "
@@ -119,15 +125,36 @@ class Adjoint:
             raise ValueError(
                 "gradient='adjoint' has no derivative with respect to grid: pass grid.detach(), or use gradient='aca'"
             )
-        run = Run(self, p, inputs, Ambience.here(p.y0))
+        run = Run(settings, p, inputs, Ambience.here(p.y0))
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
         if ys.requires_grad:
             bases = refuse_derivative(bases, (ys,), DENSE)
-        failure, run.failure = (
-            run.failure,
-            None,
-        )  # handed over: its traceback may come to hold ys, and ys the run
+        # Handed over: its traceback may come to hold ys, and ys the run.
+        failure, run.failure = run.failure, None
         return Outcome(ys, failure, run.times, bases)
+
+    def _resolved(self, p: Problem) -> Adjoint:
+        """The same with tolerances for the state of p; refuses what could not run, or not as it was asked to."""
+        control, method = self.control or p.control, self.method or p.method
+        tolerances = {
+            name: given for name, given in (("rtol", self.rtol), ("atol", self.atol)) if given is not None
+        }
+        if not isinstance(control, Adaptive):
+            idle = [*tolerances, *(["norm"] if self.norm != "full" else [])]
+            if idle:
+                raise ValueError(
+                    f"Adjoint({idle[0]}=) has no effect on fixed steps: drop it, or give control=Adaptive(...)"
+                )
+            return self
+        if not method.adaptive:
+            raise ValueError(
+                f"{method.name} has no error estimate for the backward integration: give "
+                "Adjoint(control=FixedSteps(...)), or an adaptive method"
+            )
+        spread = structure_of(p.y0).spread
+        for_state = {name: spread(given, name, p.y0) for name, given in tolerances.items()}
+        replace(control, **for_state)  # which refuses negative ones
+        return replace(self, **for_state)
 
 
 @dataclass
@@ -172,17 +199,19 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         run: Run = ctx.run
-        grad_ys: Tensor = cotangents[0].detach()
+        grad_ys: Tensor = cotangents[0]
+        if is_legacy_batchedtensor(grad_ys):
+            raise NotImplementedError(BATCHED)
         ys, *saved = ctx.saved_tensors
         bases, tensors = saved[: ctx.kept], [*saved[ctx.kept :], *run.inputs.late]
         create_graph = torch.is_grad_enabled()
         parts = replace(Parts.join(tensors, len(run.inputs.args)), captured=run.inputs.captured)
         with torch.no_grad(), backward_pass(run.problem, run.inputs, run.ambience, integrates=True):
             try:
-                grads = run.gradients(parts, ys.detach(), bases, grad_ys)
+                grads = run.gradients(parts, ys.detach(), bases, grad_ys.detach())
             except LateUseError:
                 parts = replace(parts, captured=run.inputs.captured + run.inputs.late)
-                grads = run.gradients(parts, ys.detach(), bases, grad_ys)
+                grads = run.gradients(parts, ys.detach(), bases, grad_ys.detach())
         grads += [None] * (len(tensors) - len(grads))
-        anchors = (*tensors, cotangents[0])
+        anchors = (*tensors, grad_ys)
         return (None, *(refuse_derivative(grads, anchors, SECOND) if create_graph else grads))

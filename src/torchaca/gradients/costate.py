@@ -25,7 +25,7 @@ from ..core import Method, Problem, Stats, Step, Time, Times, value
 from ..params import Inputs, check_replay
 from ..state import rms, structure_of, wide
 from ..stepping import steps
-from .replay import MaybeTensors, Parts, rebuilt, vjp, without_detours, without_graph
+from .replay import MaybeTensors, Parts, Totals, rebuilt, vjp, without_detours, without_graph
 
 if TYPE_CHECKING:
     from .adjoint import Adjoint
@@ -63,7 +63,7 @@ class Backward:
     """The integration of `(y, lambda, dL/dtheta)`, or of those of them that are no better known.
 
     `recorded` is where y(t) comes from, None if it is integrated. With `settings.quadrature == "gauss"` the totals
-    dL/dtheta are summed up step by step and no part of the integrated state.
+    dL/dtheta are summed up step by step, in `sums`, and no part of the integrated state.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Backward:
         self.late = inputs.late if len(parts.captured) == len(inputs.captured) else ()
         self.method = settings.method or self.p.method
         self.nodes = gauss_nodes(self.method.order) if settings.quadrature == "gauss" else []
+        self.sums = Totals(len(self.wrt))
         y = leaves.y0.detach()
         self.structure = structure_of(self._integrated(y, y, [x.detach() for x in self.wrt]))
         self.sparse: dict[int, int] = {}
@@ -98,7 +99,7 @@ class Backward:
     def integrate(self, ys: Tensor, grad_ys: Tensor) -> MaybeTensors:
         """The gradients of all inputs, in the order of `Parts`."""
         values = self.p.ts.values
-        lam, totals = grad_ys[-1], [torch.zeros_like(x, dtype=wide([x.dtype])) for x in self.wrt]
+        lam, totals = grad_ys[-1], [] if self.nodes else [torch.zeros_like(x) for x in self.wrt]
         grad_t = torch.zeros(len(values), dtype=torch.float64) if self.parts.ts is not None else None
         for i in range(len(ys) - 1, 0, -1):
             if grad_t is not None:
@@ -111,14 +112,15 @@ class Backward:
         if self.parts.ts is not None and grad_t is not None:
             grad_t = grad_t.to(self.parts.ts)
         n_args = len(self.parts.args)
-        found = [self._as_found(x, total) for x, total in zip(self.wrt, totals, strict=True)]
+        grads = self.sums.sums if self.nodes else totals
+        found = [self._as_found(x, grad) for x, grad in zip(self.wrt, grads, strict=True)]
         captured = without_detours(self.parts.captured, list(found[n_args:]))
         return [lam, grad_t, None, *found[:n_args], *captured]
 
-    def _as_found(self, x: Tensor, total: Tensor) -> Tensor:
-        """A total as autograd would hand it out: in the dtype of x, sparse where f made it so."""
-        total = total.to(x.dtype)
-        return total.to_sparse(self.sparse[id(x)]) if id(x) in self.sparse else total
+    def _as_found(self, x: Tensor, grad: Tensor | None) -> Tensor:
+        """A gradient as autograd would hand it out: in the dtype of x, sparse where f made it so."""
+        grad = torch.zeros_like(x) if grad is None else grad.to(x.dtype)
+        return grad.to_sparse(self.sparse[id(x)]) if id(x) in self.sparse else grad
 
     def _slope(self, t: float, y: Tensor, cotangent: Tensor) -> Tensor:
         """The derivative of the loss as the time of y moves."""
@@ -145,26 +147,25 @@ class Backward:
             z = step.y1
             sizes.append(abs(value(step.t1) - value(step.t0)))
             if self.nodes and (self.wrt or self.late):
-                self._add_quadrature(step, totals)
+                self._add_quadrature(step)
         # The last step was cut to land here: the next segment starts with the size before the cut.
         self.dt = max(*sizes[-2:], self.dt or 0.0) if len(sizes) < 3 else max(sizes[-2:])
-        _, lam, integrated = self._at(end, z)
-        return lam, integrated or totals
+        _, lam, totals = self._at(end, z)
+        return lam, totals
 
-    def _add_quadrature(self, step: Step, totals: list[Tensor]) -> None:
-        """Add to the totals, in place, what they grow by over a backward step."""
+    def _add_quadrature(self, step: Step) -> None:
+        """Add to the sums what they grow by over a backward step."""
         t0, h = value(step.t0), value(step.t1) - value(step.t0)
         times = [t0 + h * node for node, _ in self.nodes]
         for t, z, (_, weight) in zip(times, step.at(times), self.nodes, strict=True):
-            self._add_node(t, z, -h * weight, totals)
+            self._add_node(t, z, -h * weight)
 
-    def _add_node(self, t: float, z: Tensor, weight: float, totals: list[Tensor]) -> None:
+    def _add_node(self, t: float, z: Tensor, weight: float) -> None:
         """Add `weight (df/dtheta)^T lambda` at one point; of the size of the parameters it holds just that product."""
         y, lam, _ = self._at(t, z)
         y, k = self._evaluated(t, y)
-        for total, grad in zip(totals, self._products(t, y, k, lam * weight, self.wrt), strict=True):
-            if grad is not None:
-                total.add_(grad)
+        grads = self._products(t, y, k, lam * weight, self.wrt)
+        self.sums.add([None if g is None else g.to(wide([g.dtype])) for g in grads])
 
     def _control(self, start: float, end: float) -> Adaptive | FixedSteps:
         """The forward control, over the segment and on the backward state."""
