@@ -69,12 +69,13 @@ class Adjoint:
     state : "backsolve" or "interpolated"
         Where y(t) comes from in the backward pass: integrated backwards from the outputs ("backsolve": no memory, and
         wrong where the ODE contracts), or read from the forward steps, which are then kept ("interpolated":
-        `Step.basis`, for dopri5 eight states a step).
+        `Step.basis`, for dopri5 eight states a step; a method whose interpolant has stages of its own evaluates them
+        in every step).
     quadrature : "augmented" or "gauss"
         How the gradients of parameters and args are integrated: as a part of the backward state ("augmented"), or by
         a Gauss-Legendre rule over each accepted backward step ("gauss"), at one evaluation of f a node. The backward
-        state is then no longer than two states, and no step size depends on the parameters, as with the semi-norm.
-        Pays for many parameters and few samples: what is left of the size of the parameters is a sum a node.
+        state is then two states at most, and no step size depends on the parameters, as with the semi-norm. Pays for
+        many parameters and few samples: of the parameters' size, the totals and one gradient are all that is held.
     """
 
     rtol: float | Tensor | None = None
