@@ -128,7 +128,7 @@ def odeint_adjoint(
             for name, given, own in (("rtol", adjoint_rtol, rtol), ("atol", adjoint_atol, atol))
         )
         return Adjoint(
-            norm=norm,
+            norm=norm if back.method.adaptive else "full",
             method=back.method,
             control=back.segment_control(*tolerances),
             watch=_on_structure(watch, call.structure) if watch else None,
