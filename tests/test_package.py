@@ -32,6 +32,7 @@ LAYERS = (
     "outputs",
     "lanes",
     "methods",
+    "resolution",
     "gradients",
     "dense",
     "compiled",

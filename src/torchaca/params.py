@@ -112,6 +112,7 @@ def first_evaluation(p: Problem, f: Dynamics, *, measure: bool = False) -> tuple
         k = _without_autograd(f, time, p.y0, error)
     finally:
         hook.remove()
+    f.note_graph(k, before)
     inputs = _inputs(tuple(args.values()), k, {id(state), *map(id, own.values())}, before, reached)
     if isinstance(weigh, Scale):
         inputs = replace(inputs, graph_bytes=weigh.bytes(besides=(state, *inputs.tensors)))
@@ -121,7 +122,10 @@ def first_evaluation(p: Problem, f: Dynamics, *, measure: bool = False) -> tuple
 def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
     """The problem with f at its start evaluated as a part of the caller's graph."""
     watch = Watch(p.y0.device, reach(f.func, f.args).tensors)
-    return watch.observed(p, p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0))
+    before = torch.autograd._get_sequence_nr()
+    k = p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0)
+    f.note_graph(k, before)
+    return watch.observed(p, k)
 
 
 class Scale(torch.autograd.graph.saved_tensors_hooks):

@@ -26,6 +26,7 @@ from .methods import ALIASES, METHODS
 from .outputs import gather
 from .params import Inputs, evaluated_in_graph, first_evaluation
 from .reach import reach
+from .resolution import floored
 from .state import Structure, structure_of
 from .stepping import steps
 
@@ -239,7 +240,7 @@ def _solved(
     in_graph = in_transform or (torch.is_grad_enabled() and not gradient.wants_inputs)
     inputs = Inputs()
     if in_graph:
-        p = evaluated_in_graph(p, f)
+        p = floored(evaluated_in_graph(p, f), f)
         seen = [tensor for _, tensor in reach(f.func, f.args).tensors] if in_transform else []
         if in_transform and isinstance(p.control, Adaptive) and solves_in_lanes(p, seen):
             if not isinstance(gradient, Direct | ACA):
@@ -250,6 +251,7 @@ def _solved(
             return solve_in_lanes(p, p.control, seen)
     else:
         p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size)
+        p = floored(p, f)
     if p.effects and p.effects.random and isinstance(p.control, Adaptive):
         warn_of_noise()
     if in_graph:
