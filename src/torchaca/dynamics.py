@@ -23,7 +23,8 @@ class Dynamics:
 
     f gets t as a 0-dim tensor in y's real dtype (at least float32), made without waiting for a device. Where f
     calls `autograd.grad` itself (`needs_grad`), it runs with grad mode on, on a detached state, also while the
-    solver builds no graph. `dtypes` are those in which f computes each tensor of the state, as far as it was seen.
+    solver builds no graph. What the first evaluation showed: `dtypes` are those in which f computes each tensor of
+    the state, `gathered` names a parameter that f gathers from other processes for each evaluation.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Dynamics:
         self.device = y0.device
         self.needs_grad = False
         self.fit = coerce if lenient else fit
+        self.gathered = ""
         self.dtypes = [leaf.dtype for leaf in structure.leaves]
         self._last: tuple[float | None, Tensor | None] = (None, None)
         self._returned: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
