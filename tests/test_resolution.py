@@ -83,6 +83,24 @@ def test_every_gradient_sees_the_precision_inside_of_f(gradient, widened):
     assert len(calls) == sol.stats.nfe_backward <= 100
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rtol": 1e-6, "atol": 1e-6},
+        {"control": Adaptive(rtol=1e-6)},
+        {"method": METHODS["tsit5"]},
+    ],
+    ids=str,
+)
+def test_a_backward_integration_with_tolerances_of_its_own(settings):
+    gradient = torchaca.Adjoint(**settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        sol, (message,) = solved(y0=X.clone().requires_grad_(), gradient=gradient, rtol=1e-2, atol=1e-2)
+    assert "torch.bfloat16" in message
+    sol.ys[-1].sum().backward()
+    assert sol.stats.nfe_backward <= 40
+
+
 def test_a_cast_by_hand():
     net = network().bfloat16()
     sol, (message,) = solved(lambda t, y: net(y.bfloat16()).float(), rtol=1e-6, atol=1e-6)

@@ -7,6 +7,7 @@ import torch
 from gradient_cases import (
     ADAPTIVE,
     ALL,
+    CONTINUOUS,
     DOUBLE,
     EXACT,
     FROZEN,
@@ -653,6 +654,49 @@ def test_f_that_differentiates_under_no_grad(gradient, kind, switch_on):
     for mine, right in zip(*map(torch.utils._pytree.tree_leaves, (got, want)), strict=True):
         assert not mine.requires_grad
         torch.testing.assert_close(mine, right.detach(), rtol=1e-12, atol=1e-12)
+
+
+class Hutchinson(Flow):
+    """The same with an estimate of the divergence, along one direction that is drawn before the solve."""
+
+    def __init__(self, switch_on=True):
+        super().__init__(switch_on)
+        self.register_buffer("along", torch.randn(3, 2, dtype=DOUBLE))
+
+    def field(self, t, z):
+        dz = self.net(torch.cat([z, t.expand(len(z), 1)], 1))
+        (product,) = torch.autograd.grad(dz, z, self.along, create_graph=True)
+        return dz, -(product * self.along).sum(1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "rk4", "n_steps": 3}, {"rtol": 1e-6}], ids=["fixed", "adaptive"]
+)
+@pytest.mark.parametrize("kind", [Hamiltonian, Hutchinson])
+@pytest.mark.parametrize("gradient", others(ALL))
+def test_second_derivatives_of_an_f_that_differentiates(gradient, kind, options):
+    """A penalty on the gradient of the outputs with respect to the start; refused in words where it cannot be."""
+    torch.manual_seed(4)
+    f = kind(True)
+    start = torch.randn(3, 4 if kind is Hamiltonian else 2, dtype=DOUBLE)
+
+    def grads(name, order=2):
+        y0 = start.clone().requires_grad_()
+        state = y0 if kind is Hamiltonian else (y0, torch.zeros(3, dtype=DOUBLE))
+        ys = solve(f, state, [0.0, 0.4, 1.0], gradient=name, **options).ys
+        inputs = {"y0": y0, **dict(f.named_parameters())}
+        if order == 1:
+            return gradients_of(ys, inputs)
+        (slope,) = torch.autograd.grad(loss_of(ys), y0, create_graph=True)
+        return gradients_of((slope.norm(dim=1) - 1).square(), inputs)
+
+    loose = 1e-11 if gradient in FROZEN or "n_steps" in options else 1e-4
+    assert_same(grads(gradient, 1), grads("direct", 1), 1e-4 if gradient in CONTINUOUS else loose)
+    if gradient in CONTINUOUS:
+        with pytest.raises(NotImplementedError, match="gradient='aca'"):
+            grads(gradient)
+    else:
+        assert_same(grads(gradient), grads("direct"), loose)
 
 
 def test_a_hamiltonian_is_conserved():

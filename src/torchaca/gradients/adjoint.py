@@ -23,9 +23,11 @@ from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import Adaptive, FixedSteps
 from ..core import Method, Outcome, Problem, Watcher
+from ..dynamics import Dynamics
 from ..errors import SolverError
 from ..outputs import gather
 from ..params import Inputs
+from ..resolution import floored
 from ..state import structure_of
 from ..stepping import steps
 from .costate import Backward, LateUseError, Recorded
@@ -162,8 +164,11 @@ class Adjoint:
             )
         spread = structure_of(p.y0).spread
         for_state = {name: spread(given, name, p.y0) for name, given in tolerances.items()}
-        replace(control, **for_state)  # which refuses negative ones
-        return replace(self, **for_state)
+        control = replace(control, **for_state)  # which refuses negative ones
+        if isinstance(p.f, Dynamics):
+            control = floored(replace(p, control=control, method=method), p.f).control
+        own = self.control if self.control is None else control
+        return replace(self, control=own, **{name: getattr(control, name) for name in for_state})
 
 
 @dataclass
