@@ -28,6 +28,7 @@ from .methods import (
     Tsit5,
 )
 from .nn import NeuralODE
+from .report import GradientReport, check_gradient
 from .solve import Solution, solve
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ACA",
     "GRADIENTS",
+    "GradientReport",
     "I_CONTROL",
     "METHODS",
     "PID",
@@ -64,6 +66,7 @@ __all__ = [
     "SolverError",
     "Stats",
     "Tsit5",
+    "check_gradient",
     "nn",
     "odeint",
     "odeint_adjoint",
