@@ -30,6 +30,7 @@ from .methods import (
 from .nn import NeuralODE
 from .report import GradientReport, check_gradient
 from .solve import Solution, solve
+from .trace import Trace
 
 __version__ = "0.1.0"
 
@@ -65,6 +66,7 @@ __all__ = [
     "Solution",
     "SolverError",
     "Stats",
+    "Trace",
     "Tsit5",
     "check_gradient",
     "nn",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .effects import Effects
     from .errors import SolverError
     from .params import Inputs
+    from .trace import Trace
 
 Time: TypeAlias = "float | Tensor"
 """A time on the host, or a 0-dim tensor where somebody wants a derivative with respect to it."""
@@ -200,6 +201,7 @@ class Problem:
     evaluation where the door has made it already. At the times in `jumps` f may jump: steps next to one
     evaluate f strictly on their own side (`one_sided`: all steps do). `source` is the user's function and
     `locate` names a flat component of the state, for messages. `effects` is what evaluations of f leave behind.
+    `trace` is told of every step of the backward pass.
     """
 
     f: VectorField
@@ -216,6 +218,7 @@ class Problem:
     source: Callable[..., Any] | None = None
     locate: Callable[[int], str] = "component {}".format
     effects: Effects | None = None
+    trace: Trace | None = None
 
     def side(self, t0: Time, t1: Time) -> tuple[bool, bool]:
         """Whether f has to be evaluated strictly inside the step at its start, and at its end."""
