@@ -7,6 +7,7 @@ The test in test_conformance.py runs the same and compares the page.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import traceback
@@ -181,7 +182,7 @@ def worst(found: Mapping[str, Any], right: Mapping[str, Any]) -> float:
         {name: None if x is None else x.double() for name, x in grads.items()} for grads in (found, right)
     ]
     off = max(differences(*wide).values())
-    return off if off == off else float("inf")
+    return float("inf") if math.isnan(off) else off
 
 
 def finite_differences(case: Case, options: Options, eps: float = 1e-5) -> dict[str, Tensor]:

@@ -365,7 +365,9 @@ def third() -> Case:
 
 
 def through(
-    transform: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor], batch: tuple[int, ...] = ()
+    transform: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor],
+    batch: tuple[int, ...] = (),
+    options: Options | None = None,
 ) -> Case:
     """A derivative with respect to y0 by torch.func; `transform` gets the outputs as a function of y0, and y0."""
     y0, w = leaf(*batch, 2), constant(2, 2, seed=1)
@@ -378,6 +380,7 @@ def through(
         {"y0": y0},
         lambda g, o: end(y0, g, o),
         lambda g, o: {"y0": transform(lambda y: end(y, g, o), y0.detach())},
+        options=options,
     )
 
 
@@ -410,9 +413,18 @@ def vmap() -> Case:
     return through(batched, (3,))
 
 
+def each_gradient(end: Callable[[Tensor], Tensor], y0: Tensor) -> Tensor:
+    return torch.func.vmap(torch.func.grad(lambda y: end(y).sum()))(y0)
+
+
 @feature("`torch.func.vmap` of a gradient")
 def vmap_grad() -> Case:
-    return through(lambda end, y0: torch.func.vmap(torch.func.grad(lambda y: end(y).sum()))(y0), batch=(3,))
+    return through(each_gradient, (3,))
+
+
+@feature("the same on adaptive steps, each lane its own")
+def lanes() -> Case:
+    return through(each_gradient, (3,), {"rtol": 1e-8, "atol": 1e-9})
 
 
 @feature("`torch.func.hessian`")

@@ -31,6 +31,7 @@ LAYERS = (
     "trace",
     "stepping",
     "outputs",
+    "lanes",
     "methods",
     "gradients",
     "dense",

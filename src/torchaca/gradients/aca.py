@@ -31,10 +31,10 @@ from .replay import (
     Ambience,
     MaybeTensors,
     Parts,
-    Totals,
     backward_pass,
     rebuilt,
     refuse_derivative,
+    totals_for,
     vjp,
     without_detours,
     without_graph,
@@ -118,7 +118,11 @@ class ACA:
             return gather(p, observed(p))
         run = Run(p, inputs, Ambience.here(p.y0), self._states(p, inputs), self.stagewise)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
-        return Outcome(ys, run.failure, run.times, bases)
+        failure, run.failure = (
+            run.failure,
+            None,
+        )  # handed over: its traceback may come to hold ys, and ys the run
+        return Outcome(ys, failure, run.times, bases)
 
     def _states(self, p: Problem, inputs: Inputs) -> str | int:
         """What to keep: as said, or as many states as the budget leaves room for."""
@@ -271,7 +275,7 @@ class Backward:
         self.ys_grad, self.dense_grad = grad_ys, grad_dense
         self.lam = torch.zeros_like(parts.y0, requires_grad=False)
         self.wrt = [parts.ts, parts.grid, *parts.args, *parts.captured]
-        self.totals = Totals(len(self.wrt))
+        self.totals = totals_for(len(self.wrt), (grad_ys, *grad_dense))
         self.time_grads: list[tuple[Tensor, Tensor]] = []
         self.keep = run.inputs.historic
         self.next_f0: Tensor | None = None
