@@ -24,7 +24,7 @@ from gradient_cases import CONTINUOUS, DOUBLE, THROUGH_SEARCH, Everything, diffe
 from torch import Tensor
 
 import torchaca
-from torchaca import ACA, GRADIENTS, METHODS, SolverError, solve
+from torchaca import ACA, GRADIENTS, METHODS, Adjoint, SolverError, solve
 from torchaca.core import Gradient
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "conformance.md"
@@ -40,6 +40,7 @@ STEPS = {"n_steps": 12}
 VARIANTS: dict[str, Gradient] = {
     'ACA(checkpoints="sqrt")': ACA(checkpoints="sqrt"),
     "ACA(stagewise=True)": ACA(stagewise=True),
+    'Adjoint(state="interpolated", quadrature="gauss")': Adjoint(state="interpolated", quadrature="gauss"),
 }
 """Settings with code of their own, beside the rows of GRADIENTS."""
 INSTEAD = re.compile(r"\b(use|give|pass|hand|drop|put|set|call|keep)\b", re.IGNORECASE)

@@ -14,7 +14,7 @@ from gradient_cases import DOUBLE
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchaca import solve
+from torchaca import Solution, solve
 from torchaca.core import Gradient
 
 Options = dict[str, Any]
@@ -300,22 +300,23 @@ def dropout() -> Case:
     return Case({"w": w, "y0": y0}, program)
 
 
-@feature("BatchNorm in f, training: also its running statistics")
+@feature("BatchNorm in f, training: its statistics move once per forward evaluation")
 def batch_norm() -> Case:
     w, y0 = leaf(3, 3), leaf(4, 3, seed=1)
-    start = nn.BatchNorm1d(3).to(DOUBLE).state_dict()
 
-    def solved(norm: nn.Module, g: Gradient, o: Options) -> Tensor:
-        return weighted(solve(lambda t, y: torch.tanh(norm(y @ w)), y0, [0.0, 1.0], gradient=g, **o).ys)
+    def solved(norm: nn.Module, g: Gradient, o: Options) -> Solution:
+        return solve(lambda t, y: torch.tanh(norm(y @ w)), y0, [0.0, 1.0], gradient=g, **o)
 
     def program(g: Gradient, o: Options) -> Tensor:
-        return solved(nn.BatchNorm1d(3).to(DOUBLE), g, o)
+        return weighted(solved(nn.BatchNorm1d(3).to(DOUBLE), g, o).ys)
 
     def derivative(g: Gradient, o: Options) -> dict[str, Any]:
         norm = nn.BatchNorm1d(3).to(DOUBLE)
-        norm.load_state_dict(start)
-        grads = torch.autograd.grad(solved(norm, g, o), [w, y0])
-        return {"w": grads[0], "y0": grads[1], "mean": norm.running_mean, "var": norm.running_var}
+        sol = solved(norm, g, o)
+        forward, count = norm.running_mean.clone(), norm.num_batches_tracked.item()
+        grads = torch.autograd.grad(weighted(sol.ys), [w, y0])
+        moved, missed = norm.running_mean - forward, torch.tensor(count - sol.stats.nfe)
+        return {"w": grads[0], "y0": grads[1], "moved in backward": moved, "evaluations missed": missed}
 
     return Case({"w": w, "y0": y0}, program, derivative)
 
