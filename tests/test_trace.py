@@ -225,6 +225,17 @@ def test_the_gradient_is_the_same_and_f_is_undisturbed(gradient):
     assert len(calls) == 2
 
 
+def test_random_steps_are_replayed_with_their_own_numbers(gradient):
+    model, shares = First(net(), nn.Dropout(0.5)), []
+    for g in (gradient, "aca"):
+        torch.manual_seed(3)
+        sol = solve(model, torch.ones(4, 2, dtype=DOUBLE), [0.0, 1.0], gradient=g, n_steps=4, debug=True)
+        sol.ys[-1].square().sum().backward()
+        shares.append([point.shares for point in sol.trace.points])
+    for mine, theirs in zip(*shares):
+        assert mine == pytest.approx(theirs, rel=1e-12)
+
+
 def test_nothing_is_evaluated_for_it_when_it_is_off():
     evaluations = {}
     for debug in (False, True):
