@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import Adaptive, FixedSteps
-from ..core import Method, Outcome, Problem, Watcher
+from ..core import Method, Outcome, Problem
 from ..errors import SolverError
 from ..outputs import gather
 from ..params import Inputs
@@ -65,7 +65,8 @@ class Adjoint:
         For the backward integration; by default the forward one with the tolerances above. A callable gets the
         start and the end of the stretch between two outputs.
     watch : callable, optional
-        Called at the backward integration's trials; see `torchaca.core.Watcher`.
+        Called at the backward integration's trials as `torchaca.core.Watcher` says, with the tuple that a callable norm
+        gets for a state.
     state : "backsolve" or "interpolated"
         Where y(t) comes from in the backward pass: integrated backwards from the outputs ("backsolve": no memory, and
         wrong where the ODE contracts), or read from the forward steps, which are then kept ("interpolated":
@@ -83,7 +84,7 @@ class Adjoint:
     norm: str | Callable[[Any], Tensor] = "full"
     method: Method | None = None
     control: Adaptive | FixedSteps | Callable[[float, float], FixedSteps] | None = None
-    watch: Watcher | None = None
+    watch: Callable[[str, float, Any, float], None] | None = None
     state: str = "backsolve"
     quadrature: str = "augmented"
     name: str = "adjoint"

@@ -139,7 +139,7 @@ class Backward:
             stats=self.stats,
             jumps=self.p.jumps,
             one_sided=self.p.one_sided,
-            watch=self.settings.watch,
+            watch=self._watch if self.settings.watch else None,
         )
         sizes: list[float] = []
         z = problem.y0
@@ -152,6 +152,13 @@ class Backward:
         self.dt = max(*sizes[-2:], self.dt or 0.0) if len(sizes) < 3 else max(sizes[-2:])
         _, lam, totals = self._at(end, z)
         return lam, totals
+
+    def _watch(self, event: str, t: float, z: Tensor, dt: float) -> None:
+        """Hand a trial on, with the state that a callable norm gets."""
+        if self.settings.watch:
+            self.settings.watch(
+                event, t, (z.new_zeros((), dtype=z.dtype.to_real()), *self.structure.unpack(z)), dt
+            )
 
     def _add_quadrature(self, step: Step) -> None:
         """Add to the sums what they grow by over a backward step."""
