@@ -12,7 +12,7 @@ a Gauss-Legendre quadrature over the interpolant of each backward step (as `Gaus
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from ..core import Method, Problem, Stats, Step, Time, Times, value
 from ..params import Inputs, check_replay
 from ..state import rms, structure_of, wide
 from ..stepping import steps
-from .replay import MaybeTensors, Parts, Totals, rebuilt, vjp, without_detours, without_graph
+from .replay import Ambience, MaybeTensors, Parts, Totals, rebuilt, vjp, without_detours, without_graph
 
 if TYPE_CHECKING:
     from .adjoint import Adjoint
@@ -35,22 +35,48 @@ class LateUseError(Exception):
     """f used a tensor in the backward pass that it had not used at t0."""
 
 
-@dataclass(frozen=True)
+def polynomials(method: Method) -> Tensor:
+    """`(m, r)`, float64 on the CPU: orthonormal columns that span the method's `basis_weights`.
+
+    A step's interpolant is a polynomial of degree r - 1, and `Step.basis` has an entry for every stage: r of their
+    combinations say the same.
+    """
+    weights = method.basis_weights(torch.linspace(0, 1, 64, dtype=torch.float64))
+    _, sizes, rows = torch.linalg.svd(weights, full_matrices=False)
+    return rows[sizes > 1e-12 * sizes[0]].T.contiguous()
+
+
+@dataclass
 class Recorded:
-    """The forward solution `y(t)`, from the interpolants of its steps (see `torchaca.core.Step.basis`)."""
+    """The forward solution `y(t)` from the interpolants of its steps: `coefficients[n]` is `(r, *y0.shape)`."""
 
     method: Method
-    times: Sequence[float]
-    bases: Sequence[Tensor]
+    ambience: Ambience
+    times: Sequence[float] = ()
+    coefficients: Sequence[Tensor] = ()
+
+    def __post_init__(self) -> None:
+        self.columns = polynomials(self.method)
+        # Autocast would round the products: they are no part of f.
+        self.precise = replace(self.ambience, enabled=False)
+
+    def taking(self, accepted: Iterable[Step], into: list[Tensor]) -> Iterator[Step]:
+        """The same steps; their coefficients are put into the list."""
+        for step in accepted:
+            into.append(self._product(self.columns.T, step.basis()))
+            yield step
 
     def __call__(self, t: float) -> Tensor:
         """The state at `t`, shape of y0."""
         sign = -1.0 if self.times[-1] < self.times[0] else 1.0
         n = bisect_left(self.times, sign * t, 1, len(self.times) - 1, key=lambda end: sign * end) - 1
         t0, t1 = self.times[n : n + 2]
-        basis = self.bases[n]
-        weights = self.method.basis_weights(torch.tensor([(t - t0) / (t1 - t0)], dtype=torch.float64))
-        return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)[0]
+        theta = torch.tensor([(t - t0) / (t1 - t0)], dtype=torch.float64)
+        return self._product(self.method.basis_weights(theta) @ self.columns, self.coefficients[n])[0]
+
+    def _product(self, weights: Tensor, basis: Tensor) -> Tensor:
+        with self.precise.restored():
+            return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)
 
 
 def gauss_nodes(order: int) -> list[tuple[float, float]]:
