@@ -30,6 +30,7 @@ LAYERS = (
     "diagnosis",
     "stepping",
     "outputs",
+    "lanes",
     "methods",
     "gradients",
     "dense",

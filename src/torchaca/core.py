@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 if TYPE_CHECKING:
     from .effects import Effects
@@ -35,12 +36,23 @@ def host_times(t: Any) -> Tensor:
     """Times from a number, list, array or tensor as float64 on the host; differentiable where they were."""
     if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
         t = torch.stack([host_times(x).reshape(()) for x in t])
+    if isinstance(t, Sequence) and any(isinstance(x, bool) for x in t):
+        raise TypeError("times are real numbers, got a bool")
     if getattr(t, "dtype", None) is None:  # neither a tensor nor an array: exact, not in the default dtype
         t = torch.as_tensor(t, dtype=torch.float64)
     t = torch.as_tensor(t)
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"times are real numbers, got {t.dtype}")
     return t.cpu().double()
+
+
+def has_lanes(x: Tensor) -> bool:
+    """Whether a tensor differs between the lanes of `torch.func.vmap`, so that it has no value to read."""
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return True
+        x = get_unwrapped(x)
+    return False
 
 
 def value(t: Time) -> float:

@@ -6,7 +6,6 @@ usual source of the first, BatchNorm's running statistics of the second.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .core import Problem
+from .errors import warn
 from .reach import Path, owner
 
 NEVER_READ = (
@@ -118,8 +118,7 @@ def set_generator_states(device: torch.device, states: tuple[Tensor, ...]) -> No
 
 def warn_of_noise() -> None:
     """For an adaptive solve of a random f."""
-    warnings.warn(
+    warn(
         "f draws random numbers (Dropout?): step control takes the noise for error and makes tiny steps. Use fixed "
-        "steps (n_steps=...), or call model.eval() first",
-        stacklevel=4,
+        "steps (n_steps=...), or call model.eval() first"
     )

@@ -7,6 +7,8 @@ a `SolverError` with a `kind`.
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,8 @@ from .core import Stats
 
 if TYPE_CHECKING:
     from .solve import Solution
+
+OURS = ("torchaca", "torch_ACA")
 
 KINDS = {
     "y0": "the initial state is not finite",
@@ -71,6 +75,14 @@ class SolverError(RuntimeError):
     def __str__(self) -> str:
         where = "backward pass" if self.backward else "forward pass"
         return f"SolverError[{self.kind}] in the {where}: {super().__str__()}"
+
+
+def warn(message: str) -> None:
+    """A warning that points at the line which called torchaca."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in OURS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

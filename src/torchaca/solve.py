@@ -20,10 +20,12 @@ from .dense import DenseOutput
 from .dynamics import Dynamics
 from .effects import warn_of_noise
 from .errors import SolverError, did_you_mean, shorten
-from .gradients import GRADIENTS
+from .gradients import ACA, GRADIENTS, Direct
+from .lanes import solve_in_lanes, solves_in_lanes
 from .methods import ALIASES, METHODS
 from .outputs import gather
 from .params import Inputs, evaluated_in_graph, first_evaluation
+from .reach import reach
 from .state import Structure, structure_of
 from .stepping import steps
 
@@ -231,15 +233,21 @@ def _solved(
     """Solve under the gradient method, or without a graph where nothing wants one."""
     if p.ts.values[0] == p.ts.values[-1]:
         return _at_rest(p)
-    in_graph = torch.is_grad_enabled() and not gradient.wants_inputs
-    if gradient.wants_inputs and transformed():
-        raise NotImplementedError(
-            f"gradient={gradient.name!r} does not run inside torch.func transforms or forward-mode AD yet: use "
-            "gradient='direct'"
-        )
+    in_transform = transformed()
+    if in_transform:
+        gradient = recorded(gradient)
+    in_graph = in_transform or (torch.is_grad_enabled() and not gradient.wants_inputs)
     inputs = Inputs()
     if in_graph:
         p = evaluated_in_graph(p, f)
+        seen = [tensor for _, tensor in reach(f.func, f.args).tensors] if in_transform else []
+        if in_transform and isinstance(p.control, Adaptive) and solves_in_lanes(p, seen):
+            if not isinstance(gradient, Direct | ACA):
+                raise NotImplementedError(
+                    f"gradient={gradient.name!r} is not available in an adaptive solve inside torch.func.vmap: use "
+                    "gradient='aca' or 'direct'"
+                )
+            return solve_in_lanes(p, p.control, seen)
     else:
         p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size)
     if p.effects and p.effects.random and isinstance(p.control, Adaptive):
@@ -268,6 +276,24 @@ def _at_rest(p: Problem) -> Outcome:
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active."""
     return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def recorded(gradient: Gradient) -> Gradient:
+    """The gradient inside torch.func transforms, which record what they differentiate themselves.
+
+    Raises
+    ------
+    NotImplementedError
+        For a gradient, or a setting, that decides what is recorded.
+    """
+    if gradient == ACA():  # its gradient is direct's, exactly
+        return Direct()
+    if not gradient.wants_inputs:
+        return gradient
+    raise NotImplementedError(
+        f"gradient={gradient.name!r} with these settings does not run inside torch.func transforms or forward-mode AD, "
+        "which keep the graph of all steps: use gradient='aca' without settings, or 'direct'"
+    )
 
 
 def _check_grid(control: FixedSteps, ts: Times) -> None:

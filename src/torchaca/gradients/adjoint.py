@@ -126,9 +126,8 @@ class Adjoint:
             raise ValueError(
                 "gradient='adjoint' has no derivative with respect to grid: pass grid.detach(), or use gradient='aca'"
             )
-        ambience = Ambience.here(p.y0)
-        recorded = Recorded(p.method, ambience) if self.state == "interpolated" else None
-        run = Run(settings, p, inputs, ambience, recorded)
+        recorded = Recorded(p.method) if self.state == "interpolated" else None
+        run = Run(settings, p, inputs, Ambience.here(p.y0), recorded)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
         if ys.requires_grad:
             bases = refuse_derivative(bases, (ys,), DENSE)

@@ -46,24 +46,27 @@ def polynomials(method: Method) -> Tensor:
     return rows[sizes > 1e-12 * sizes[0]].T.contiguous()
 
 
+def combined(weights: Tensor, basis: Tensor) -> Tensor:
+    """`weights @ basis`, `(n, m)` by `(m, *y.shape)`, at full precision: autocast is for f."""
+    with replace(Ambience.here(basis), enabled=False).restored():
+        return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)
+
+
 @dataclass
 class Recorded:
     """The forward solution `y(t)` from the interpolants of its steps: `coefficients[n]` is `(r, *y0.shape)`."""
 
     method: Method
-    ambience: Ambience
     times: Sequence[float] = ()
     coefficients: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
         self.columns = polynomials(self.method)
-        # Autocast would round the products: they are no part of f.
-        self.precise = replace(self.ambience, enabled=False)
 
     def taking(self, accepted: Iterable[Step], into: list[Tensor]) -> Iterator[Step]:
         """The same steps; their coefficients are put into the list."""
         for step in accepted:
-            into.append(self._product(self.columns.T, step.basis()))
+            into.append(combined(self.columns.T, step.basis()))
             yield step
 
     def __call__(self, t: float) -> Tensor:
@@ -72,17 +75,13 @@ class Recorded:
         n = bisect_left(self.times, sign * t, 1, len(self.times) - 1, key=lambda end: sign * end) - 1
         t0, t1 = self.times[n : n + 2]
         theta = torch.tensor([(t - t0) / (t1 - t0)], dtype=torch.float64)
-        return self._product(self.method.basis_weights(theta) @ self.columns, self.coefficients[n])[0]
-
-    def _product(self, weights: Tensor, basis: Tensor) -> Tensor:
-        with self.precise.restored():
-            return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)
+        return combined(self.method.basis_weights(theta) @ self.columns, self.coefficients[n])[0]
 
 
-def gauss_nodes(order: int) -> list[tuple[float, float]]:
-    """`(node, weight)` on [0, 1] of the Gauss-Legendre rule that is of a higher order than a method of `order`."""
+def gauss_rule(order: int) -> tuple[list[float], list[float]]:
+    """Nodes and weights on [0, 1] of the Gauss-Legendre rule that is of a higher order than a method of `order`."""
     nodes, weights = leggauss(order // 2 + 1)  # n nodes are of order 2 n
-    return [(0.5 + 0.5 * float(x), 0.5 * float(w)) for x, w in zip(nodes, weights, strict=True)]
+    return (0.5 + 0.5 * nodes).tolist(), (0.5 * weights).tolist()
 
 
 class Backward:
@@ -103,7 +102,9 @@ class Backward:
         # Leaves that f reaches are a part of the backward state only if f turns out to use them.
         self.late = inputs.late if len(parts.captured) == len(inputs.captured) else ()
         self.method = settings.method or self.p.method
-        self.nodes = gauss_nodes(self.method.order) if settings.quadrature == "gauss" else []
+        self.nodes, self.weights = (
+            gauss_rule(self.method.order) if settings.quadrature == "gauss" else ([], [])
+        )
         self.sums = Totals(len(self.wrt))
         y = leaves.y0.detach()
         self.structure = structure_of(self._integrated(y, y, [x.detach() for x in self.wrt]))
@@ -182,9 +183,9 @@ class Backward:
     def _add_quadrature(self, step: Step) -> None:
         """Add to the sums what they grow by over a backward step."""
         t0, h = value(step.t0), value(step.t1) - value(step.t0)
-        times = [t0 + h * node for node, _ in self.nodes]
-        for t, z, (_, weight) in zip(times, step.at(times), self.nodes, strict=True):
-            self._add_node(t, z, -h * weight)
+        at_nodes = self.method.basis_weights(torch.tensor(self.nodes, dtype=torch.float64))
+        for node, weight, z in zip(self.nodes, self.weights, combined(at_nodes, step.basis()), strict=True):
+            self._add_node(t0 + h * node, z, -h * weight)
 
     def _add_node(self, t: float, z: Tensor, weight: float) -> None:
         """Add `weight (df/dtheta)^T lambda` at one point; of the size of the parameters it holds just that product."""

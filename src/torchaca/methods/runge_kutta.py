@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..core import Time, VectorField, value
+from ..core import Time, VectorField, has_lanes, value
 
 Row = tuple[Fraction, ...]
 
@@ -185,7 +185,10 @@ def fraction(t0: Time, t1: Time, times: Sequence[Time]) -> Tensor:
     """theta = (t - t0) / (t1 - t0) of `times`: `(len(times),)`, float64 on the CPU, differentiable."""
     if any(isinstance(t, Tensor) for t in (t0, t1, *times)):
         start = _host(t0)
-        return (torch.stack([_host(t) for t in times]) - start) / (_host(t1) - start)
+        size = _host(t1) - start
+        if has_lanes(size):
+            size = torch.where(size == 0, 1.0, size)  # a lane that is done
+        return (torch.stack([_host(t) for t in times]) - start) / size
     return (torch.tensor(times, dtype=torch.float64) - t0) / (t1 - t0)
 
 
@@ -210,7 +213,9 @@ class RungeKuttaStep:
         self._f = f
         self._grad = torch.is_grad_enabled()
         h: Time = t1 - t0
-        self._h = value(h)
+        self._h = (
+            0.0 if isinstance(h, Tensor) and has_lanes(h) else value(h)
+        )  # all of a lane's h goes into dh
         self._dh = (h - self._h).to(y0.device, y0.dtype.to_real()) if isinstance(h, Tensor) else None
         self._ks: list[Tensor] = [f(t0, y0) if f0 is None else f0]
         for i in range(1, method.stages - method.fsal):
