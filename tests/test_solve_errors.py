@@ -389,7 +389,7 @@ def failure(case, **options):
 
 
 def test_every_kind_is_shown():
-    assert {kind_of(case) for case in FAILURES} == set(KINDS)
+    assert {kind_of(case) for case in FAILURES} == set(KINDS) - {"gradient"}  # which test_trace.py shows
 
 
 @WARNS

@@ -28,13 +28,16 @@ from .methods import (
     Tsit5,
 )
 from .nn import NeuralODE
+from .report import GradientReport, check_gradient
 from .solve import Solution, solve
+from .trace import Trace
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ACA",
     "GRADIENTS",
+    "GradientReport",
     "I_CONTROL",
     "METHODS",
     "PID",
@@ -63,7 +66,9 @@ __all__ = [
     "Solution",
     "SolverError",
     "Stats",
+    "Trace",
     "Tsit5",
+    "check_gradient",
     "nn",
     "odeint",
     "odeint_adjoint",

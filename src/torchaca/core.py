@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .effects import Effects
     from .errors import SolverError
     from .params import Inputs
+    from .trace import Trace
 
 Time: TypeAlias = "float | Tensor"
 """A time on the host, or a 0-dim tensor where somebody wants a derivative with respect to it."""
@@ -44,6 +46,20 @@ def host_times(t: Any) -> Tensor:
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"times are real numbers, got {t.dtype}")
     return t.cpu().double()
+
+
+def combined(weights: Tensor, basis: Tensor) -> Tensor:
+    """`weights @ basis`, `(n, m)` or `(m,)` by `(m, *y.shape)`."""
+    with without_autocast(basis.device):
+        return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast is for f: what the solver does, and backward passes, keep the precision that they find."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def has_lanes(x: Tensor) -> bool:
@@ -212,6 +228,7 @@ class Problem:
     evaluation where the door has made it already. At the times in `jumps` f may jump: steps next to one
     evaluate f strictly on their own side (`one_sided`: all steps do). `source` is the user's function and
     `locate` names a flat component of the state, for messages. `effects` is what evaluations of f leave behind.
+    `trace` is told of every step of the backward pass.
     """
 
     f: VectorField
@@ -228,6 +245,7 @@ class Problem:
     source: Callable[..., Any] | None = None
     locate: Callable[[int], str] = "component {}".format
     effects: Effects | None = None
+    trace: Trace | None = None
 
     def side(self, t0: Time, t1: Time) -> tuple[bool, bool]:
         """Whether f has to be evaluated strictly inside the step at its start, and at its end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from .dense import DenseOutput
 from .dynamics import Dynamics
 from .effects import warn_of_noise
 from .errors import SolverError, did_you_mean, shorten
-from .gradients import ACA, GRADIENTS, Direct
+from .gradients import ACA, GRADIENTS, TRACED, Direct
 from .lanes import solve_in_lanes, solves_in_lanes
 from .methods import ALIASES, METHODS
 from .outputs import gather
@@ -28,6 +28,7 @@ from .params import Inputs, evaluated_in_graph, first_evaluation
 from .reach import reach
 from .state import Structure, structure_of
 from .stepping import steps
+from .trace import Trace
 
 ON_FAILURE = ("raise", "status", "nan")
 
@@ -48,6 +49,8 @@ class Solution:
         The times between which the solve stepped, from t[0] on.
     failure : SolverError or None
         Why the solve stopped early, where `on_failure` is not "raise".
+    trace : Trace or None
+        With `debug=True`: the steps of the last backward pass, `trace.ts`, `trace.norms`, `trace.points`.
     """
 
     ts: Tensor
@@ -56,6 +59,7 @@ class Solution:
     steps: tuple[float, ...] = ()
     failure: SolverError | None = None
     dense: DenseOutput | None = None
+    trace: Trace | None = None
 
     @property
     def status(self) -> str:
@@ -97,6 +101,7 @@ def solve(
     control: Adaptive | FixedSteps | None = None,
     dense: bool = False,
     on_failure: str = "raise",
+    debug: bool = False,
     **unknown: Any,
 ) -> Solution:
     """Solve dy/dt = f(t, y), y(t[0]) = y0, so that the outputs can be differentiated.
@@ -136,6 +141,9 @@ def solve(
         Keep what `solution(t)` needs (a few states a step).
     on_failure : "raise", "status", "nan"
         Raise `SolverError`; or return the valid, differentiable prefix; or fill the rest with nan.
+    debug : bool
+        Watch the backward pass ("aca" and "direct"; slower): a gradient that becomes nan or inf raises `SolverError`
+        with the step, the times and the tensor; one that explodes warns; `solution.trace` has the norms of all steps.
 
     Returns
     -------
@@ -176,13 +184,14 @@ def solve(
         gradient=find_gradient(gradient),
         dense=dense,
         on_failure=on_failure,
+        debug=debug,
         given_ts=t,
     )
 
 
 OPTIONS = (
     *("args", "method", "rtol", "atol", "gradient", "dt", "n_steps", "grid", "dt0", "dt_min", "dt_max"),
-    *("max_steps", "jump_ts", "norm", "control", "dense", "on_failure"),
+    *("max_steps", "jump_ts", "norm", "control", "dense", "on_failure", "debug"),
 )
 
 
@@ -198,6 +207,7 @@ def run(
     args: tuple[Any, ...] = (),
     dense: bool = False,
     on_failure: str = "raise",
+    debug: bool = False,
     given_ts: Any = None,
     watch: Watcher | None = None,
     one_sided: bool = False,
@@ -223,6 +233,8 @@ def run(
     problem = Problem(
         dynamics, y0, ts, method, control, stats, None, jumps, one_sided, watch, dense, f, structure.component
     )
+    if debug:
+        problem = replace(problem, trace=_trace(f, args, gradient, stats))
     outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
     return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics))
 
@@ -262,6 +274,21 @@ def _solved(
         return gradient(p, inputs)
     with torch.no_grad():
         return gather(p, steps(p))
+
+
+def _trace(f: Callable[..., Any], args: tuple[Any, ...], gradient: Gradient, stats: Stats) -> Trace:
+    """What `debug=True` fills in, if this gradient can."""
+    if not isinstance(gradient, TRACED):
+        raise ValueError(
+            f"debug=True follows a gradient from step to step, and gradient={gradient.name!r} is not computed that "
+            "way: use gradient='aca' or 'direct'"
+        )
+    if transformed():
+        raise NotImplementedError(
+            "debug=True reads the numbers of a gradient, which torch.func transforms and forward-mode AD hide: "
+            "use it outside of them, with backward()"
+        )
+    return Trace(f, args, stats)
 
 
 def _at_rest(p: Problem) -> Outcome:
@@ -328,7 +355,7 @@ def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: st
     if p.dense:
         boundaries = outcome.boundaries or p.control.boundaries(p.ts, outcome.times)
         dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
-    return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense)
+    return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense, p.trace)
 
 
 def _output_times(given: Any, ts: Times, f: Dynamics) -> Tensor:

@@ -15,4 +15,7 @@ GRADIENTS: dict[str, Callable[[], Gradient]] = {
     "adjoint": Adjoint,
 }
 
-__all__ = ["ACA", "GRADIENTS", "Adjoint", "Direct", "Naive"]
+TRACED = (ACA, Direct)
+"""Those whose backward pass goes from step to step and can tell what happens in each (`debug=True`)."""
+
+__all__ = ["ACA", "GRADIENTS", "TRACED", "Adjoint", "Direct", "Naive"]

@@ -21,11 +21,11 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from ..control import Adaptive, FixedSteps
-from ..core import Method, Problem, Stats, Step, Time, Times, value
+from ..core import Method, Problem, Stats, Step, Time, Times, combined, value
 from ..params import Inputs, check_replay
 from ..state import rms, structure_of, wide
 from ..stepping import steps
-from .replay import Ambience, MaybeTensors, Parts, Totals, rebuilt, vjp, without_detours, without_graph
+from .replay import MaybeTensors, Parts, Totals, rebuilt, vjp, without_detours, without_graph
 
 if TYPE_CHECKING:
     from .adjoint import Adjoint
@@ -44,12 +44,6 @@ def polynomials(method: Method) -> Tensor:
     weights = method.basis_weights(torch.linspace(0, 1, 64, dtype=torch.float64))
     _, sizes, rows = torch.linalg.svd(weights, full_matrices=False)
     return rows[sizes > 1e-12 * sizes[0]].T.contiguous()
-
-
-def combined(weights: Tensor, basis: Tensor) -> Tensor:
-    """`weights @ basis`, `(n, m)` by `(m, *y.shape)`, at full precision: autocast is for f."""
-    with replace(Ambience.here(basis), enabled=False).restored():
-        return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)
 
 
 @dataclass

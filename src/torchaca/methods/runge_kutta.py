@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..core import Time, VectorField, has_lanes, value
+from ..core import Time, VectorField, combined, has_lanes, value
 
 Row = tuple[Fraction, ...]
 
@@ -274,8 +274,7 @@ class RungeKuttaStep:
     def at(self, times: Sequence[Time]) -> Tensor:
         ks = self._evaluated(len(self.method.nodes))
         weights = self.method.continuous_weights(fraction(self.t0, self.t1, times))
-        moved = weights.to(device=self.y0.device, dtype=self.y0.dtype)
-        slopes = torch.tensordot(moved, torch.stack(ks), 1)
+        slopes = combined(weights, torch.stack(ks))
         return self._with_dh(torch.add(self.y0, slopes, alpha=self._h), slopes)
 
     def basis(self) -> Tensor:
