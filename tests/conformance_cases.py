@@ -14,7 +14,7 @@ from gradient_cases import DOUBLE
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchaca import solve
+from torchaca import Solution, solve
 from torchaca.core import Gradient
 
 Options = dict[str, Any]
@@ -300,22 +300,23 @@ def dropout() -> Case:
     return Case({"w": w, "y0": y0}, program)
 
 
-@feature("BatchNorm in f, training: also its running statistics")
+@feature("BatchNorm in f, training: its statistics move once per forward evaluation")
 def batch_norm() -> Case:
     w, y0 = leaf(3, 3), leaf(4, 3, seed=1)
-    start = nn.BatchNorm1d(3).to(DOUBLE).state_dict()
 
-    def solved(norm: nn.Module, g: Gradient, o: Options) -> Tensor:
-        return weighted(solve(lambda t, y: torch.tanh(norm(y @ w)), y0, [0.0, 1.0], gradient=g, **o).ys)
+    def solved(norm: nn.Module, g: Gradient, o: Options) -> Solution:
+        return solve(lambda t, y: torch.tanh(norm(y @ w)), y0, [0.0, 1.0], gradient=g, **o)
 
     def program(g: Gradient, o: Options) -> Tensor:
-        return solved(nn.BatchNorm1d(3).to(DOUBLE), g, o)
+        return weighted(solved(nn.BatchNorm1d(3).to(DOUBLE), g, o).ys)
 
     def derivative(g: Gradient, o: Options) -> dict[str, Any]:
         norm = nn.BatchNorm1d(3).to(DOUBLE)
-        norm.load_state_dict(start)
-        grads = torch.autograd.grad(solved(norm, g, o), [w, y0])
-        return {"w": grads[0], "y0": grads[1], "mean": norm.running_mean, "var": norm.running_var}
+        sol = solved(norm, g, o)
+        forward, count = norm.running_mean.clone(), norm.num_batches_tracked.item()
+        grads = torch.autograd.grad(weighted(sol.ys), [w, y0])
+        moved, missed = norm.running_mean - forward, torch.tensor(count - sol.stats.nfe)
+        return {"w": grads[0], "y0": grads[1], "moved in backward": moved, "evaluations missed": missed}
 
     return Case({"w": w, "y0": y0}, program, derivative)
 
@@ -365,7 +366,9 @@ def third() -> Case:
 
 
 def through(
-    transform: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor], batch: tuple[int, ...] = ()
+    transform: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor],
+    batch: tuple[int, ...] = (),
+    options: Options | None = None,
 ) -> Case:
     """A derivative with respect to y0 by torch.func; `transform` gets the outputs as a function of y0, and y0."""
     y0, w = leaf(*batch, 2), constant(2, 2, seed=1)
@@ -378,6 +381,7 @@ def through(
         {"y0": y0},
         lambda g, o: end(y0, g, o),
         lambda g, o: {"y0": transform(lambda y: end(y, g, o), y0.detach())},
+        options=options,
     )
 
 
@@ -410,9 +414,18 @@ def vmap() -> Case:
     return through(batched, (3,))
 
 
+def each_gradient(end: Callable[[Tensor], Tensor], y0: Tensor) -> Tensor:
+    return torch.func.vmap(torch.func.grad(lambda y: end(y).sum()))(y0)
+
+
 @feature("`torch.func.vmap` of a gradient")
 def vmap_grad() -> Case:
-    return through(lambda end, y0: torch.func.vmap(torch.func.grad(lambda y: end(y).sum()))(y0), batch=(3,))
+    return through(each_gradient, (3,))
+
+
+@feature("the same on adaptive steps, each lane its own")
+def lanes() -> Case:
+    return through(each_gradient, (3,), {"rtol": 1e-8, "atol": 1e-9})
 
 
 @feature("`torch.func.hessian`")

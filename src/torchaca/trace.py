@@ -7,7 +7,6 @@ warning names the step that did most; the norms of all steps are there for a plo
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .core import Stats
-from .errors import SolverError
+from .errors import SolverError, warn
 from .reach import label, reach
 
 EXPLODED = 1e6  # growth of the cotangent over consecutive steps that is worth a warning
@@ -147,12 +146,10 @@ class Trace:
     def _warn(self) -> None:
         worst = max(self.points, key=lambda point: point.growth)
         share = max(worst.shares, key=lambda name: worst.shares[name], default="")
-        warnings.warn(
+        warn(
             f"the gradient exploded: |dL/dy| grew {self._highest:.1e}-fold on the way back, most "
             f"{self._where(worst)} ({worst.growth:.2g}-fold)"
-            + (f"; {share} got most of that step's gradients" if share else ""),
-            RuntimeWarning,
-            stacklevel=2,
+            + (f"; {share} got most of that step's gradients" if share else "")
         )
 
 
