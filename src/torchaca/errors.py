@@ -28,6 +28,7 @@ KINDS = {
     "step-size": "the step size fell below what time can resolve",
     "dt-min": "the step size fell below dt_min",
     "max-steps": "max_steps trials were not enough",
+    "reconstruction": "undoing the steps did not lead back to where they started",
 }
 
 
