@@ -63,8 +63,8 @@ class Stats:
     accepted_backward, rejected_backward : int
         Steps of the backward integration; only the continuous adjoint has one.
     reconstruction_error : float
-        How far the states that the last backward pass reconstructed were from those that the forward pass had kept,
-        relative to the largest of them; only the reversible gradient, "mali", reconstructs.
+        The largest relative difference between the states that the last backward pass reconstructed and those that the
+        forward pass had kept; only the gradient "mali" reconstructs states.
     """
 
     nfe: int = 0

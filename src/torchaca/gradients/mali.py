@@ -48,8 +48,8 @@ class MALI:
         at each. States before a jump of f are kept in addition.
     tolerance : float, optional
         The backward pass raises `SolverError` where a reconstructed state differs from the kept one by more than this
-        part of the largest state. By default the square root of the dtype's resolution: 1.5e-8 in float64, 3.5e-4 in
-        float32. What it was is in `Solution.stats.reconstruction_error`.
+        part of its size. By default the square root of the dtype's resolution: 1.5e-8 in float64, 3.5e-4 in float32.
+        What it was is in `Solution.stats.reconstruction_error`.
 
     Raises
     ------
@@ -192,11 +192,12 @@ class Undoing:
         self.f = Evaluations(backward.p.f, solve.inputs, backward.parts, timed)
         self.p = backward.plain = replace(backward.plain, f=self.f)
         backward.p = replace(backward.p, f=self.f)
-        sizes = [torch.linalg.vector_norm(y) for y in (self.p.y0, *(carry[0] for carry in carries.values()))]
-        self.size = torch.stack(sizes).max().item()
+        # A solution that is not finite says so itself.
+        self.finite = all(bool(torch.isfinite(carry).all()) for carry in carries.values())
         dtype = self.p.y0.dtype.to_real()
         self.tolerance = run.settings.tolerance or torch.finfo(dtype).eps ** 0.5
         self.worst = 0.0
+        self.end = carries.get(solve.n_steps, self.p.y0)
 
     def step(self, n: int) -> None:
         """Reconstruct where step n started, and differentiate it."""
@@ -208,13 +209,12 @@ class Undoing:
             if self.p.fresh(t0):
                 start = self.p.y0 if known is None else known[0]
                 known = method.lift(f, t0, start)
-            end = self.carries.get(n + 1)
-            found = method.undo(f, t0, t1, self.end if end is None else end)
+            found = method.undo(f, t0, t1, self.end)
         if known is not None:
             self._compare(n, found, known)
-        self.end = found
+        self.end = self.carries.get(n, found)
         self.backward.next_state = None  # the comparison is the one above
-        self.backward.replay(n, start if start is not None else found if known is None else known)
+        self.backward.replay(n, self.end if start is None else start)
 
     def _compare(self, n: int, found: Tensor, known: Tensor) -> None:
         """Note how far the reconstruction is from what the forward pass had there.
@@ -226,13 +226,16 @@ class Undoing:
         """
         t0, t1 = self.run.solve.times[n : n + 2]
         units = self.run.method.units(t1 - t0)
-        offs = [u * torch.linalg.vector_norm(row) for u, row in zip(units, found - known, strict=True)]
-        error = torch.stack(offs).max().item() / max(self.size, torch.finfo(known.dtype).tiny)
+        off, size = (
+            torch.stack([u * torch.linalg.vector_norm(x) for u, x in zip(units, carry, strict=True)])
+            .max()
+            .item()
+            for carry in (found - known, known)
+        )
+        error = off / max(size, torch.finfo(known.dtype).tiny)
         stats = self.run.solve.problem.stats
         self.worst = stats.reconstruction_error = max(self.worst, error)
-        if error <= self.tolerance or not math.isfinite(
-            self.size
-        ):  # a solution that is not finite says so itself
+        if error <= self.tolerance or not self.finite:
             return
         growth = self.run.method.growth
         cause = (
@@ -243,7 +246,7 @@ class Undoing:
         )
         raise SolverError(
             "reconstruction",
-            f"the state at t = {t0:.10g}, reconstructed from later ones, is off by {error:.1e} of the largest state, "
+            f"the state at t = {t0:.10g}, reconstructed from later ones, is off by {error:.1e} of its size, "
             f"more than the tolerance of {self.tolerance:.1e}: {cause}.\n  try: gradient='aca' (the same gradient, one "
             "state a step), MALI(anchors=...) with more states, a float64 state, or a larger MALI(tolerance=...)",
             t=t0,
