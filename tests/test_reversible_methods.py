@@ -12,7 +12,7 @@ import torch
 from problems import COSINE, DOUBLE, SPIRAL
 from stubs import Counted
 
-from torchaca import ALF, METHODS, ReversibleHeun, solve
+from torchaca import ALF, METHODS, ReversibleHeun, SolverError, solve
 from torchaca.core import Carrying, Reversible
 
 BOTH = [ALF(), ReversibleHeun()]
@@ -242,3 +242,16 @@ def test_where_the_solution_contracts_damping_helps():
     exact = (400 * math.cos(5) + 20 * math.sin(5)) / 401
     assert abs(solved(1.0) - exact) > 1e3
     assert abs(solved(0.7) - exact) < 0.05
+
+
+def test_steps_that_jam_where_the_solution_contracts_are_explained():
+    def solved(method):
+        f = lambda t, y: -y * (5 + 4 * torch.cos(9 * t))  # noqa: E731
+        return solve(
+            f, torch.ones(1, dtype=DOUBLE), [0.0, 3.0], method=method, rtol=1e-2, atol=1e-2, max_steps=1000
+        )
+
+    for method in BOTH:
+        with pytest.raises(SolverError, match=r"carries swings around f .*\n  try: ALF\(eta=0\.9\)"):
+            solved(method)
+    assert solved(ALF(eta=0.9)).stats.nfe < 200
