@@ -210,6 +210,6 @@ def test_autocast_is_for_f_alone(gradient):
         cast = solved()
     for x, y in zip(cast[:2], plain[:2], strict=True):
         assert torch.equal(x, y)
-    for ys, _, k in (plain, cast):
+    for ys, *_ in (plain, cast):
         ys[1].sum().backward()
     assert torch.equal(cast[2].grad, plain[2].grad)
