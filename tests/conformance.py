@@ -204,7 +204,7 @@ def finite_differences(case: Case, options: Options, eps: float = 1e-5) -> dict[
 
 
 TIMES = [0.0, 0.1, 0.7, 0.8, 1.5]
-FEW, MANY = 4, 16  # steps
+FEW, MANY = 6, 24  # steps
 
 
 def methods() -> Matrix:

@@ -18,6 +18,7 @@ class Row:
     seconds: float = 1.0
     memory: int = 1000
     failure: str | None = None
+    by_chance: bool = False
 
 
 ACA = Row("aca", seconds=2.0, memory=10_000)
@@ -57,6 +58,12 @@ def test_an_error_that_drowns_in_the_solutions_counts_as_exact():
     reversed_in_time = Row("mali", error_discrete=1e-8, memory=10)
     assert said(ACA, reversed_in_time).gradient == "mali"
     assert said(ACA, Row("mali", error_discrete=1e-6, memory=10)).gradient == "aca"
+
+
+def test_agreement_by_chance_is_not_relied_on():
+    lucky = Row("adjoint", memory=10, seconds=0.1, by_chance=True)
+    assert said(lucky, ACA).gradient == "aca"
+    assert said(lucky).gradient == "adjoint"
 
 
 def test_the_nearest_where_none_is_exact():

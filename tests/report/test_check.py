@@ -166,6 +166,34 @@ def test_tensors_are_back_in_their_precision_after_an_error():
     assert model.inputs["k"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16"])
+def test_low_precision(autocast):
+    net = nn.Linear(3, 3).to(torch.float32 if autocast else torch.bfloat16)
+    y0 = torch.randn(4, 3, dtype=net.weight.dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        call = (lambda t, y: net(y).tanh(), y0, [0.0, 1.0], lambda ys: ys[-1].float().square().sum())
+        report = check_gradient(*call, n_steps=4, **FAST)
+        (net(y0).sum()).backward()  # and no cast of a pass is left over
+    assert report.reference.dtype == DOUBLE
+    assert report.reference.error < 1e-8
+    assert report["direct"].error_discrete < 1e-2
+    assert report["aca"].error_discrete < 5e-2
+    assert 1e-5 < report["aca"].error_ode < 5e-2
+    assert report.advice.gradient in ("aca", "direct")
+    assert "the only such" not in report.advice.reason
+
+
+def test_a_tensor_with_a_history_in_double():
+    root = torch.randn(2, requires_grad=True)
+    made = root.sin()
+    call = (lambda t, y: -made * y + made[:1], torch.ones(2), [0.0, 1.0], end)
+    report = check_gradient(*call, rtol=1e-5, gradients=["aca"], **FAST)
+    assert report.reference.dtype == DOUBLE
+    assert report["aca"].error_ode < 1e-4
+    made.sum().backward()
+    assert root.grad.dtype == torch.float32
+
+
 def test_every_way_in_which_f_holds_a_tensor():
     root = torch.randn(2, dtype=DOUBLE, requires_grad=True)
     captured, frozen = root.sin(), torch.randn(2, dtype=DOUBLE)

@@ -25,6 +25,11 @@ class Row(Protocol):
     @property
     def failure(self) -> str | None: ...
     @property
+    def by_chance(self) -> bool:
+        """Whether it is not made to be the exact gradient of the computed solution."""
+        ...
+
+    @property
     def error_discrete(self) -> float: ...
     @property
     def error_ode(self) -> float | None: ...
@@ -64,11 +69,16 @@ def advise(
     usable = [row for row in rows if row.failure is None and row.error_discrete < float("inf")]
     if not usable:
         return Advice(None, "none of these gradients came through: see the reasons above")
-    exact = [
+    close = [
         row for row in usable if row.error_discrete <= max(20 * rounding, UNSEEN * (row.error_ode or 0.0))
     ]
+    exact = [row for row in close if not row.by_chance] or close
     best, reason = _best_exact(exact, free) if exact else _nearest(usable)
-    return Advice(best.gradient, reason, tuple(_notes(best, usable, reference_error)))
+    return Advice(
+        best.gradient,
+        reason,
+        tuple(_notes(best, [row for row in usable if row not in close], reference_error)),
+    )
 
 
 def _best_exact(exact: Sequence[Row], free: int | None) -> tuple[Row, str]:
@@ -108,7 +118,7 @@ def _nearest(usable: Sequence[Row]) -> tuple[Row, str]:
     )
 
 
-def _notes(best: Row, usable: Sequence[Row], reference_error: float | None) -> list[str]:
+def _notes(best: Row, others: Sequence[Row], reference_error: float | None) -> list[str]:
     own = best.error_ode
     if own is None or reference_error is None:
         return []
@@ -123,7 +133,7 @@ def _notes(best: Row, usable: Sequence[Row], reference_error: float | None) -> l
             f"the error of {best.gradient}, {own:.0e}, is the solution's, not the gradient method's: lower rtol and "
             "atol, or take smaller steps, if that is too much"
         )
-    for row in usable:
+    for row in others:
         if row is best or row.error_ode is None:
             continue
         if row.error_ode > 2 * own and row.error_ode > 3 * reference_error:

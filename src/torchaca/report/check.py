@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core import Gradient
 from ..errors import SolverError
-from ..gradients import GRADIENTS
+from ..gradients import GRADIENTS, Adjoint, Naive
 from ..solve import find_gradient
 from .advice import Advice, advise, free_memory, nbytes
 from .memory import SavedTensors
@@ -35,6 +35,9 @@ class GradientRow:
         Its name, or the call that makes it.
     failure : str or None
         Why there is no gradient; then the numbers are nan and zero.
+    by_chance : bool
+        Whether it is made to be another gradient (of the ODE, of the step-size search), so that agreement with the
+        computed solution's is no law.
     error_discrete : float
         Distance from the exact gradient of the computed solution (`direct` on the same steps), all inputs together,
         relative to its size.
@@ -52,6 +55,7 @@ class GradientRow:
 
     gradient: str
     failure: str | None = None
+    by_chance: bool = False
     error_discrete: float = float("nan")
     error_ode: float | None = None
     errors: Mapping[str, tuple[float, float | None]] = dataclasses.field(default_factory=dict)
@@ -210,7 +214,7 @@ def check_gradient(
     rows = tuple(_row(model, name, g, exact, reference, repeats) for name, g in chosen.items())
     advice = advise(
         rows,
-        rounding=model.eps,
+        rounding=model.rounding,
         reference_error=reference.error if reference else None,
         free=free_memory(model.device),
     )
@@ -253,6 +257,7 @@ def _row(
     return GradientRow(
         name,
         None,
+        isinstance(gradient, Adjoint | Naive),
         distance(first.grads, true),
         distance(first.grads, ode) if ode else None,
         {

@@ -48,6 +48,13 @@ class Model:
         return max(torch.finfo(y.dtype.to_real()).eps for y in pytree.tree_leaves(self.y0))
 
     @property
+    def rounding(self) -> float:
+        """That of f, as it is called here: autocast makes it coarser."""
+        if not torch.is_autocast_enabled(self.device.type):
+            return self.eps
+        return max(self.eps, torch.finfo(torch.get_autocast_dtype(self.device.type)).eps)
+
+    @property
     def reached(self) -> list[Tensor]:
         """Every tensor that f, its arguments or the loss can see."""
         seen = reach(self.f, self.args).tensors + reach(self.loss).tensors
@@ -123,7 +130,11 @@ def differentiate(model: Model, gradient: str | Gradient, **other: Any) -> Pass:
 
 @contextmanager
 def untouched(tensors: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """What happens inside moves neither these tensors (running statistics, say) nor the random generators."""
+    """What happens inside moves neither these tensors (running statistics, say) nor the random generators.
+
+    Casts that autocast keeps belong to the graph of one pass, and are forgotten at both ends.
+    """
+    torch.clear_autocast_cache()
     plain = [x for x in tensors if not (x.requires_grad or x.is_inference())]
     kept = [(x, x._version, x.detach().clone()) for x in plain]
     generators = generator_states(device)
@@ -135,6 +146,7 @@ def untouched(tensors: Sequence[Tensor], device: torch.device) -> Iterator[None]
             if x._version != version or not torch.equal(x, before):
                 x.data.copy_(before)
         set_generator_states(device, generators)
+        torch.clear_autocast_cache()
 
 
 def clock(device: torch.device) -> float:
