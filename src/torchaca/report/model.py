@@ -50,7 +50,8 @@ class Model:
     @property
     def rounding(self) -> float:
         """That of f, as it is called here: autocast makes it coarser."""
-        if not torch.is_autocast_enabled(self.device.type):
+        known = torch.amp.is_autocast_available(self.device.type)
+        if not (known and torch.is_autocast_enabled(self.device.type)):
             return self.eps
         return max(self.eps, torch.finfo(torch.get_autocast_dtype(self.device.type)).eps)
 
