@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +48,20 @@ def host_times(t: Any) -> Tensor:
     return t.cpu().double()
 
 
+def combined(weights: Tensor, basis: Tensor) -> Tensor:
+    """`weights @ basis`, `(n, m)` or `(m,)` by `(m, *y.shape)`."""
+    with without_autocast(basis.device):
+        return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast is for f: what the solver does, and backward passes, keep the precision that they find."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
 def has_lanes(x: Tensor) -> bool:
     """Whether a tensor differs between the lanes of `torch.func.vmap`, so that it has no value to read."""
     while is_functorch_wrapped_tensor(x):
@@ -75,6 +90,9 @@ class Stats:
         Evaluations of f in backward passes so far (filled in by `backward()`).
     accepted_backward, rejected_backward : int
         Steps of the backward integration; only the continuous adjoint has one.
+    reconstruction_error : float
+        The largest relative difference between the states that the last backward pass reconstructed and those that the
+        forward pass had kept; only the gradient "mali" reconstructs states.
     """
 
     nfe: int = 0
@@ -83,6 +101,7 @@ class Stats:
     nfe_backward: int = 0
     accepted_backward: int = 0
     rejected_backward: int = 0
+    reconstruction_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,11 @@ class Step(Protocol):
         """Hand the step a value of f(t1, y1) that somebody else has evaluated."""
         ...
 
+    @property
+    def carry(self) -> Tensor:
+        """What the next step starts from: y1, or more than it where the method is `Carrying`."""
+        ...
+
     def at(self, times: Sequence[Time]) -> Tensor:
         """The interpolant at `times` inside the step, `(len(times), *y0.shape)`."""
         ...
@@ -177,6 +201,11 @@ class Method(Protocol):
         ...
 
     @property
+    def error_order(self) -> int:
+        """The power of the step size with which `Step.error` falls."""
+        ...
+
+    @property
     def stages(self) -> int:
         """Evaluations of f in a step of its own."""
         ...
@@ -194,6 +223,40 @@ class Method(Protocol):
 
         None where it does not use f1, or not only linearly.
         """
+        ...
+
+
+@runtime_checkable
+class Carrying(Method, Protocol):
+    """A method whose steps hand on more than y1: a carry of shape `(rows, *y.shape)` with `carry[0]` = y.
+
+    Its `step` starts afresh; the loop goes on with `resume`, except after a jump of f.
+    """
+
+    def units(self, h: float) -> tuple[float, ...]:
+        """What turns each row of a carry into units of y, for a step of size h."""
+        ...
+
+    def lift(self, f: VectorField, t0: Time, y0: Tensor, f0: Tensor | None = None) -> Tensor:
+        """The carry that a step from y0 alone starts from; `f0` is f(t0, y0) if known and only saves work."""
+        ...
+
+    def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> Step:
+        """The step after the one that ended with `carry`."""
+        ...
+
+
+@runtime_checkable
+class Reversible(Carrying, Protocol):
+    """A method whose steps can be undone. `resume` and `undo` evaluate f at most once at any one time."""
+
+    @property
+    def growth(self) -> float:
+        """The factor by which undoing a step of size zero amplifies an error; infinite where there is no inverse."""
+        ...
+
+    def undo(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> Tensor:
+        """The carry that the step from t0 to t1 which ended with `carry` started from."""
         ...
 
 
@@ -238,19 +301,35 @@ class Problem:
             return self.one_sided, self.one_sided
         return self.one_sided or value(t0) in self.jumps, self.one_sided or value(t1) in self.jumps
 
-    def _between(self, t0: Time, t1: Time) -> VectorField:
-        """f for the step from t0 to t1: on the right side of jumps."""
+    def between(self, t0: Time, t1: Time) -> VectorField:
+        """The f of the step from t0 to t1: on the right side of jumps."""
         if not (self.jumps or self.one_sided):
             return self.f
         return inside(self.f, t0, t1, *self.side(t0, t1))
 
-    def step(self, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> Step:
-        """One step of the method."""
-        return self.method.step(self._between(t0, t1), t0, t1, y0, f0)
+    @cached_property
+    def carrying(self) -> Carrying | None:
+        """The method, if its steps hand on more than y1."""
+        return self.method if isinstance(self.method, Carrying) else None
+
+    def fresh(self, t: Time) -> bool:
+        """Whether the step at `t` starts from y alone, whatever the method carries: first of all, or after a jump."""
+        return value(t) == self.ts.values[0] or value(t) in self.jumps
+
+    def step(self, t0: Time, t1: Time, start: Tensor, f0: Tensor | None = None) -> Step:
+        """One step of the method from `start`: y0 or, inside a solve, what the step before `handed` on."""
+        f = self.between(t0, t1)
+        if self.carrying and not self.fresh(t0):
+            return self.carrying.resume(f, t0, t1, start)
+        return self.method.step(f, t0, t1, start, f0)
+
+    def handed(self, step: Step) -> Tensor:
+        """What the step after this one starts from."""
+        return step.carry if self.carrying and not self.fresh(step.t1) else step.y1
 
     def slope(self, t0: Time, t1: Time, y0: Tensor) -> Tensor:
         """f at the start of a step from t0 to t1."""
-        return self._between(t0, t1)(t0, y0)
+        return self.between(t0, t1)(t0, y0)
 
     def reuses(self, t: Time) -> bool:
         """Whether f at the end of a step that ends at `t` is f at the start of the next one."""

@@ -33,6 +33,7 @@ KINDS = {
     "dt-min": "the step size fell below dt_min",
     "gradient": "a gradient became nan or inf in the backward pass (seen with debug=True)",
     "max-steps": "max_steps trials were not enough",
+    "reconstruction": "undoing the steps did not lead back to where they started",
 }
 
 

@@ -123,7 +123,7 @@ def solve(
         Tolerances of an adaptive method (default 1e-3 and 1e-6); tensors broadcast against y0, nested ones have one
         entry per tensor of y0.
     gradient : str or Gradient
-        "aca" (default), "direct", "naive", "adjoint", or an object with settings, e.g. `Adjoint(rtol=1e-8)`.
+        "aca" (default), "direct", "naive", "adjoint", "mali", or an object with settings, e.g. `Adjoint(rtol=1e-8)`.
     dt, n_steps, grid : float, int, times
         Fixed steps: of this size (the last one shorter), this many equal ones, or from one of these times to the
         next. Exactly one of them; required for a method without error estimate.

@@ -131,7 +131,7 @@ def odeint_adjoint(
             norm=norm if back.method.adaptive else "full",
             method=back.method,
             control=back.segment_control(*tolerances),
-            watch=_on_structure(watch, call.structure) if watch else None,
+            watch=watch,
         )
 
     return _solve(
@@ -370,9 +370,4 @@ def _watcher(func: Callable[..., Any], suffix: str) -> Callable[[str, float, Any
 
 
 def _on_structure(watch: Callable[[str, float, Any, float], None], structure: Structure) -> Watcher:
-    return lambda event, t0, y0, dt: watch(event, t0, _seen(structure, y0), dt)
-
-
-def _seen(structure: Structure, y: Tensor) -> Any:
-    size = sum(leaf.stop - leaf.start for leaf in structure.leaves)
-    return structure.unpack(y if structure.plain or y.numel() == size else y[:size])
+    return lambda event, t0, y0, dt: watch(event, t0, structure.unpack(y0), dt)

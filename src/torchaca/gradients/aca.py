@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Outcome, Problem, Step, Time, Times, value
+from ..core import Outcome, Problem, Step, Time, Times, combined, value
 from ..effects import Mark
 from ..errors import SolverError
 from ..outputs import gather, inside
@@ -128,7 +128,8 @@ class ACA:
         """What to keep: as said, or as many states as the budget leaves room for."""
         if self.memory_budget is None:
             return self.checkpoints
-        budget, state, stages = parse_bytes(self.memory_budget), p.y0.nbytes, p.method.stages
+        rows = len(p.carrying.units(1.0)) if p.carrying else 1
+        budget, state, stages = parse_bytes(self.memory_budget), rows * p.y0.nbytes, p.method.stages
         graphs = 1 if self.stagewise else stages
         replay = graphs * inputs.graph_bytes + 2 * stages * state
         fit = (budget - replay) // max(state, 1)
@@ -173,8 +174,7 @@ class Run:
             with torch.no_grad():
                 for n in range(a, b):
                     moment(n)
-                    (step,) = march(replace(p, y0=y), self.times[n : n + 2])
-                    y = step.y1
+                    y = p.handed(p.step(self.times[n], self.times[n + 1], y))
             return y
 
         kept = dict(zip(self.kept, saved, strict=True))
@@ -193,11 +193,13 @@ class Run:
 def taped(p: Problem, shelf: Shelf[Tensor], marks: list[Mark]) -> Iterator[Step]:
     """The steps of p; the states they start from go to the shelf, the moments of f's side effects to `marks`."""
     mark = p.effects.mark() if p.effects else None
+    start = p.y0
     for n, step in enumerate(steps(p)):
-        shelf.put(n, step.y0)
+        shelf.put(n, start)
         if mark is not None:
             marks.append(mark)
         yield step
+        start = p.handed(step)
         mark = p.effects.mark() if p.effects else None
 
 
@@ -273,7 +275,7 @@ class Backward:
         with torch.enable_grad():
             self.boundaries = list(self.p.control.boundaries(self.p.ts, run.times))
         self.ys_grad, self.dense_grad = grad_ys, grad_dense
-        self.lam = torch.zeros_like(parts.y0, requires_grad=False)
+        self.lam: Tensor | None = None
         self.wrt = [parts.ts, parts.grid, *parts.args, *parts.captured]
         self.totals = totals_for(len(self.wrt), (grad_ys, *grad_dense))
         self.time_grads: list[tuple[Tensor, Tensor]] = []
@@ -289,7 +291,8 @@ class Backward:
             y = state.detach().requires_grad_()
             t0, t1 = (self._leaf(t) for t in self.boundaries[n : n + 2])
             step = self.p.step(t0, t1, y)
-            outs, cotangents = [step.y1], [self.lam]
+            end = self.p.handed(step)
+            outs, cotangents = [end], [torch.zeros_like(end) if self.lam is None else self.lam]
             self._outputs(n, step, outs, cotangents)
             carried = self._carried(n)
             if carried is not None and step.f0.requires_grad:
@@ -299,14 +302,14 @@ class Backward:
         if self.run.inputs.watched:
             span = f"from t = {value(t0):g} to {value(t1):g}"
             check_replay(outs, self.run.inputs, (y, *times, *self.wrt), span)
-        self._compare(step.y1)
+        self._compare(end)
         grad_y, *grads = vjp(outs, [y, *times, *self.wrt], cotangents, keep=self.keep)
         for boundary, grad in zip(self.boundaries[n : n + 2], grads[:2], strict=True):
             if grad is not None and isinstance(boundary, Tensor):
                 self.time_grads.append((boundary, grad))
         if self.p.trace is not None:
             self._tell(self.p.trace, n, cotangents, grad_y, grads[4:])
-        self.lam = grad_y if grad_y is not None else torch.zeros_like(self.lam)
+        self.lam = grad_y if grad_y is not None else torch.zeros_like(state)
         self.totals.add(grads[2:])
         self.next_f0, self.next_state = step.f0.detach(), state
 
@@ -335,7 +338,7 @@ class Backward:
             within = self._inside(n)
             ends = [i for i in range(first, last) if i not in within]
             if ends:
-                cotangents[0] = cotangents[0] + self.ys_grad[ends].sum(0)
+                cotangents[0] = _onto_state(cotangents[0], self.ys_grad[ends].sum(0))
             if within:
                 if self.next_f0 is not None and self._f1_weights(n) is not None:
                     step.give_f1(self.next_f0)
@@ -365,7 +368,7 @@ class Backward:
         if weights is None or self.ys_grad is None:
             return None
         grads = self.ys_grad[self._inside(n - 1)]
-        return torch.tensordot(weights.to(device=grads.device, dtype=grads.dtype), grads, 1)
+        return combined(weights, grads)
 
     def finish(self) -> MaybeTensors:
         """Gradients of y0, the times, the grid, args and captured tensors.
@@ -375,16 +378,24 @@ class Backward:
         RuntimeError
             Where f gave other values than in the forward pass.
         """
-        if self.drift.item() > torch.finfo(self.lam.dtype.to_real()).eps ** 0.5:
+        lam = torch.zeros_like(self.parts.y0, requires_grad=False) if self.lam is None else self.lam
+        if self.drift.item() > torch.finfo(lam.dtype.to_real()).eps ** 0.5:
             raise RuntimeError(CHANGED)
         if self.ys_grad is not None:
-            self.lam = self.lam + self.ys_grad[: self.ends[0]].sum(0)
+            lam = lam + self.ys_grad[: self.ends[0]].sum(0)
         if self.time_grads:
             boundaries, grads = zip(*self.time_grads, strict=True)
             self.totals.add(vjp(boundaries, self.wrt[:2], grads, keep=True))
         others = len(self.wrt) - len(self.parts.captured)
         sums = self.totals.sums
-        return [self.lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
+        return [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
+
+
+def _onto_state(cotangent: Tensor, grad: Tensor) -> Tensor:
+    """`grad` of the state added to the cotangent of it, or of a carry, whose first row it is."""
+    if cotangent.shape == grad.shape:
+        return cotangent + grad
+    return torch.cat([cotangent[:1] + grad, cotangent[1:]])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..core import Problem, Step, value
 from ..effects import Mark
 from ..params import Inputs
 from ..reach import reach
-from ..stepping import march, steps
+from ..stepping import steps
 from ..trace import Trace
 from .replay import Ambience, backward_pass, vjp, without_graph
 
@@ -29,11 +29,14 @@ def observed(p: Problem) -> Iterator[Step]:
     tensors = tuple(x for _, x in seen if x.requires_grad and (x.is_leaf or not x.retains_grad))
     replay = Replay(replace(without_graph(p), f0=None, watch=None), p.trace, tensors, Ambience.here(p.y0))
     mark = p.effects.mark() if p.effects else None
+    start = p.y0
     for n, step in enumerate(steps(p)):
         p.trace.n_steps = n + 1
-        if step.y1.requires_grad:
-            step.y1.register_hook(replay.of(n, step, mark))
+        end = p.handed(step)
+        if end.requires_grad:
+            end.register_hook(replay.of(n, step, start, mark))
         yield step
+        start = end
         mark = p.effects.mark() if p.effects else None
 
 
@@ -46,18 +49,18 @@ class Replay:
     tensors: tuple[Tensor, ...]
     ambience: Ambience
 
-    def of(self, n: int, step: Step, mark: Mark | None) -> Hook:
-        return Hook(self, n, (value(step.t0), value(step.t1)), step.y0.detach(), mark)
+    def of(self, n: int, step: Step, start: Tensor, mark: Mark | None) -> Hook:
+        return Hook(self, n, (value(step.t0), value(step.t1)), start.detach(), mark)
 
 
 @dataclass(frozen=True)
 class Hook:
-    """On the end state of step n, which starts from `y0`."""
+    """On what step n hands on; `start` is what was handed to it."""
 
     replay: Replay
     n: int
     span: tuple[float, float]
-    y0: Tensor
+    start: Tensor
     mark: Mark | None
 
     def __call__(self, cotangent: Tensor) -> None:
@@ -65,7 +68,7 @@ class Hook:
         with backward_pass(p, Inputs(captured=tensors), self.replay.ambience), torch.enable_grad():
             if p.effects and self.mark:
                 p.effects.restore(self.mark)
-            y = self.y0.detach().requires_grad_()
-            (step,) = march(replace(p, y0=y), self.span)
-            grad_y, *grads = vjp([step.y1], [y, *tensors], [lam], keep=True)
+            start = self.start.detach().requires_grad_()
+            end = p.handed(p.step(*self.span, start))
+            grad_y, *grads = vjp([end], [start, *tensors], [lam], keep=True)
         self.replay.trace.passed(self.n, self.span, [lam], grad_y, list(zip(tensors, grads, strict=True)))

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..core import Time, VectorField, has_lanes, value
+from ..core import Time, VectorField, combined, has_lanes, value
 
 Row = tuple[Fraction, ...]
 
@@ -133,6 +133,10 @@ class RungeKutta:
     @property
     def adaptive(self) -> bool:
         return bool(self.embedded)
+
+    @property
+    def error_order(self) -> int:
+        return self.embedded_order + 1
 
     @property
     def stages(self) -> int:
@@ -263,6 +267,10 @@ class RungeKuttaStep:
         return error if self._dh is None else self._with_dh(error, _weighted(terms, ks))
 
     @property
+    def carry(self) -> Tensor:
+        return self.y1
+
+    @property
     def known_f1(self) -> Tensor | None:
         index = self.method.f1_index
         return self._ks[index] if index is not None and index < len(self._ks) else None
@@ -274,8 +282,7 @@ class RungeKuttaStep:
     def at(self, times: Sequence[Time]) -> Tensor:
         ks = self._evaluated(len(self.method.nodes))
         weights = self.method.continuous_weights(fraction(self.t0, self.t1, times))
-        moved = weights.to(device=self.y0.device, dtype=self.y0.dtype)
-        slopes = torch.tensordot(moved, torch.stack(ks), 1)
+        slopes = combined(weights, torch.stack(ks))
         return self._with_dh(torch.add(self.y0, slopes, alpha=self._h), slopes)
 
     def basis(self) -> Tensor:
