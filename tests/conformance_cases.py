@@ -6,7 +6,7 @@ A new feature is one function here, decorated with its name on the page. It retu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -338,7 +338,13 @@ def twice() -> Case:
 
 @feature("`debug=True`")
 def debug() -> Case:
-    return plain(debug=True)
+    case, watched = plain(), plain(debug=True)
+
+    def derivative(g: Gradient, o: Options) -> dict[str, Any]:
+        grads = torch.autograd.grad(watched.program(g, o), list(watched.inputs.values()))
+        return dict(zip(watched.inputs, grads))
+
+    return replace(case, derivative=derivative)
 
 
 def of_the_gradient(times: int) -> Case:

@@ -142,8 +142,9 @@ def solve(
     on_failure : "raise", "status", "nan"
         Raise `SolverError`; or return the valid, differentiable prefix; or fill the rest with nan.
     debug : bool
-        Watch the backward pass ("aca" and "direct"; slower): a gradient that becomes nan or inf raises `SolverError`
-        with the step, the times and the tensor; one that explodes warns; `solution.trace` has the norms of all steps.
+        Watch the backward pass ("aca", "direct", "mali"; slower): a gradient that becomes nan or inf raises
+        `SolverError` with the step, the times and the tensor; one that explodes warns; `solution.trace` has the norms
+        of all steps.
 
     Returns
     -------

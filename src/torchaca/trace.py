@@ -33,7 +33,8 @@ class Point:
     t0, t1 : float
         Where it starts and ends.
     norm : float
-        2-norm of dL/dy(t1), the cotangent of the state that the step ends in. Outputs between t0 and t1 count for
+        2-norm of dL/dy(t1), the cotangent of what the step hands on (for alf and reversible Heun that is more than
+        y). Outputs between t0 and t1 count for
         the step with "aca", for its end state with "direct", which differs in this number alone.
     growth : float
         By how much the step multiplies that norm on the way back to t0.
