@@ -336,3 +336,10 @@ def test_settings_at_their_limits_are_fine(settings):
     p = BOTH_WAYS["cosine"]
     sol = solve(p.f, p.y0, p.times(2), control=Adaptive(**settings))
     assert sol.status == "success"
+
+
+@pytest.mark.parametrize("atol", [0.0, torch.zeros(2, dtype=DOUBLE)], ids=["number", "tensor"])
+def test_a_component_that_stays_zero_needs_no_atol(atol):
+    y0 = torch.tensor([1.0, 0.0], dtype=DOUBLE)
+    sol = solve(lambda t, y: -y, y0, [0.0, 1.0], rtol=1e-6, atol=atol)
+    torch.testing.assert_close(sol.ys[-1], y0 * math.exp(-1), rtol=1e-6, atol=0)

@@ -190,13 +190,24 @@ def test_coupled_state_in_every_container():
 
 
 def test_the_order_of_a_dict_s_keys_does_not_mix_up_its_entries():
-    """f may build its dict in another order: then it is refused (or, one day, right), but never exchanged."""
     y0 = {"x": torch.zeros(1), "v": torch.zeros(1)}
+    rates = {"x": torch.ones(1), "v": 2 * torch.ones(1)}
+    for order in (("x", "v"), ("v", "x")):
+        sol = solve(lambda t, s, order=order: {key: rates[key] for key in order}, y0, [0.0, 1.0])
+        assert sol.ys["x"][-1].item() == pytest.approx(1)
+        assert sol.ys["v"][-1].item() == pytest.approx(2)
     with pytest.raises(TypeError, match="structure of y0"):
-        solve(lambda t, s: {"v": 2 * torch.ones(1), "x": torch.ones(1)}, y0, [0.0, 1.0])
-    sol = solve(lambda t, s: {"x": torch.ones(1), "v": 2 * torch.ones(1)}, y0, [0.0, 1.0])
-    assert sol.ys["x"][-1].item() == pytest.approx(1)
-    assert sol.ys["v"][-1].item() == pytest.approx(2)
+        solve(lambda t, s: {"x": rates["x"], "w": rates["v"]}, y0, [0.0, 1.0])
+
+
+def test_a_tolerance_for_each_key_in_any_order():
+    def solved(atol):
+        y0 = {"x": torch.zeros(1, dtype=DOUBLE), "v": torch.ones(1, dtype=DOUBLE)}
+        return solve(lambda t, s: {"x": s["v"], "v": -s["x"]}, y0, [0.0, 5.0], rtol=0.0, atol=atol).steps
+
+    loose_v = solved({"x": 1e-7, "v": 1e9})
+    assert solved({"v": 1e9, "x": 1e-7}) == loose_v
+    assert solved({"v": 1e-7, "x": 1e9}) != loose_v
 
 
 def test_tolerances_of_a_nested_state():

@@ -30,7 +30,9 @@ from .methods import (
     Tsit5,
 )
 from .nn import NeuralODE
+from .report import GradientReport, check_gradient
 from .solve import Solution, solve
+from .trace import Trace
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,7 @@ __all__ = [
     "ACA",
     "ALF",
     "GRADIENTS",
+    "GradientReport",
     "I_CONTROL",
     "MALI",
     "METHODS",
@@ -68,7 +71,9 @@ __all__ = [
     "Solution",
     "SolverError",
     "Stats",
+    "Trace",
     "Tsit5",
+    "check_gradient",
     "nn",
     "odeint",
     "odeint_adjoint",

@@ -131,12 +131,16 @@ class Adaptive:
 
     def _scaled(self, error: Tensor, size: Tensor) -> Tensor:
         """`norm(error / (atol + rtol size))`, 0-dim."""
+        tiny = torch.finfo(
+            size.dtype
+        ).tiny  # without atol, a component that stays zero has no error: not 0 / 0
         if self.norm == "rms" and not isinstance(self.rtol, Tensor) and not isinstance(self.atol, Tensor):
             # The mean's 1/sqrt(n) goes into the scale, and the scale is one operation: this runs every step.
             n = math.sqrt(max(error.numel(), 1))
-            return torch.linalg.vector_norm(error / torch.rsub(size, n * self.atol, alpha=-n * self.rtol))
+            least = max(n * self.atol, tiny)
+            return torch.linalg.vector_norm(error / torch.rsub(size, least, alpha=-n * self.rtol))
         norm = NORMS[self.norm] if isinstance(self.norm, str) else self.norm
-        return torch.as_tensor(norm(error / (self.atol + self.rtol * size)))
+        return torch.as_tensor(norm(error / (self.atol + self.rtol * size).clamp(min=tiny)))
 
     def ratio(self, step: Step) -> Tensor:
         """The error of a step over its tolerance, 0-dim; at most 1 is acceptable, nan is not."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 if TYPE_CHECKING:
     from .effects import Effects
     from .errors import SolverError
     from .params import Inputs
+    from .trace import Trace
 
 Time: TypeAlias = "float | Tensor"
 """A time on the host, or a 0-dim tensor where somebody wants a derivative with respect to it."""
@@ -35,12 +38,37 @@ def host_times(t: Any) -> Tensor:
     """Times from a number, list, array or tensor as float64 on the host; differentiable where they were."""
     if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
         t = torch.stack([host_times(x).reshape(()) for x in t])
+    if isinstance(t, Sequence) and any(isinstance(x, bool) for x in t):
+        raise TypeError("times are real numbers, got a bool")
     if getattr(t, "dtype", None) is None:  # neither a tensor nor an array: exact, not in the default dtype
         t = torch.as_tensor(t, dtype=torch.float64)
     t = torch.as_tensor(t)
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"times are real numbers, got {t.dtype}")
     return t.cpu().double()
+
+
+def combined(weights: Tensor, basis: Tensor) -> Tensor:
+    """`weights @ basis`, `(n, m)` or `(m,)` by `(m, *y.shape)`."""
+    with without_autocast(basis.device):
+        return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast is for f: what the solver does, and backward passes, keep the precision that they find."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def has_lanes(x: Tensor) -> bool:
+    """Whether a tensor differs between the lanes of `torch.func.vmap`, so that it has no value to read."""
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return True
+        x = get_unwrapped(x)
+    return False
 
 
 def value(t: Time) -> float:
@@ -146,11 +174,6 @@ class Step(Protocol):
         """Hand the step a value of f(t1, y1) that somebody else has evaluated."""
         ...
 
-    @property
-    def carry(self) -> Tensor:
-        """What the next step starts from: y1, or more than it where the method is `Carrying`."""
-        ...
-
     def at(self, times: Sequence[Time]) -> Tensor:
         """The interpolant at `times` inside the step, `(len(times), *y0.shape)`."""
         ...
@@ -170,11 +193,6 @@ class Method(Protocol):
     @property
     def adaptive(self) -> bool:
         """Whether `Step.error` exists."""
-        ...
-
-    @property
-    def error_order(self) -> int:
-        """The power of the step size with which `Step.error` falls."""
         ...
 
     @property
@@ -198,12 +216,27 @@ class Method(Protocol):
         ...
 
 
+class CarryingStep(Step, Protocol):
+    """A step of a method that is `Carrying`."""
+
+    carry: Tensor
+
+
 @runtime_checkable
 class Carrying(Method, Protocol):
-    """A method whose steps hand on more than y1: a carry of shape `(rows, *y.shape)` with `carry[0]` = y.
+    """A method whose steps hand on more than y1: a carry of shape `(rows, *y.shape)` with `carry[0]` = y1.
 
     Its `step` starts afresh; the loop goes on with `resume`, except after a jump of f.
     """
+
+    @property
+    def error_order(self) -> int:
+        """The power of the step size with which `Step.error` falls; for other methods, that is their order."""
+        ...
+
+    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> CarryingStep:
+        """One step from y0 alone; `f0` is f(t0, y0) if known and only saves work."""
+        ...
 
     def units(self, h: float) -> tuple[float, ...]:
         """What turns each row of a carry into units of y, for a step of size h."""
@@ -213,7 +246,7 @@ class Carrying(Method, Protocol):
         """The carry that a step from y0 alone starts from; `f0` is f(t0, y0) if known and only saves work."""
         ...
 
-    def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> Step:
+    def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> CarryingStep:
         """The step after the one that ended with `carry`."""
         ...
 
@@ -248,6 +281,7 @@ class Problem:
     evaluation where the door has made it already. At the times in `jumps` f may jump: steps next to one
     evaluate f strictly on their own side (`one_sided`: all steps do). `source` is the user's function and
     `locate` names a flat component of the state, for messages. `effects` is what evaluations of f leave behind.
+    `trace` is told of every step of the backward pass.
     """
 
     f: VectorField
@@ -264,6 +298,7 @@ class Problem:
     source: Callable[..., Any] | None = None
     locate: Callable[[int], str] = "component {}".format
     effects: Effects | None = None
+    trace: Trace | None = None
 
     def side(self, t0: Time, t1: Time) -> tuple[bool, bool]:
         """Whether f has to be evaluated strictly inside the step at its start, and at its end."""
@@ -295,7 +330,9 @@ class Problem:
 
     def handed(self, step: Step) -> Tensor:
         """What the step after this one starts from."""
-        return step.carry if self.carrying and not self.fresh(step.t1) else step.y1
+        if self.carrying is None or self.fresh(step.t1):
+            return step.y1
+        return cast("CarryingStep", step).carry
 
     def slope(self, t0: Time, t1: Time, y0: Tensor) -> Tensor:
         """f at the start of a step from t0 to t1."""
@@ -303,8 +340,8 @@ class Problem:
 
     def reuses(self, t: Time) -> bool:
         """Whether f at the end of a step that ends at `t` is f at the start of the next one."""
-        noisy = self.effects is not None and self.effects.random
-        return not (noisy or self.one_sided or (self.jumps and value(t) in self.jumps))
+        stateful = self.effects is not None and self.effects.stateful
+        return not (stateful or self.one_sided or (self.jumps and value(t) in self.jumps))
 
 
 def inside(f: VectorField, t0: Time, t1: Time, start: bool, end: bool) -> VectorField:

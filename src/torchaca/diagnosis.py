@@ -61,6 +61,14 @@ def _tolerances(control: Adaptive) -> str:
     return ", ".join(parts)
 
 
+ADVICE = {
+    "step-size": "a looser tolerance, a float64 state, or jump_ts=[...] where f or its derivatives jump.",
+    "first-step": "dt0=..., a looser tolerance, or a float64 state.",
+    "max-steps": "a larger max_steps, a looser tolerance, or a method of higher order.",
+    "dt-min": "a smaller dt_min, or a looser tolerance.",
+}
+
+
 def _reasons(control: Adaptive) -> dict[str, str]:
     return {
         "step-size": "a smaller one is lost in the rounding of t.",
@@ -136,7 +144,7 @@ def _of_the_solution(
         seen = f"dt * |df/dy| is about {stiffness:.2g}: stability, not accuracy, limits the step size."
         return "stiff", seen, "a looser tolerance does not help; a smoother f, or more steps (max_steps=...)."
     seen = "no single cause was found: the tolerance is too tight for this model."
-    advice = "a looser tolerance, a larger max_steps, or a float64 state."
+    advice = ADVICE[reason]
     if p.carrying:
         seen = (
             f"the slope that {p.method.name} carries swings around f where the solution contracts, or the tolerance is "

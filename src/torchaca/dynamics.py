@@ -128,6 +128,8 @@ def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
     """
     leaves, tree = pytree.tree_flatten(out)
     if tree != structure.tree:
+        leaves = structure.leaves_of(out)
+    if leaves is None:
         raise TypeError(
             f"f(t, y) returned {shorten(tree)} where the state is {shorten(structure.tree)}: "
             f"return dy/dt in the structure of y0{_swapped(func)}"
@@ -150,7 +152,7 @@ def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
                 )
             k = k.to(leaf.dtype)
         fitted.append(k)
-    return pytree.tree_unflatten(fitted, tree)
+    return pytree.tree_unflatten(fitted, structure.tree)
 
 
 def coerce(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:

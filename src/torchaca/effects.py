@@ -6,7 +6,6 @@ usual source of the first, BatchNorm's running statistics of the second.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +14,14 @@ import torch
 from torch import Tensor
 
 from .core import Problem
+from .errors import warn
 from .reach import Path, owner
+
+NEVER_READ = (
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+)  # normalisation layers write them in training
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,16 @@ class Mark:
 
 @dataclass(frozen=True)
 class Effects:
-    """The side effects of one f. `random`: it draws random numbers; `buffers`: those that it changes."""
+    """The side effects of one f.
+
+    `random`: it draws random numbers; `buffers`: those that it changes. `stateful`: two calls at the same (t, y) may
+    differ, by random numbers or by what f reads from its buffers.
+    """
 
     device: torch.device
     random: bool
     buffers: tuple[Tensor, ...]
+    stateful: bool
 
     def mark(self) -> Mark:
         """The present moment, to come back to."""
@@ -70,22 +81,26 @@ class Watch:
     def observed(self, p: Problem, f0: Tensor) -> Problem:
         """The problem with its first evaluation and the effects of it.
 
-        A random f draws anew in every step, so that each can be replayed by itself: its first evaluation is undone.
+        Each step of a stateful f evaluates all its stages, so that it can be replayed by itself: the first evaluation
+        is not used, and the random numbers it drew are drawn again.
         """
         effects = self.effects()
-        if effects is not None and effects.random:
+        if effects is None or not effects.stateful:
+            return replace(p, f0=f0, effects=effects)
+        if effects.random:
             set_generator_states(self.device, self.generators)
-            return replace(p, effects=effects)
-        return replace(p, f0=f0, effects=effects)
+        return replace(p, effects=effects)
 
     def effects(self) -> Effects | None:
         """What changed since, None if nothing did."""
         now = generator_states(self.device)
         random = any(not torch.equal(a, b) for a, b in zip(self.generators, now, strict=True))
-        moved = {owner(path) for path, tensor, version in self.versions if tensor._version != version}
+        moved = [path for path, tensor, version in self.versions if tensor._version != version]
+        owners = {owner(path) for path in moved}
         # Batch norm's kernel moves its statistics without telling the version counter of each: take whole modules.
-        buffers = tuple(tensor for path, tensor, _ in self.versions if moved and owner(path) in moved)
-        return Effects(self.device, random, buffers) if random or buffers else None
+        buffers = tuple(tensor for path, tensor, _ in self.versions if owners and owner(path) in owners)
+        stateful = random or any(path[-1] not in NEVER_READ for path in moved)
+        return Effects(self.device, random, buffers, stateful) if random or buffers else None
 
 
 def generator_states(device: torch.device) -> tuple[Tensor, ...]:
@@ -103,8 +118,7 @@ def set_generator_states(device: torch.device, states: tuple[Tensor, ...]) -> No
 
 def warn_of_noise() -> None:
     """For an adaptive solve of a random f."""
-    warnings.warn(
+    warn(
         "f draws random numbers (Dropout?): step control takes the noise for error and makes tiny steps. Use fixed "
-        "steps (n_steps=...), or call model.eval() first",
-        stacklevel=4,
+        "steps (n_steps=...), or call model.eval() first"
     )

@@ -7,7 +7,9 @@ a `SolverError` with a `kind`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ from .core import Stats
 
 if TYPE_CHECKING:
     from .solve import Solution
+
+OURS = ("torchaca", "torch_ACA")
 
 KINDS = {
     "y0": "the initial state is not finite",
@@ -27,6 +31,7 @@ KINDS = {
     "stiff": "the step size is limited by stability, not by accuracy",
     "step-size": "the step size fell below what time can resolve",
     "dt-min": "the step size fell below dt_min",
+    "gradient": "a gradient became nan or inf in the backward pass (seen with debug=True)",
     "max-steps": "max_steps trials were not enough",
     "reconstruction": "undoing the steps did not lead back to where they started",
 }
@@ -58,7 +63,12 @@ class SolverError(RuntimeError):
         self.dt = dt
         self.stats = stats
         self.backward = backward
-        self.partial: Solution | None = None
+        self.reached: Callable[[SolverError], Solution] | None = None
+
+    @property
+    def partial(self) -> Solution | None:
+        # Made when asked for: a solution knows its failure, and kept here the two would keep each other alive.
+        return self.reached(self) if self.reached is not None else None
 
     def __reduce__(self) -> Any:
         keywords = {"t": self.t, "dt": self.dt, "stats": self.stats, "backward": self.backward}
@@ -67,6 +77,14 @@ class SolverError(RuntimeError):
     def __str__(self) -> str:
         where = "backward pass" if self.backward else "forward pass"
         return f"SolverError[{self.kind}] in the {where}: {super().__str__()}"
+
+
+def warn(message: str) -> None:
+    """A warning that points at the line which called torchaca."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in OURS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

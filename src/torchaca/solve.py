@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,15 @@ from .dense import DenseOutput
 from .dynamics import Dynamics
 from .effects import warn_of_noise
 from .errors import SolverError, did_you_mean, shorten
-from .gradients import GRADIENTS
+from .gradients import ACA, GRADIENTS, TRACED, Direct
+from .lanes import solve_in_lanes, solves_in_lanes
 from .methods import ALIASES, METHODS
 from .outputs import gather
 from .params import Inputs, evaluated_in_graph, first_evaluation
+from .reach import reach
 from .state import Structure, structure_of
 from .stepping import steps
+from .trace import Trace
 
 ON_FAILURE = ("raise", "status", "nan")
 
@@ -45,6 +49,8 @@ class Solution:
         The times between which the solve stepped, from t[0] on.
     failure : SolverError or None
         Why the solve stopped early, where `on_failure` is not "raise".
+    trace : Trace or None
+        With `debug=True`: the steps of the last backward pass, `trace.ts`, `trace.norms`, `trace.points`.
     """
 
     ts: Tensor
@@ -53,6 +59,7 @@ class Solution:
     steps: tuple[float, ...] = ()
     failure: SolverError | None = None
     dense: DenseOutput | None = None
+    trace: Trace | None = None
 
     @property
     def status(self) -> str:
@@ -94,6 +101,7 @@ def solve(
     control: Adaptive | FixedSteps | None = None,
     dense: bool = False,
     on_failure: str = "raise",
+    debug: bool = False,
     **unknown: Any,
 ) -> Solution:
     """Solve dy/dt = f(t, y), y(t[0]) = y0, so that the outputs can be differentiated.
@@ -133,6 +141,9 @@ def solve(
         Keep what `solution(t)` needs (a few states a step).
     on_failure : "raise", "status", "nan"
         Raise `SolverError`; or return the valid, differentiable prefix; or fill the rest with nan.
+    debug : bool
+        Watch the backward pass ("aca" and "direct"; slower): a gradient that becomes nan or inf raises `SolverError`
+        with the step, the times and the tensor; one that explodes warns; `solution.trace` has the norms of all steps.
 
     Returns
     -------
@@ -173,13 +184,14 @@ def solve(
         gradient=find_gradient(gradient),
         dense=dense,
         on_failure=on_failure,
+        debug=debug,
         given_ts=t,
     )
 
 
 OPTIONS = (
     *("args", "method", "rtol", "atol", "gradient", "dt", "n_steps", "grid", "dt0", "dt_min", "dt_max"),
-    *("max_steps", "jump_ts", "norm", "control", "dense", "on_failure"),
+    *("max_steps", "jump_ts", "norm", "control", "dense", "on_failure", "debug"),
 )
 
 
@@ -195,6 +207,7 @@ def run(
     args: tuple[Any, ...] = (),
     dense: bool = False,
     on_failure: str = "raise",
+    debug: bool = False,
     given_ts: Any = None,
     watch: Watcher | None = None,
     one_sided: bool = False,
@@ -220,6 +233,8 @@ def run(
     problem = Problem(
         dynamics, y0, ts, method, control, stats, None, jumps, one_sided, watch, dense, f, structure.component
     )
+    if debug:
+        problem = replace(problem, trace=_trace(f, args, gradient, stats))
     outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
     return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics))
 
@@ -230,15 +245,21 @@ def _solved(
     """Solve under the gradient method, or without a graph where nothing wants one."""
     if p.ts.values[0] == p.ts.values[-1]:
         return _at_rest(p)
-    in_graph = torch.is_grad_enabled() and not gradient.wants_inputs
-    if gradient.wants_inputs and transformed():
-        raise NotImplementedError(
-            f"gradient={gradient.name!r} does not run inside torch.func transforms or forward-mode AD yet: use "
-            "gradient='direct'"
-        )
+    in_transform = transformed()
+    if in_transform:
+        gradient = recorded(gradient)
+    in_graph = in_transform or (torch.is_grad_enabled() and not gradient.wants_inputs)
     inputs = Inputs()
     if in_graph:
         p = evaluated_in_graph(p, f)
+        seen = [tensor for _, tensor in reach(f.func, f.args).tensors] if in_transform else []
+        if in_transform and isinstance(p.control, Adaptive) and solves_in_lanes(p, seen):
+            if not isinstance(gradient, Direct | ACA):
+                raise NotImplementedError(
+                    f"gradient={gradient.name!r} is not available in an adaptive solve inside torch.func.vmap: use "
+                    "gradient='aca' or 'direct'"
+                )
+            return solve_in_lanes(p, p.control, seen)
     else:
         p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size)
     if p.effects and p.effects.random and isinstance(p.control, Adaptive):
@@ -255,6 +276,21 @@ def _solved(
         return gather(p, steps(p))
 
 
+def _trace(f: Callable[..., Any], args: tuple[Any, ...], gradient: Gradient, stats: Stats) -> Trace:
+    """What `debug=True` fills in, if this gradient can."""
+    if not isinstance(gradient, TRACED):
+        raise ValueError(
+            f"debug=True follows a gradient from step to step, and gradient={gradient.name!r} is not computed that "
+            "way: use gradient='aca' or 'direct'"
+        )
+    if transformed():
+        raise NotImplementedError(
+            "debug=True reads the numbers of a gradient, which torch.func transforms and forward-mode AD hide: "
+            "use it outside of them, with backward()"
+        )
+    return Trace(f, args, stats)
+
+
 def _at_rest(p: Problem) -> Outcome:
     """The outputs where all times are equal: y0, and moving along f where the times carry derivatives."""
     ys = p.y0.expand(len(p.ts), *p.y0.shape).clone()
@@ -267,6 +303,24 @@ def _at_rest(p: Problem) -> Outcome:
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active."""
     return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def recorded(gradient: Gradient) -> Gradient:
+    """The gradient inside torch.func transforms, which record what they differentiate themselves.
+
+    Raises
+    ------
+    NotImplementedError
+        For a gradient, or a setting, that decides what is recorded.
+    """
+    if gradient == ACA():  # its gradient is direct's, exactly
+        return Direct()
+    if not gradient.wants_inputs:
+        return gradient
+    raise NotImplementedError(
+        f"gradient={gradient.name!r} with these settings does not run inside torch.func transforms or forward-mode AD, "
+        "which keep the graph of all steps: use gradient='aca' without settings, or 'direct'"
+    )
 
 
 def _check_grid(control: FixedSteps, ts: Times) -> None:
@@ -286,13 +340,14 @@ def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: st
     failure, ys, n = outcome.failure, outcome.ys, len(outcome.ys)
     if failure is not None:
         if on_failure == "raise":
-            failure.partial = Solution(
-                ts[:n].detach(), structure.unpack(ys.detach()), p.stats, tuple(outcome.times), failure
+            failure.reached = partial(
+                Solution, ts[:n].detach(), structure.unpack(ys.detach()), p.stats, tuple(outcome.times)
             )
+            outcome.failure = None  # no frame may hold the error whose traceback holds the frame
             try:
-                raise failure
+                raise failure.with_traceback(None)  # nor the frames of the search, with their states
             finally:
-                del failure, outcome  # the frame that raises must not hold the error whose traceback holds it
+                del failure
         if on_failure == "nan":
             ys = torch.cat([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)])
             n = len(p.ts)
@@ -300,7 +355,7 @@ def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: st
     if p.dense:
         boundaries = outcome.boundaries or p.control.boundaries(p.ts, outcome.times)
         dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
-    return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense)
+    return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense, p.trace)
 
 
 def _output_times(given: Any, ts: Times, f: Dynamics) -> Tensor:

@@ -57,6 +57,12 @@ class Structure:
         ]
         return pytree.tree_unflatten(leaves, self.tree)
 
+    def leaves_of(self, nested: Any) -> list[Any] | None:
+        """The leaves of `nested` in the state's order (dicts have none of their own), None if its places are others."""
+        found = {pytree.keystr(path): leaf for path, leaf in pytree.tree_flatten_with_path(nested)[0]}
+        places = [leaf.path for leaf in self.leaves]
+        return [found[place] for place in places] if found.keys() == set(places) else None
+
     @staticmethod
     def _restore(part: Tensor, leaf: Leaf) -> Tensor:
         if part.is_complex() and not leaf.dtype.is_complex:
@@ -76,7 +82,7 @@ class Structure:
         """A tolerance for the packed state: a float, or a tensor that broadcasts against it.
 
         Accepts a number, a tensor that broadcasts against a single-tensor state, or, for a nested state, one
-        tolerance per leaf (in the state's structure, or a flat sequence).
+        tolerance per leaf (in the state's structure, a flat sequence or a vector).
         """
         if isinstance(tolerance, (int, float)):
             return float(tolerance)
@@ -91,7 +97,10 @@ class Structure:
                     f"{name} of shape {tuple(spread.shape)} does not broadcast against y0 of shape {tuple(like.shape)}"
                 )
             return spread
-        parts = pytree.tree_leaves(tolerance)
+        if isinstance(tolerance, Tensor) and tolerance.ndim == 1:
+            parts = list(tolerance)
+        else:
+            parts = self.leaves_of(tolerance) or pytree.tree_leaves(tolerance)
         if len(parts) != len(self.leaves):
             raise ValueError(
                 f"{name} has {len(parts)} entries for a state of {len(self.leaves)} tensors: "

@@ -99,8 +99,9 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
     t, y, start, f0 = p.ts[0], p.y0, p.y0, p.f0
     with p.effects.undone() if p.effects and f0 is None else nullcontext():
         slope = p.slope(t, last, y) if f0 is None else f0
-    f0 = slope if not (p.effects and p.effects.random) else None
-    pace = Pace(control, p.method.error_order, p.ts.sign, _first(p, control, slope, through), through)
+    f0 = slope if not (p.effects and p.effects.stateful) else None
+    order = p.carrying.error_order if p.carrying else p.method.order
+    pace = Pace(control, order, p.ts.sign, _first(p, control, slope, through), through)
     history = History()
     for stop in control.stops(p.ts):
         end = last if stop == p.ts.values[-1] else stop
@@ -132,7 +133,7 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
                 f0 = step.f0
                 if p.effects and mark:
                     p.effects.restore(mark)
-                    f0 = None if p.effects.random else f0
+                    f0 = None if p.effects.stateful else f0
 
 
 def _at_dt_min(control: Adaptive, t: float, size: float) -> bool:
@@ -165,7 +166,7 @@ def _trial(
     error = ratio.item()  # the loop's one host read a step
     if not math.isfinite(error):
         return step, BAD_RATIO, error
-    return step, ratio if through else error, error
+    return step, ratio.double() if through else error, error  # as times: float64 whatever the state is
 
 
 def _refuse(p: Problem, control: Adaptive, history: History, t: float, size: float, y: Tensor) -> None:

@@ -183,16 +183,12 @@ class TestOdesolve:
         assert capsys.readouterr().out == ""
 
     @pytest.mark.parametrize("submodule", ["odesolver", "odesolver_mem"])
-    @pytest.mark.xfail(
-        reason="the authors' scripts import from torch_ACA.odesolver, which does not exist here"
-    )
     def test_the_scripts_imports(self, submodule):
         names = {"odesolver": ["odesolve"], "odesolver_mem": ["odesolve_endtime", "odesolve_adjoint"]}
         module = __import__(f"torch_ACA.{submodule}", fromlist=names[submodule])
         assert all(callable(getattr(module, name)) for name in names[submodule])
 
-    @pytest.mark.xfail(reason="the authors' CIFAR script passes options by keyword as well", raises=TypeError)
-    @pytest.mark.parametrize("call", CALLS[:2], ids=lambda call: call.__name__)
+    @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
     def test_options_as_keywords(self, call):
         f = Decay()
         expected = call(f, f.z0, options_for("RK12"))

@@ -244,13 +244,36 @@ def test_dense_output_can_be_read_but_not_differentiated():
     assert w.grad is not None
 
 
-def test_settings_without_effect_are_refused():
-    y0 = torch.ones(1, requires_grad=True)
-    for settings in (Adjoint(rtol=1e-3), Adjoint(atol=1e-3)):
-        with pytest.raises(ValueError, match="no effect on fixed steps"):
-            solve(lambda t, y: -y, y0, [0.0, 1.0], method="rk4", n_steps=2, gradient=settings)
-    with pytest.raises(ValueError, match="unknown norm"):
-        Adjoint(norm="seminorm")
+FIXED = {"method": "rk4", "n_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "words"),
+    [
+        (Adjoint(rtol=1e-3), FIXED, r"Adjoint\(rtol=\) has no effect on fixed steps.*control=Adaptive"),
+        (Adjoint(atol=1e-3), FIXED, r"Adjoint\(atol=\) has no effect on fixed steps"),
+        (Adjoint(norm="semi"), FIXED, r"Adjoint\(norm=\) has no effect on fixed steps"),
+        (Adjoint(rtol=1e-3, control=FixedSteps(n_steps=2)), {}, "no effect on fixed steps"),
+        (Adjoint(method=METHODS["rk4"]), {}, r"rk4 has no error estimate.*control=FixedSteps"),
+        (Adjoint(control=Adaptive()), FIXED, r"rk4 has no error estimate.*adaptive method"),
+        (Adjoint(rtol=-1.0), {}, "rtol must not be negative"),
+        (Adjoint(atol=torch.ones(2)), {}, r"atol of shape \(2,\) does not broadcast"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_the_door(settings, options, words):
+    y0 = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match=words):
+        solve(lambda t, y: -y, y0, [0.0, 1.0], gradient=settings, **options)
+
+
+def test_settings_of_another_kind_are_refused():
+    for norm in ("seminorm", 3):
+        with pytest.raises(ValueError, match="unknown norm"):
+            Adjoint(norm=norm)
+    with pytest.raises(TypeError, match=r"method=.*METHODS\['dopri8'\], got 'rk4'"):
+        Adjoint(method="rk4")
+    with pytest.raises(TypeError, match=r"control=.*Adaptive\(...\).*got 0.1"):
+        Adjoint(control=0.1)
 
 
 def test_jumps_are_met_on_the_way_back():

@@ -513,15 +513,7 @@ def test_outputs_do_not_depend_on_the_gradient(gradient, options):
         torch.testing.assert_close(sol.ys[name], ys, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize(
-    "gradient",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason="BUG: naive keeps time in the state's float32"))
-        if n == "naive"
-        else n
-        for n in ALL
-    ],
-)
+@pytest.mark.parametrize("gradient", ALL)
 def test_time_is_float64_for_a_float32_state(gradient):
     y0 = torch.ones(2, requires_grad=True)
     steps = [

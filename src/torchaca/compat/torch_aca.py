@@ -29,7 +29,7 @@ KNOWN = WITHOUT_EFFECT | {
 Func = Callable[..., Any]
 
 
-def odesolve(func: Func, z0: Any, options: dict[str, Any], return_solver: bool = False) -> Any:
+def odesolve(func: Func, z0: Any, options: dict[str, Any], return_solver: bool = False, **more: Any) -> Any:
     """Values at `options["t_eval"]` (default: t1), differentiated through the accepted steps.
 
     Parameters
@@ -43,25 +43,29 @@ def odesolve(func: Func, z0: Any, options: dict[str, Any], return_solver: bool =
         h (first or fixed step), rtol = 1e-3, atol = 1e-6, neval_max = 500000, t_eval, dense_output, safety.
     return_solver : bool
         Return a `Solver` and integrate nothing yet.
+    **more
+        Further options, which count before those in the dict.
 
     Returns
     -------
     Tensor
         `(len(t_eval), *z0.shape)`, without the leading dimension for a single time.
     """
-    solver = Solver(func, Options.read(options), Direct())
+    solver = Solver(func, Options.read({**options, **more}), Direct())
     return solver if return_solver else solver.integrate(z0, t_eval=solver.options.t_eval)
 
 
-def odesolve_endtime(func: Func, z0: Any, options: dict[str, Any], return_solver: bool = False) -> Any:
+def odesolve_endtime(
+    func: Func, z0: Any, options: dict[str, Any], return_solver: bool = False, **more: Any
+) -> Any:
     """The value at t1 only; otherwise as `odesolve`."""
-    solver = Solver(func, Options.read({**options, "t_eval": None}), Direct())
+    solver = Solver(func, Options.read({**options, **more, "t_eval": None}), Direct())
     return solver if return_solver else solver.integrate(z0)
 
 
-def odesolve_adjoint(func: Func, z0: Any, options: dict[str, Any]) -> Any:
+def odesolve_adjoint(func: Func, z0: Any, options: dict[str, Any], **more: Any) -> Any:
     """The value at t1 only, differentiated by ACA: one state a step and one step's graph in memory."""
-    return Solver(func, Options.read({**options, "t_eval": None}), ACA()).integrate(z0)
+    return Solver(func, Options.read({**options, **more, "t_eval": None}), ACA()).integrate(z0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ failures are `SolverError`s.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Method, Watcher, host_times
-from ..errors import did_you_mean
+from ..errors import did_you_mean, warn
 from ..gradients import ACA, Adjoint
 from ..methods import ALIASES, METHODS, RK4_38, RungeKutta
 from ..methods.runge_kutta import Row
@@ -115,14 +114,13 @@ def odeint_adjoint(
     """
     if adjoint_method is not None and adjoint_method != method and options and adjoint_options is None:
         raise ValueError("with adjoint_method other than method, options need adjoint_options beside them")
-    if adjoint_options is None:
-        adjoint_options = {key: value for key, value in (options or {}).items() if key != "norm"}
     own = func.parameters() if isinstance(func, torch.nn.Module) else ()
     declared = tuple(own if adjoint_params is None else adjoint_params)
     watch = _watcher(func, "_adjoint")
 
     def gradient(call: _Call) -> Gradient:
-        inner = dict(adjoint_options)
+        inherited = {key: value for key, value in call.options.items() if key != "norm"}
+        inner = inherited if adjoint_options is None else dict(adjoint_options)
         norm = _adjoint_norm(inner.pop("norm", None), call.structure)
         back = _Call(call.structure, call.y0, adjoint_method or method, inner, func, call.user_y0)
         tolerances = tuple(
@@ -130,10 +128,10 @@ def odeint_adjoint(
             for name, given, own in (("rtol", adjoint_rtol, rtol), ("atol", adjoint_atol, atol))
         )
         return Adjoint(
-            norm=norm,
+            norm=norm if back.method.adaptive else "full",
             method=back.method,
             control=back.segment_control(*tolerances),
-            watch=_on_structure(watch, call.structure) if watch else None,
+            watch=watch,
         )
 
     return _solve(
@@ -165,6 +163,10 @@ def _solve(
     packed = structure.pack(y0)
     call = _Call(structure, packed, method, dict(options or {}), func, y0)
     watch = _watcher(func, "")
+    if not call.method.adaptive:
+        unheard = [name for event, name in CALLBACKS.items() if event != "trial" and hasattr(func, name)]
+        if unheard:
+            warn(f"{call.method.name} has fixed steps and never calls {' or '.join(unheard)}")
     solution = run(
         func,
         packed,
@@ -206,7 +208,7 @@ class _Call:
                 continue
             if key not in other | OTHER_OPTIONS:
                 raise ValueError(f"unknown option {key!r} for {self.method.name}.{did_you_mean(key, own)}")
-            warnings.warn(f"option {key!r} has no effect on {self.method.name}", stacklevel=5)
+            warn(f"option {key!r} has no effect on {self.method.name}")
             del self.options[key]
         interp = self.options.get("interp")
         if interp is not None:
@@ -273,10 +275,9 @@ class _Call:
         if step_size is not None:
             return FixedSteps(dt=abs(float(step_size)))
         if n_outputs == 2:
-            warnings.warn(
+            warn(
                 f"{self.method.name} without options={{'step_size': ...}} goes from output to output: with two times "
-                "that is a single step",
-                stacklevel=4,
+                "that is a single step"
             )
         return FixedSteps()
 
@@ -369,9 +370,4 @@ def _watcher(func: Callable[..., Any], suffix: str) -> Callable[[str, float, Any
 
 
 def _on_structure(watch: Callable[[str, float, Any, float], None], structure: Structure) -> Watcher:
-    return lambda event, t0, y0, dt: watch(event, t0, _seen(structure, y0), dt)
-
-
-def _seen(structure: Structure, y: Tensor) -> Any:
-    size = sum(leaf.stop - leaf.start for leaf in structure.leaves)
-    return structure.unpack(y if structure.plain or y.numel() == size else y[:size])
+    return lambda event, t0, y0, dt: watch(event, t0, structure.unpack(y0), dt)

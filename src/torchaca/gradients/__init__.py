@@ -17,4 +17,7 @@ GRADIENTS: dict[str, Callable[[], Gradient]] = {
     "mali": MALI,
 }
 
-__all__ = ["ACA", "GRADIENTS", "Adjoint", "Direct", "MALI", "Naive"]
+TRACED = (ACA, Direct, MALI)
+"""Those whose backward pass goes from step to step and can tell what happens in each (`debug=True`)."""
+
+__all__ = ["ACA", "GRADIENTS", "TRACED", "Adjoint", "Direct", "MALI", "Naive"]

@@ -18,21 +18,23 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Outcome, Problem, Step, Time, Times, value
+from ..core import Outcome, Problem, Step, Time, Times, combined, value
 from ..effects import Mark
 from ..errors import SolverError
 from ..outputs import gather, inside
 from ..params import Inputs, check_replay
 from ..stepping import march, steps
+from ..trace import Trace
 from .checkpoints import Shelf, limit_of, parse_bytes, reverse
+from .observed import observed
 from .replay import (
     Ambience,
     MaybeTensors,
     Parts,
-    Totals,
     backward_pass,
     rebuilt,
     refuse_derivative,
+    totals_for,
     vjp,
     without_detours,
     without_graph,
@@ -113,10 +115,14 @@ class ACA:
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, checkpointing accepted states; see `torchaca.core.Gradient`."""
         if self.checkpoints == "none":
-            return gather(p, steps(p))
+            return gather(p, observed(p))
         run = Run(p, inputs, Ambience.here(p.y0), self._states(p, inputs), self.stagewise)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
-        return Outcome(ys, run.failure, run.times, bases)
+        failure, run.failure = (
+            run.failure,
+            None,
+        )  # handed over: its traceback may come to hold ys, and ys the run
+        return Outcome(ys, failure, run.times, bases)
 
     def _states(self, p: Problem, inputs: Inputs) -> str | int:
         """What to keep: as said, or as many states as the budget leaves room for."""
@@ -271,7 +277,7 @@ class Backward:
         self.ys_grad, self.dense_grad = grad_ys, grad_dense
         self.lam: Tensor | None = None
         self.wrt = [parts.ts, parts.grid, *parts.args, *parts.captured]
-        self.totals = Totals(len(self.wrt))
+        self.totals = totals_for(len(self.wrt), (grad_ys, *grad_dense))
         self.time_grads: list[tuple[Tensor, Tensor]] = []
         self.keep = run.inputs.historic
         self.next_f0: Tensor | None = None
@@ -301,9 +307,18 @@ class Backward:
         for boundary, grad in zip(self.boundaries[n : n + 2], grads[:2], strict=True):
             if grad is not None and isinstance(boundary, Tensor):
                 self.time_grads.append((boundary, grad))
+        if self.p.trace is not None:
+            self._tell(self.p.trace, n, cotangents, grad_y, grads[4:])
         self.lam = grad_y if grad_y is not None else torch.zeros_like(state)
         self.totals.add(grads[2:])
         self.next_f0, self.next_state = step.f0.detach(), state
+
+    def _tell(
+        self, trace: Trace, n: int, cotangents: list[Tensor], grad_y: Tensor | None, grads: MaybeTensors
+    ) -> None:
+        trace.n_steps, tensors = self.run.n_steps, self.run.inputs.tensors
+        span = (self.run.times[n], self.run.times[n + 1])
+        trace.passed(n, span, cotangents, grad_y, list(zip(tensors, grads, strict=True)))
 
     def _compare(self, y1: Tensor) -> None:
         """Note how far the replay's end is from the state that the forward pass found there."""
@@ -323,8 +338,10 @@ class Backward:
             within = self._inside(n)
             ends = [i for i in range(first, last) if i not in within]
             if ends:
-                outs.append(step.y1)
-                cotangents.append(self.ys_grad[ends].sum(0))
+                grad = self.ys_grad[ends].sum(0)
+                if outs[0] is not step.y1:  # a carry, whose first row is y1
+                    grad = torch.stack([grad, *torch.zeros_like(outs[0][1:])])
+                cotangents[0] = cotangents[0] + grad
             if within:
                 if self.next_f0 is not None and self._f1_weights(n) is not None:
                     step.give_f1(self.next_f0)
@@ -354,7 +371,7 @@ class Backward:
         if weights is None or self.ys_grad is None:
             return None
         grads = self.ys_grad[self._inside(n - 1)]
-        return torch.tensordot(weights.to(device=grads.device, dtype=grads.dtype), grads, 1)
+        return combined(weights, grads)
 
     def finish(self) -> MaybeTensors:
         """Gradients of y0, the times, the grid, args and captured tensors.

@@ -3,8 +3,12 @@
 Chen, Rubanova, Bettencourt, Duvenaud, "Neural Ordinary Differential Equations", NeurIPS 2018, appendix B; the
 semi-norm is Kidger, Chen, Lyons, "'Hey, that's not an ODE': Faster ODE Adjoints via Seminorms", ICML 2021.
 
-Keeps the outputs only. The state is integrated backwards along with the adjoint and drifts from the forward
-trajectory, so the gradient is right up to an error that the tolerances influence but do not bound.
+By default the outputs are all that is kept: the state is integrated backwards along with the adjoint and drifts from
+the forward trajectory, so the gradient is right up to an error that the tolerances influence but do not bound. With
+`state="interpolated"` it is read from the interpolants of the forward steps and cannot drift; the adjoint equation by
+itself, linear and stable backwards wherever the ODE is stable forwards, is then all that is integrated (Daulbaev et
+al., "Interpolation Technique to Speed Up Gradients Propagation in Neural ODEs", NeurIPS 2020; the standard way of
+CVODES and of SciMLSensitivity.jl).
 """
 
 from __future__ import annotations
@@ -15,25 +19,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import Adaptive, FixedSteps
-from ..core import Method, Outcome, Problem, Stats, Time, Times, Watcher, value
+from ..core import Method, Outcome, Problem
 from ..errors import SolverError
 from ..outputs import gather
-from ..params import Inputs, check_replay
-from ..state import rms, structure_of
+from ..params import Inputs
+from ..state import structure_of
 from ..stepping import steps
-from .replay import (
-    Ambience,
-    MaybeTensors,
-    Parts,
-    backward_pass,
-    rebuilt,
-    refuse_derivative,
-    vjp,
-    without_detours,
-    without_graph,
-)
+from .costate import Backward, LateUseError, Recorded
+from .replay import Ambience, MaybeTensors, Parts, backward_pass, refuse_derivative, without_graph
 
 SECOND = (
     "second derivatives through gradient='adjoint' are not available: use gradient='aca' (exact, little memory) or "
@@ -42,6 +38,13 @@ SECOND = (
 DENSE = (
     "dense output has no derivative with gradient='adjoint': put these times into t, or use gradient='aca'"
 )
+BATCHED = (
+    "gradient='adjoint' takes one cotangent at a time: loop over them instead of is_grads_batched=True, or use "
+    "gradient='aca'"
+)
+CONTROLS = (Adaptive, FixedSteps)
+STATES = ("backsolve", "interpolated")
+QUADRATURES = ("augmented", "gauss")
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,25 @@ class Adjoint:
     norm : "full", "semi" or callable
         Which parts of the backward state the step size control looks at: state, adjoint and parameter gradients
         ("full", the largest RMS among them), or state and adjoint only ("semi", Kidger et al. 2021). A callable gets
-        the tuple `(t, y, adjoint of y, *parameter gradients)`.
+        the tuple `(t, y, adjoint of y, *parameter gradients)`, without what is not integrated.
     method : Method, optional
         For the backward integration; by default the forward one.
     control : Adaptive, FixedSteps or callable, optional
         For the backward integration; by default the forward one with the tolerances above. A callable gets the
         start and the end of the stretch between two outputs.
     watch : callable, optional
-        Called at the backward integration's trials; see `torchaca.core.Watcher`.
+        Called at the backward integration's trials as `torchaca.core.Watcher` says, with the tuple that a callable norm
+        gets for a state.
+    state : "backsolve" or "interpolated"
+        Where y(t) comes from in the backward pass: integrated backwards from the outputs ("backsolve": no memory, and
+        wrong where the ODE contracts), or read from the forward steps, whose interpolants are then kept
+        ("interpolated": one state more than the interpolant's degree, five a step for dopri5; a method whose
+        interpolant has stages of its own evaluates them in every step).
+    quadrature : "augmented" or "gauss"
+        How the gradients of parameters and args are integrated: as a part of the backward state ("augmented"), or by
+        a Gauss-Legendre rule over each accepted backward step ("gauss"), at one evaluation of f a node. The backward
+        state is then two states at most, and no step size depends on the parameters, as with the semi-norm. Pays for
+        many parameters and few samples: of the parameters' size, the totals and one gradient are all that is held.
     """
 
     rtol: float | Tensor | None = None
@@ -70,25 +84,36 @@ class Adjoint:
     norm: str | Callable[[Any], Tensor] = "full"
     method: Method | None = None
     control: Adaptive | FixedSteps | Callable[[float, float], FixedSteps] | None = None
-    watch: Watcher | None = None
+    watch: Callable[[str, float, Any, float], None] | None = None
+    state: str = "backsolve"
+    quadrature: str = "augmented"
     name: str = "adjoint"
     wants_graph_size: bool = False
     wants_inputs: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.norm, str) and self.norm not in ("full", "semi"):
+        if not (self.norm in ("full", "semi") or callable(self.norm)):
             raise ValueError(f"unknown norm {self.norm!r} of the adjoint: use 'full', 'semi' or a callable")
+        for setting, known in (("state", STATES), ("quadrature", QUADRATURES)):
+            if getattr(self, setting) not in known:
+                raise ValueError(
+                    f"unknown {setting} {getattr(self, setting)!r} of the adjoint: use {' or '.join(map(repr, known))}"
+                )
+        if self.norm == "semi" and self.quadrature == "gauss":
+            raise ValueError(
+                "norm='semi' has no effect beside quadrature='gauss', which takes parameter gradients out of the norm "
+                "already: drop one of them"
+            )
+        if self.method is not None and not callable(getattr(self.method, "step", None)):
+            raise TypeError(f"Adjoint(method=) is a method such as METHODS['dopri8'], got {self.method!r}")
+        if not (self.control is None or callable(self.control) or isinstance(self.control, CONTROLS)):
+            raise TypeError(
+                f"Adjoint(control=) is Adaptive(...), FixedSteps(...) or a callable, got {self.control!r}"
+            )
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, keeping the outputs; see `torchaca.core.Gradient`."""
-        if (
-            (self.rtol is not None or self.atol is not None)
-            and isinstance(p.control, FixedSteps)
-            and not self.control
-        ):
-            raise ValueError(
-                "Adjoint(rtol=, atol=) has no effect on fixed steps: drop them, or give control=Adaptive(...)"
-            )
+        settings = self._resolved(p)
         if p.effects and p.effects.random:
             raise ValueError(
                 "f draws random numbers (Dropout?): a backward integration would draw others. Use "
@@ -102,23 +127,63 @@ class Adjoint:
             raise ValueError(
                 "gradient='adjoint' has no derivative with respect to grid: pass grid.detach(), or use gradient='aca'"
             )
-        run = Run(self, p, inputs, Ambience.here(p.y0))
+        recorded = Recorded(p.method) if self.state == "interpolated" else None
+        run = Run(settings, p, inputs, Ambience.here(p.y0), recorded)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
         if ys.requires_grad:
             bases = refuse_derivative(bases, (ys,), DENSE)
-        return Outcome(ys, run.failure, run.times, bases)
+        # Handed over: its traceback may come to hold ys, and ys the run.
+        failure, run.failure = run.failure, None
+        return Outcome(ys, failure, run.times, bases)
+
+    def _resolved(self, p: Problem) -> Adjoint:
+        """The same with tolerances for the state of p; refuses what could not run, or not as it was asked to."""
+        control, method = self.control or p.control, self.method or p.method
+        tolerances = {
+            name: given for name, given in (("rtol", self.rtol), ("atol", self.atol)) if given is not None
+        }
+        if not isinstance(control, Adaptive):
+            idle = [*tolerances, *(["norm"] if self.norm != "full" else [])]
+            if idle:
+                raise ValueError(
+                    f"Adjoint({idle[0]}=) has no effect on fixed steps: drop it, or give control=Adaptive(...)"
+                )
+            return self
+        if not method.adaptive:
+            raise ValueError(
+                f"{method.name} has no error estimate for the backward integration: give "
+                "Adjoint(control=FixedSteps(...)), or an adaptive method"
+            )
+        spread = structure_of(p.y0).spread
+        for_state = {name: spread(given, name, p.y0) for name, given in tolerances.items()}
+        replace(control, **for_state)  # which refuses negative ones
+        return replace(self, **for_state)
 
 
 @dataclass
 class Run:
-    """One forward pass: what its backward needs beside the saved tensors."""
+    """One forward pass: what its backward needs beside the saved tensors. `recorded` has no coefficients."""
 
     settings: Adjoint
     problem: Problem
     inputs: Inputs
     ambience: Ambience
+    recorded: Recorded | None = None
     times: Sequence[float] = ()
     failure: SolverError | None = None
+
+    def gradients(self, parts: Parts, ys: Tensor, kept: Sequence[Tensor], grad_ys: Tensor) -> MaybeTensors:
+        """One backward integration; its steps are counted, its failure says that it was the backward pass."""
+        recorded = self.recorded and replace(self.recorded, times=self.times, coefficients=kept)
+        backward = Backward(self.settings, self.problem, self.inputs, parts, recorded)
+        try:
+            return backward.integrate(ys, grad_ys)
+        except SolverError as error:
+            error.backward = True
+            raise
+        finally:
+            self.problem.stats.accepted += backward.stats.accepted
+            self.problem.stats.rejected += backward.stats.rejected
 
 
 class _Solve(torch.autograd.Function):
@@ -127,9 +192,10 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
         p = without_graph(run.problem)
-        outcome = gather(p, steps(p))
-        ctx.run = run
-        ctx.save_for_backward(outcome.ys, *run.inputs.without_late(tensors))
+        kept: list[Tensor] = []
+        outcome = gather(p, run.recorded.taking(steps(p), kept) if run.recorded else steps(p))
+        ctx.run, ctx.kept = run, len(kept)
+        ctx.save_for_backward(outcome.ys, *kept, *run.inputs.without_late(tensors))
         run.times, run.failure = outcome.times, outcome.failure
         run.problem = replace(run.problem, f0=None)
         return (outcome.ys, *outcome.bases)
@@ -138,159 +204,18 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         run: Run = ctx.run
         grad_ys: Tensor = cotangents[0]
-        ys, *tensors = (*ctx.saved_tensors, *run.inputs.late)
+        if is_legacy_batchedtensor(grad_ys):
+            raise NotImplementedError(BATCHED)
+        ys, *saved = ctx.saved_tensors
+        kept, tensors = saved[: ctx.kept], [*saved[ctx.kept :], *run.inputs.late]
         create_graph = torch.is_grad_enabled()
         parts = replace(Parts.join(tensors, len(run.inputs.args)), captured=run.inputs.captured)
         with torch.no_grad(), backward_pass(run.problem, run.inputs, run.ambience, integrates=True):
             try:
-                grads = _integrated(run, parts, ys.detach(), grad_ys.detach())
+                grads = run.gradients(parts, ys.detach(), kept, grad_ys.detach())
             except LateUseError:
                 parts = replace(parts, captured=run.inputs.captured + run.inputs.late)
-                grads = _integrated(run, parts, ys.detach(), grad_ys.detach())
+                grads = run.gradients(parts, ys.detach(), kept, grad_ys.detach())
         grads += [None] * (len(tensors) - len(grads))
-        return (None, *(refuse_derivative(grads, (*tensors, grad_ys), SECOND) if create_graph else grads))
-
-
-class LateUseError(Exception):
-    """f used a tensor in the backward pass that it had not used at t0."""
-
-
-def _integrated(run: Run, parts: Parts, ys: Tensor, grad_ys: Tensor) -> MaybeTensors:
-    """One backward integration; its steps are counted, its failure says that it was the backward pass."""
-    backward = Backward(run, parts)
-    try:
-        return backward.integrate(ys, grad_ys)
-    except SolverError as error:
-        error.backward = True
-        raise
-    finally:
-        run.problem.stats.accepted += backward.stats.accepted
-        run.problem.stats.rejected += backward.stats.rejected
-
-
-class Backward:
-    """The integration of `(y, lambda, dL/dtheta)` from the last output back to the first.
-
-    With `lambda` the gradient of the loss with respect to y(t): lambda' = -(df/dy)^T lambda and
-    (dL/dtheta)' = -(df/dtheta)^T lambda, every output adding its own gradient to lambda on the way.
-    """
-
-    def __init__(self, run: Run, parts: Parts) -> None:
-        self.run, self.stats = run, Stats()
-        leaves = parts.leaves()
-        self.p = without_graph(rebuilt(run.problem, leaves, run.inputs))
-        self.parts, self.wrt = leaves, [*leaves.args, *leaves.captured]
-        self.keep = run.inputs.historic
-        # Leaves that f reaches are a part of the backward state only if f turns out to use them.
-        self.late = run.inputs.late if len(parts.captured) == len(run.inputs.captured) else ()
-        self.structure = structure_of(
-            (leaves.y0.detach(), leaves.y0.detach(), *(x.detach() for x in self.wrt))
-        )
-        self.dt: float | None = None
-
-    def integrate(self, ys: Tensor, grad_ys: Tensor) -> MaybeTensors:
-        """The gradients of all inputs, in the order of `Parts`."""
-        values = self.p.ts.values
-        lam, totals = grad_ys[-1], [torch.zeros_like(x) for x in self.wrt]
-        grad_t = torch.zeros(len(values), dtype=torch.float64) if self.parts.ts is not None else None
-        for i in range(len(ys) - 1, 0, -1):
-            if grad_t is not None:
-                grad_t[i] = self._slope(values[i], ys[i], grad_ys[i])
-            if values[i] != values[i - 1]:
-                lam, totals = self._segment(values[i], values[i - 1], ys[i], lam, totals)
-            if grad_t is not None and i == 1:
-                grad_t[0] = -self._slope(values[0], ys[0], lam)
-            lam = lam + grad_ys[i - 1]
-        if self.parts.ts is not None and grad_t is not None:
-            grad_t = grad_t.to(self.parts.ts)
-        n_args = len(self.parts.args)
-        captured = without_detours(self.parts.captured, list(totals[n_args:]))
-        return [lam, grad_t, None, *totals[:n_args], *captured]
-
-    def _slope(self, t: float, y: Tensor, cotangent: Tensor) -> Tensor:
-        """The derivative of the loss as the time of y moves."""
-        return (cotangent.conj() * self.p.f(t, y)).sum().real.to("cpu", torch.float64)
-
-    def _segment(
-        self, start: float, end: float, y: Tensor, lam: Tensor, totals: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The adjoint and the totals at `end`, integrated from `start`, where the state is `y`."""
-        settings, p = self.run.settings, self.p
-        problem = Problem(
-            f=self._augmented,
-            y0=self.structure.pack((y, lam, *totals)),
-            ts=Times((start, end)),
-            method=settings.method or p.method,
-            control=self._control(start, end),
-            stats=self.stats,
-            jumps=p.jumps,
-            one_sided=p.one_sided,
-            watch=settings.watch,
-        )
-        sizes: list[float] = []
-        z = problem.y0
-        for step in steps(problem):
-            z = step.y1
-            sizes.append(abs(value(step.t1) - value(step.t0)))
-        # The last step was cut to land here: the next segment starts with the size before the cut.
-        self.dt = max(*sizes[-2:], self.dt or 0.0) if len(sizes) < 3 else max(sizes[-2:])
-        _, lam, *totals = self.structure.unpack(z)
-        return lam, totals
-
-    def _control(self, start: float, end: float) -> Adaptive | FixedSteps:
-        """The forward control, over the segment and on the backward state."""
-        settings, control = self.run.settings, self.run.settings.control or self.p.control
-        if not isinstance(control, (Adaptive, FixedSteps)):
-            return control(start, end)
-        if isinstance(control, Adaptive):
-            return replace(
-                control,
-                rtol=self._tolerance(control.rtol if settings.rtol is None else settings.rtol),
-                atol=self._tolerance(control.atol if settings.atol is None else settings.atol),
-                dt0=self.dt if self.dt is not None else control.dt0,
-                norm=self._norm,
-            )
-        if control is settings.control:
-            return control
-        low, high = min(start, end), max(start, end)
-        grid = [value(t) for t in control.times(self.p.ts) if low < value(t) < high]
-        return FixedSteps(grid=Times((start, *reversed(grid), end)))
-
-    def _tolerance(self, tolerance: float | Tensor) -> float | Tensor:
-        """A tolerance of y, for y, lambda (the same) and the totals (the smallest of it)."""
-        if not isinstance(tolerance, Tensor):
-            return tolerance
-        own = tolerance.expand_as(self.parts.y0)
-        rest = [own.min().expand(x.shape) for x in self.wrt]
-        return self.structure.pack((own, own, *rest)).real
-
-    def _norm(self, scaled: Tensor) -> Tensor:
-        norm = self.run.settings.norm
-        if callable(norm):
-            zero = torch.zeros((), dtype=scaled.dtype.to_real(), device=scaled.device)
-            return norm((zero, *self.structure.unpack(scaled)))
-        parts = scaled.split([leaf.stop - leaf.start for leaf in self.structure.leaves])
-        if norm == "semi":
-            parts = parts[:2]
-        return torch.stack([rms(part) for part in parts]).max()
-
-    def _augmented(self, t: Time, z: Tensor, nudge: Time | None = None) -> Tensor:
-        """The right-hand side of the backward integration, packed."""
-        y, lam, *_ = self.structure.unpack(z)
-        f: Any = self.p.f
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            k = f(t, y, nudge) if nudge is not None else f(t, y)
-        grads: MaybeTensors = [None] * (1 + len(self.wrt))
-        if k.requires_grad:
-            if self.run.inputs.watched:
-                check_replay([k], self.run.inputs, (y, *self.wrt), f"backwards through t = {value(t):g}")
-            grads = vjp([k], [y, *self.wrt, *self.late], [lam.to(k.dtype)], keep=self.keep)
-            known = 1 + len(self.wrt)
-            if any(grad is not None for grad in grads[known:]):
-                raise LateUseError
-            grads = grads[:known]
-        zipped = zip(grads, [y, *self.wrt], strict=True)
-        return self.structure.pack(
-            (k.detach(), *(torch.zeros_like(x) if g is None else -g for g, x in zipped))
-        )
+        anchors = (*tensors, grad_ys)
+        return (None, *(refuse_derivative(grads, anchors, SECOND) if create_graph else grads))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from .aca import Backward, Run, reached
 from .checkpoints import Shelf, limit_of
 from .evaluations import Evaluations
 from .replay import Ambience, MaybeTensors, Parts, backward_pass, refuse_derivative, without_graph
+
+if TYPE_CHECKING:
+    from ..core import CarryingStep
 
 SECOND = (
     "second derivatives through gradient='mali' are not available: use gradient='aca' (exact, a state a step) or "
@@ -72,10 +75,10 @@ class MALI:
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, keeping the times of the steps; see `torchaca.core.Gradient`."""
         method = reversible(p)
-        if p.effects and p.effects.random:
+        if p.effects and p.effects.stateful:
             raise ValueError(
-                "f draws random numbers (Dropout?), which undoing a step would draw anew: use gradient='aca', which "
-                "replays the same ones, or model.eval()"
+                "f draws random numbers (Dropout?) or reads buffers that it moves, so that undoing a step would meet "
+                "other ones: use gradient='aca', which restores them for its replays, or model.eval()"
             )
         run = Reversal(Run(p, inputs, Ambience.here(p.y0)), method, self)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
@@ -92,8 +95,7 @@ def reversible(p: Problem) -> Reversible:
     method = p.method
     if not isinstance(method, Reversible):
         raise ValueError(
-            f"gradient 'mali' needs a reversible method, {method.name!r} is none: try method='alf' or "
-            "'reversible_heun'; or gradient='aca'"
+            "gradient 'mali' needs a reversible method: try method='alf' or 'reversible_heun'; or gradient='aca'"
         )
     if math.isinf(method.growth):
         raise ValueError(
@@ -153,10 +155,11 @@ class Keeper:
         """The accepted steps of the problem."""
         done = self.p.ts.at_start()
         for n, step in enumerate(steps(self.p), 1):
-            self.shelf.put(n, step.carry)
+            carry = cast("CarryingStep", step).carry
+            self.shelf.put(n, carry)
             if self.p.fresh(step.t1):
-                self.before_jumps[n] = step.carry
-            self.last = n, step.carry
+                self.before_jumps[n] = carry
+            self.last = n, carry
             if (outputs := self.p.ts.up_to(value(step.t1))) > done:
                 done, self.last_with_output = outputs, self.last
             yield step

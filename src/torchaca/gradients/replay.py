@@ -9,13 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import FixedSteps
-from ..core import Problem, Stats, Times
+from ..core import Problem, Stats, Times, without_autocast
 from ..dynamics import Dynamics
 from ..params import Inputs
 
 MaybeTensors = list[Tensor | None]
+
+KEPT = (
+    "f keeps a tensor from one call to the next that it computed from an input of the solve (a cache of its weights?), "
+    "so the graph of one step reaches into another's: compute it before the solve and hand it over with "
+    "args=(tensor, ...), or use gradient='direct'"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,15 @@ def vjp(
 ) -> MaybeTensors:
     """`autograd.grad`, where `wrt` may hold None and tensors that do not matter get None."""
     present = [x for x in wrt if x is not None]
-    grads = iter(torch.autograd.grad(outs, present, cotangents, allow_unused=True, retain_graph=keep or None))
+    try:
+        with without_autocast(outs[0].device):
+            grads = iter(
+                torch.autograd.grad(outs, present, cotangents, allow_unused=True, retain_graph=keep or None)
+            )
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise RuntimeError(KEPT) from error
     return [None if x is None else next(grads) for x in wrt]
 
 
@@ -159,6 +174,22 @@ class Totals:
                 new.append(grad)
         if old:
             torch._foreach_add_(old, new)
+
+
+class BatchedTotals(Totals):
+    """The same for several cotangents at once (`is_grads_batched`), which have no rule for sums of many in place."""
+
+    def add(self, grads: Sequence[Tensor | None]) -> None:
+        for i, grad in enumerate(grads):
+            total = self.sums[i]
+            if grad is not None:
+                self.sums[i] = grad if total is None else total + grad
+
+
+def totals_for(n: int, cotangents: Sequence[Tensor | None]) -> Totals:
+    """Empty totals of `n` gradients that are computed from these cotangents."""
+    batched = any(g is not None and is_legacy_batchedtensor(g) for g in cotangents)
+    return BatchedTotals(n) if batched else Totals(n)
 
 
 def without_detours(

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..core import Time, VectorField, value
+from ..core import Time, VectorField, combined, has_lanes, value
 
 Row = tuple[Fraction, ...]
 
@@ -135,10 +135,6 @@ class RungeKutta:
         return bool(self.embedded)
 
     @property
-    def error_order(self) -> int:
-        return self.embedded_order + 1
-
-    @property
     def stages(self) -> int:
         return len(self.weights)
 
@@ -189,7 +185,10 @@ def fraction(t0: Time, t1: Time, times: Sequence[Time]) -> Tensor:
     """theta = (t - t0) / (t1 - t0) of `times`: `(len(times),)`, float64 on the CPU, differentiable."""
     if any(isinstance(t, Tensor) for t in (t0, t1, *times)):
         start = _host(t0)
-        return (torch.stack([_host(t) for t in times]) - start) / (_host(t1) - start)
+        size = _host(t1) - start
+        if has_lanes(size):
+            size = torch.where(size == 0, 1.0, size)  # a lane that is done
+        return (torch.stack([_host(t) for t in times]) - start) / size
     return (torch.tensor(times, dtype=torch.float64) - t0) / (t1 - t0)
 
 
@@ -214,7 +213,9 @@ class RungeKuttaStep:
         self._f = f
         self._grad = torch.is_grad_enabled()
         h: Time = t1 - t0
-        self._h = value(h)
+        self._h = (
+            0.0 if isinstance(h, Tensor) and has_lanes(h) else value(h)
+        )  # all of a lane's h goes into dh
         self._dh = (h - self._h).to(y0.device, y0.dtype.to_real()) if isinstance(h, Tensor) else None
         self._ks: list[Tensor] = [f(t0, y0) if f0 is None else f0]
         for i in range(1, method.stages - method.fsal):
@@ -262,10 +263,6 @@ class RungeKuttaStep:
         return error if self._dh is None else self._with_dh(error, _weighted(terms, ks))
 
     @property
-    def carry(self) -> Tensor:
-        return self.y1
-
-    @property
     def known_f1(self) -> Tensor | None:
         index = self.method.f1_index
         return self._ks[index] if index is not None and index < len(self._ks) else None
@@ -277,8 +274,7 @@ class RungeKuttaStep:
     def at(self, times: Sequence[Time]) -> Tensor:
         ks = self._evaluated(len(self.method.nodes))
         weights = self.method.continuous_weights(fraction(self.t0, self.t1, times))
-        moved = weights.to(device=self.y0.device, dtype=self.y0.dtype)
-        slopes = torch.tensordot(moved, torch.stack(ks), 1)
+        slopes = combined(weights, torch.stack(ks))
         return self._with_dh(torch.add(self.y0, slopes, alpha=self._h), slopes)
 
     def basis(self) -> Tensor:

@@ -1,0 +1,25 @@
+"""How much memory a computation needs at its peak, counted in numbers, on any device."""
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Peak(TorchDispatchMode):
+    """The most numbers that were alive at one time in tensors other than `known`, and the largest of those tensors."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {x.untyped_storage()._cdata for x in known}
+        self.alive, self.peak, self.largest = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            storage = x.untyped_storage() if isinstance(x, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.known:
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes() // 8
+                self.largest = max(self.largest, storage.nbytes() // 8)
+        self.alive = {key: pair for key, pair in self.alive.items() if not pair[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return out

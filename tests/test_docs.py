@@ -1,0 +1,84 @@
+"""Every Python block of the readme and of the pages in docs/ runs, in order, one namespace a page; every link leads."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(text: str) -> Iterator[tuple[int, str]]:
+    """`(line, code)` of the Python blocks of a page."""
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield text[: match.start(1)].count("\n"), match[1]
+
+
+def anchors(text: str) -> set[str]:
+    """The names that links may use for the headings of a page."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@by_page
+def test_python_blocks_run(page):
+    torch.manual_seed(0)
+    names = {"__name__": f"docs of {page.stem}"}
+    for line, code in blocks(page.read_text()):
+        # Line numbers in a traceback are those of the page.
+        exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+@by_page
+def test_blocks_are_marked(page):
+    """A block of code without a language would not run."""
+    fences = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
+    assert set(fences[::2]) <= {"python", "text", "sh"}
+    assert set(fences[1::2]) <= {""}
+
+
+@by_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked.read_text()), target
+
+
+def test_the_index_lists_every_page():
+    linked = set(re.findall(r"\]\(([^)#]+)\)", (DOCS / "index.md").read_text()))
+    assert linked >= {page.name for page in PAGES[1:]} - {"index.md"}
+
+
+def test_the_tree_is_the_tree_of_the_sources():
+    """docs/architecture.md names each module and package of torchaca, and no other."""
+    text = (DOCS / "architecture.md").read_text()
+    tree = re.search(r"^ {4}src/torchaca/\n((?: {6}.*\n)+)", text, re.MULTILINE)
+    assert tree is not None
+    named = {
+        re.match(r" *(\S+)", line)[1].rstrip("/") for line in re.findall(r"^ {6}\S.*$", tree[1], re.MULTILINE)
+    }
+    source = ROOT / "src" / "torchaca"
+    modules = {path.name for path in source.glob("*.py") if path.name != "__init__.py"}
+    packages = {path.parent.name for path in source.glob("*/__init__.py")}
+    assert named == modules | packages
+
+
+def test_an_error_names_the_line_of_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n```python\nx = 1\n```\n\nText\n\n```python\ny = x\nassert y == 2\n```\n")
+    with pytest.raises(AssertionError) as caught:
+        test_python_blocks_run(page)
+    assert caught.traceback[-1].lineno + 1 == 11
+    assert str(caught.traceback[-1].path) == str(page)
