@@ -41,10 +41,6 @@ class ScriptedStep:
     def known_f1(self) -> Tensor | None:
         return self._f1
 
-    @property
-    def carry(self) -> Tensor:
-        return self.y1
-
     def give_f1(self, f1: Tensor) -> None:
         self._f1 = f1
 
@@ -61,7 +57,6 @@ class ScriptedMethod:
 
     errors: Sequence[float] = (0.5,)
     order: int = 1
-    error_order: int = 1
     fsal: bool = True
     name: str = "scripted"
     adaptive: bool = True

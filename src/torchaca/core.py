@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -174,11 +174,6 @@ class Step(Protocol):
         """Hand the step a value of f(t1, y1) that somebody else has evaluated."""
         ...
 
-    @property
-    def carry(self) -> Tensor:
-        """What the next step starts from: y1, or more than it where the method is `Carrying`."""
-        ...
-
     def at(self, times: Sequence[Time]) -> Tensor:
         """The interpolant at `times` inside the step, `(len(times), *y0.shape)`."""
         ...
@@ -198,11 +193,6 @@ class Method(Protocol):
     @property
     def adaptive(self) -> bool:
         """Whether `Step.error` exists."""
-        ...
-
-    @property
-    def error_order(self) -> int:
-        """The power of the step size with which `Step.error` falls."""
         ...
 
     @property
@@ -226,12 +216,27 @@ class Method(Protocol):
         ...
 
 
+class CarryingStep(Step, Protocol):
+    """A step of a method that is `Carrying`."""
+
+    carry: Tensor
+
+
 @runtime_checkable
 class Carrying(Method, Protocol):
-    """A method whose steps hand on more than y1: a carry of shape `(rows, *y.shape)` with `carry[0]` = y.
+    """A method whose steps hand on more than y1: a carry of shape `(rows, *y.shape)` with `carry[0]` = y1.
 
     Its `step` starts afresh; the loop goes on with `resume`, except after a jump of f.
     """
+
+    @property
+    def error_order(self) -> int:
+        """The power of the step size with which `Step.error` falls; for other methods, that is their order."""
+        ...
+
+    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> CarryingStep:
+        """One step from y0 alone; `f0` is f(t0, y0) if known and only saves work."""
+        ...
 
     def units(self, h: float) -> tuple[float, ...]:
         """What turns each row of a carry into units of y, for a step of size h."""
@@ -241,7 +246,7 @@ class Carrying(Method, Protocol):
         """The carry that a step from y0 alone starts from; `f0` is f(t0, y0) if known and only saves work."""
         ...
 
-    def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> Step:
+    def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> CarryingStep:
         """The step after the one that ended with `carry`."""
         ...
 
@@ -325,7 +330,9 @@ class Problem:
 
     def handed(self, step: Step) -> Tensor:
         """What the step after this one starts from."""
-        return step.carry if self.carrying and not self.fresh(step.t1) else step.y1
+        if self.carrying is None or self.fresh(step.t1):
+            return step.y1
+        return cast("CarryingStep", step).carry
 
     def slope(self, t0: Time, t1: Time, y0: Tensor) -> Tensor:
         """f at the start of a step from t0 to t1."""

@@ -64,7 +64,8 @@ def test_costs_are_those_of_a_solve():
         assert (report[name].nfe, report[name].nfe_backward) == (sol.stats.nfe, sol.stats.nfe_backward)
     assert report["direct"].nfe_backward == 0
     assert report["direct"].memory > 3 * report["aca"].memory > 0
-    assert all(row.forward > 0 and row.backward > 0 for row in report.rows)
+    assert all(row.forward > 0 and row.backward > 0 for row in report.rows if row.failure is None)
+    assert [row.gradient for row in report.rows if row.failure] == ["mali"]  # dopri5 cannot be reversed
 
 
 def test_every_registered_gradient_has_a_row_and_the_table_is_readable():
@@ -241,7 +242,7 @@ def test_a_gradient_that_refuses_is_a_row_and_noise_has_no_reference():
 def test_a_solve_that_fails_fails_in_every_row():
     y0 = torch.ones(1, dtype=DOUBLE)
     report = check_gradient(lambda t, y: y**2, y0, [0.0, 2.0], end, repeats=1)
-    assert all("blow-up" in row.failure for row in report.rows)
+    assert all("blow-up" in row.failure for row in report.rows if row.gradient != "mali")
     assert report.advice.gradient is None
     assert "blow-up" in report.no_reference
     assert "none of these gradients came through" in str(report)

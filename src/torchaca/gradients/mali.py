@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from .aca import Backward, Run, reached
 from .checkpoints import Shelf, limit_of
 from .evaluations import Evaluations
 from .replay import Ambience, MaybeTensors, Parts, backward_pass, refuse_derivative, without_graph
+
+if TYPE_CHECKING:
+    from ..core import CarryingStep
 
 SECOND = (
     "second derivatives through gradient='mali' are not available: use gradient='aca' (exact, a state a step) or "
@@ -93,8 +96,7 @@ def reversible(p: Problem) -> Reversible:
     method = p.method
     if not isinstance(method, Reversible):
         raise ValueError(
-            f"gradient 'mali' needs a reversible method, {method.name!r} is none: try method='alf' or "
-            "'reversible_heun'; or gradient='aca'"
+            "gradient 'mali' needs a reversible method: try method='alf' or 'reversible_heun'; or gradient='aca'"
         )
     if math.isinf(method.growth):
         raise ValueError(
@@ -154,10 +156,11 @@ class Keeper:
         """The accepted steps of the problem."""
         done = self.p.ts.at_start()
         for n, step in enumerate(steps(self.p), 1):
-            self.shelf.put(n, step.carry)
+            carry = cast("CarryingStep", step).carry
+            self.shelf.put(n, carry)
             if self.p.fresh(step.t1):
-                self.before_jumps[n] = step.carry
-            self.last = n, step.carry
+                self.before_jumps[n] = carry
+            self.last = n, carry
             if (outputs := self.p.ts.up_to(value(step.t1))) > done:
                 done, self.last_with_output = outputs, self.last
             yield step

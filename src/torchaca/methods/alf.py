@@ -84,7 +84,7 @@ class ALF:
         k = f(_middle(t0, t1), u)
         v1 = torch.add(v0, k - v0, alpha=2 * self.eta)
         y1 = length.shift(u, 0.5, v1)
-        return CarryStep(self, t0, t1, y0, y1, torch.stack([y1, v1]), length, (v0, v1), (v0, k))
+        return CarryStep(self, t0, t1, y0, torch.stack([y1, v1]), length, (v0, v1), (v0, k))
 
     def undo(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> Tensor:
         """The carry that the step which ended with `carry` started from; see `torchaca.core.Reversible`."""

@@ -8,7 +8,7 @@ evaluation and is continuously differentiable from step to step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -61,11 +61,14 @@ class CarryStep:
     t0: Time
     t1: Time
     y0: Tensor
-    y1: Tensor
     carry: Tensor
     length: Length
     slopes: tuple[Tensor, Tensor]
     spread: tuple[Tensor, Tensor]
+    y1: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.y1 = self.carry[0]  # whatever depends on it does so through the carry
 
     @property
     def f0(self) -> Tensor:

@@ -52,7 +52,7 @@ class ReversibleHeun:
         z1 = length.shift(2 * y0 - z0, 1.0, k0)
         k1 = f(t1, z1)
         y1 = length.shift(y0, 0.5, k0 + k1)
-        return CarryStep(self, t0, t1, y0, y1, torch.stack([y1, z1, k1]), length, (k0, k1), (k0, k1))
+        return CarryStep(self, t0, t1, y0, torch.stack([y1, z1, k1]), length, (k0, k1), (k0, k1))
 
     def undo(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> Tensor:
         """The carry that the step which ended with `carry` started from; see `torchaca.core.Reversible`."""

@@ -135,10 +135,6 @@ class RungeKutta:
         return bool(self.embedded)
 
     @property
-    def error_order(self) -> int:
-        return self.embedded_order + 1
-
-    @property
     def stages(self) -> int:
         return len(self.weights)
 
@@ -265,10 +261,6 @@ class RungeKuttaStep:
         ks, terms = self._evaluated(self.method.stages), self.method._e
         error = _weighted(terms, ks, self._h)
         return error if self._dh is None else self._with_dh(error, _weighted(terms, ks))
-
-    @property
-    def carry(self) -> Tensor:
-        return self.y1
 
     @property
     def known_f1(self) -> Tensor | None:
