@@ -166,7 +166,7 @@ class _Search:
 
     def _pace(self, tried: Tensor, ratio: Tensor, success: Tensor, clipped: Tensor) -> None:
         """The next step sizes; see `stepping.Pace`."""
-        control, order = self.control, self.p.method.error_order
+        control, order = self.control, self.p.method.order
         longer = control.factor([ratio, *self.ratios], order)
         longer = tried * torch.where(self.rejected, longer.clamp(max=1.0), longer)
         longer = torch.where(clipped & (longer < self.dt), self.dt, longer)

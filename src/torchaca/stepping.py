@@ -100,7 +100,8 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
     with p.effects.undone() if p.effects and f0 is None else nullcontext():
         slope = p.slope(t, last, y) if f0 is None else f0
     f0 = slope if not (p.effects and p.effects.stateful) else None
-    pace = Pace(control, p.method.error_order, p.ts.sign, _first(p, control, slope, through), through)
+    order = p.carrying.error_order if p.carrying else p.method.order
+    pace = Pace(control, order, p.ts.sign, _first(p, control, slope, through), through)
     history = History()
     for stop in control.stops(p.ts):
         end = last if stop == p.ts.values[-1] else stop
