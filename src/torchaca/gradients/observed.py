@@ -21,20 +21,10 @@ def observed(p: Problem) -> Iterator[Step]:
     """The accepted steps; where the problem has a trace, each tells it what its backward pass does.
 
     A hook sees the cotangent of the step's end state, and replays the step to know the gradients in it.
-
-    Raises
-    ------
-    ValueError
-        Where a step hands on more than the state that it ends in.
     """
     if p.trace is None or p.source is None:
         yield from steps(p)
         return
-    if p.carrying:
-        raise ValueError(
-            f"debug=True cannot follow a kept graph through {p.method.name!r}, whose steps hand on more than y: use "
-            "gradient='aca', the same gradient"
-        )
     seen = reach(p.source, getattr(p.f, "args", ())).tensors
     tensors = tuple(x for _, x in seen if x.requires_grad and (x.is_leaf or not x.retains_grad))
     replay = Replay(replace(without_graph(p), f0=None, watch=None), p.trace, tensors, Ambience.here(p.y0))
