@@ -33,6 +33,7 @@ LAYERS = (
     "outputs",
     "lanes",
     "methods",
+    "resolution",
     "gradients",
     "dense",
     "compiled",

@@ -119,7 +119,7 @@ def test_wrong_results_of_f_in_a_nested_state_name_the_place():
 
 
 def test_half_precision_of_autocast_is_widened():
-    sol = solve(lambda t, y: (-y).bfloat16(), torch.ones(2), T)
+    sol = solve(lambda t, y: (-y).bfloat16(), torch.ones(2), T, rtol=1e-2, atol=1e-2)
     assert sol.ys.dtype == torch.float32
     assert sol.ys[-1, 0].item() == pytest.approx(math.exp(-1), abs=0.01)
 
@@ -357,10 +357,10 @@ FAILURES = {
     "random dropout": (Dropping(), torch.ones(50), T, {"max_steps": 60}),
     "stiff": (stiff, ONES, [0.0, 1e-3, 10.0], {"max_steps": 200}),
     "tolerance": (
-        lambda t, y: torch.cos(t) * y,
-        torch.ones(2),
+        lambda t, y: torch.cos(5 * t) + y,
+        torch.zeros(2),
         T,
-        {"rtol": 1e-12, "atol": 0.0, "max_steps": 300},
+        {"rtol": 1e-12, "atol": 1e-13, "max_steps": 300},
     ),
     "jump": (jumping, torch.zeros(2, dtype=DOUBLE), T, {"rtol": 1e-12, "atol": 1e-12}),
     "dt-min": (lambda t, y: -50 * y, ONES, T, {"dt_min": 0.5}),

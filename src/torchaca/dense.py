@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .core import Method, Time, combined, host_times, value
 from .state import Structure
@@ -36,6 +37,11 @@ class DenseOutput:
     boundaries: Sequence[Time]
     bases: Sequence[Tensor]
     y0: Tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DenseOutput:
+        """The values; a graph belongs to the original alone."""
+        own = {name: detached(getattr(self, name)) for name in ("boundaries", "bases", "y0")}
+        return replace(self, **own)
 
     def __call__(self, t: Any) -> Any:
         """The state at `t` (number, list, array or tensor of any shape): `(*t.shape, *y0.shape)`.
@@ -74,6 +80,11 @@ class DenseOutput:
             theta = (at[mine] - _cpu(t0)) / (_cpu(t1) - _cpu(t0))
             parts.append(combined(self.method.basis_weights(theta), self.bases[n]))
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+
+
+def detached(nested: Any) -> Any:
+    """Nested tensors as copies without graph."""
+    return pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, nested)
 
 
 def _cpu(t: Time) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from .core import Stats, Time
@@ -22,7 +23,8 @@ class Dynamics:
 
     f gets t as a 0-dim tensor in y's real dtype (at least float32), made without waiting for a device. Where f
     calls `autograd.grad` itself (`needs_grad`), it runs with grad mode on, on a detached state, also while the
-    solver builds no graph.
+    solver builds no graph. What the first evaluation showed: `dtypes` are those in which f computes each tensor of
+    the state, `gathered` names a parameter that f gathers from other processes for each evaluation.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Dynamics:
         self.device = y0.device
         self.needs_grad = False
         self.fit = coerce if lenient else fit
+        self.gathered = ""
+        self.dtypes = [leaf.dtype for leaf in structure.leaves]
         self._last: tuple[float | None, Tensor | None] = (None, None)
         self._returned: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 
@@ -96,6 +100,8 @@ class Dynamics:
     def _called(self, time: Tensor, y: Any) -> Any:
         try:
             out = self.func(time, y, *self.args)
+            if self.stats.nfe <= 1:
+                self._note_dtypes(out)
             if isinstance(out, Tensor):
                 self._refuse_shared_buffer(out)
             return out
@@ -103,6 +109,21 @@ class Dynamics:
             if self.stats.nfe <= 1:
                 _note_first_call(error, self.func, time, y)
             raise
+
+    def _note_dtypes(self, out: Any) -> None:
+        """What f returned, where that is coarser than the state."""
+        returned, tree = pytree.tree_flatten(out)
+        if tree != self.structure.tree:
+            returned = self.structure.leaves_of(out) or []
+        for i, (leaf, k) in enumerate(zip(self.structure.leaves, returned, strict=False)):
+            if isinstance(k, Tensor) and k.dtype.is_floating_point:
+                self.dtypes[i] = coarser(leaf.dtype, k.dtype)
+
+    def note_graph(self, k: Tensor, since: int) -> None:
+        """What f computed in on the way to `k`, where that is half precision: nodes from `since` on are f's."""
+        inside = half_inside(k, since)
+        if inside is not None:
+            self.dtypes[:] = [coarser(dtype, inside) for dtype in self.dtypes]
 
     def _refuse_shared_buffer(self, out: Tensor) -> None:
         """Stages are kept until the step is done: f must not write over one that it returned before."""
@@ -114,6 +135,29 @@ class Dynamics:
                 "return buffer.clone()"
             )
         self._returned = (lambda: None, 0) if out.is_inference() else (weakref.ref(out), out._version)
+
+
+def coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The dtype with fewer digits."""
+    return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def half_inside(k: Tensor, since: int) -> torch.dtype | None:
+    """The coarsest half precision among the results of the graph nodes made from `since` on, if there is any."""
+    found: torch.dtype | None = None
+    pending, visited = [k.grad_fn], set[Node]()
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited or node._sequence_nr() < since:
+            continue
+        visited.add(node)
+        if node.name() == "torch::autograd::AccumulateGrad":  # a weight, which f may widen first
+            continue
+        for made in node._input_metadata:
+            if made.dtype in HALF:
+                found = made.dtype if found is None else coarser(found, made.dtype)
+        pending.extend(other for other, _ in node.next_functions)
+    return found
 
 
 def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:

@@ -8,6 +8,7 @@ tensors behind those graph nodes, names them, and finds leaves that f uses only 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -112,6 +113,8 @@ def first_evaluation(p: Problem, f: Dynamics, *, measure: bool = False) -> tuple
         k = _without_autograd(f, time, p.y0, error)
     finally:
         hook.remove()
+    f.note_graph(k, before)
+    f.gathered = gathered_inside(k, before, reached)
     inputs = _inputs(tuple(args.values()), k, {id(state), *map(id, own.values())}, before, reached)
     if isinstance(weigh, Scale):
         inputs = replace(inputs, graph_bytes=weigh.bytes(besides=(state, *inputs.tensors)))
@@ -120,8 +123,13 @@ def first_evaluation(p: Problem, f: Dynamics, *, measure: bool = False) -> tuple
 
 def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
     """The problem with f at its start evaluated as a part of the caller's graph."""
-    watch = Watch(p.y0.device, reach(f.func, f.args).tensors)
-    return watch.observed(p, p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0))
+    reached = reach(f.func, f.args)
+    watch = Watch(p.y0.device, reached.tensors)
+    before = torch.autograd._get_sequence_nr()
+    k = p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0)
+    f.note_graph(k, before)
+    f.gathered = gathered_inside(k, before, reached)
+    return watch.observed(p, k)
 
 
 class Scale(torch.autograd.graph.saved_tensors_hooks):
@@ -213,6 +221,20 @@ def used(out: Tensor, since: int, boundary: Set[Node]) -> tuple[list[Tensor], li
         for node, output in pending.pop().next_functions:
             reach(node, output)
     return leaves, list(edges)
+
+
+def gathered_inside(k: Tensor, since: int, reached: Reach) -> str:
+    """The name of a sharded parameter (FSDP2) whose whole exists during f only, or an empty string."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None:
+        return ""
+    dtensor = distributed.DTensor
+    sharded = [path for path, t in reached.tensors if isinstance(t, dtensor) and t.requires_grad]
+    known = {id(tensor) for _, tensor in reached.tensors}
+    # A DTensor that f uses as such (tensor parallelism) is a leaf of the graph itself.
+    if not sharded or all(id(leaf) in known for leaf in used(k, since, set())[0]):
+        return ""
+    return min(label(path) for path in sharded)
 
 
 def check_replay(outs: Sequence[Tensor], inputs: Inputs, own: Sequence[Tensor | None], span: str) -> None:

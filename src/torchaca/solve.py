@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .control import Adaptive, FixedSteps, Norm
 from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, host_times
-from .dense import DenseOutput
+from .dense import DenseOutput, detached
 from .dynamics import Dynamics
 from .effects import warn_of_noise
 from .errors import SolverError, did_you_mean, shorten
@@ -26,6 +27,7 @@ from .methods import ALIASES, METHODS
 from .outputs import gather
 from .params import Inputs, evaluated_in_graph, first_evaluation
 from .reach import reach
+from .resolution import floored
 from .state import Structure, structure_of
 from .stepping import steps
 from .trace import Trace
@@ -71,6 +73,16 @@ class Solution:
             return self.failure.kind
         leaves = pytree.tree_leaves(self.ys)
         return "success" if all(bool(torch.isfinite(leaf).all()) for leaf in leaves) else "non-finite"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Solution:
+        """The values; a graph belongs to the original alone."""
+        return replace(
+            self,
+            ts=self.ts.detach().clone(),
+            ys=detached(self.ys),
+            stats=deepcopy(self.stats, memo),
+            dense=deepcopy(self.dense, memo),
+        )
 
     def __call__(self, t: Any) -> Any:
         """The state at any time of the solve, `(*t.shape, *y0.shape)`; needs `dense=True`."""
@@ -252,7 +264,7 @@ def _solved(
     in_graph = in_transform or (torch.is_grad_enabled() and not gradient.wants_inputs)
     inputs = Inputs()
     if in_graph:
-        p = evaluated_in_graph(p, f)
+        p = floored(evaluated_in_graph(p, f), f)
         seen = [tensor for _, tensor in reach(f.func, f.args).tensors] if in_transform else []
         if in_transform and isinstance(p.control, Adaptive) and solves_in_lanes(p, seen):
             if not isinstance(gradient, Direct | ACA):
@@ -263,6 +275,9 @@ def _solved(
             return solve_in_lanes(p, p.control, seen)
     else:
         p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size)
+        p = floored(p, f)
+    if f.gathered:
+        _refuse_gathered(f.gathered, p, gradient)
     if p.effects and p.effects.random and isinstance(p.control, Adaptive):
         warn_of_noise()
     if in_graph:
@@ -290,6 +305,21 @@ def _trace(f: Callable[..., Any], args: tuple[Any, ...], gradient: Gradient, sta
             "use it outside of them, with backward()"
         )
     return Trace(f, args, stats)
+
+
+def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
+    """Sharding inside f works only where all processes make the same evaluations, in one graph."""
+    advice = "shard the module around the solve, fully_shard(NeuralODE(f)), and nothing inside f"
+    if isinstance(p.control, Adaptive):
+        raise ValueError(
+            f"{name} is sharded and gathered in each evaluation of f, of which an adaptive solve makes another number "
+            f"on each rank: a deadlock. Instead, {advice}"
+        )
+    if torch.is_grad_enabled() and gradient.wants_inputs:
+        raise ValueError(
+            f"{name} is sharded and whole only inside f, so gradient={gradient.name!r} would lose its gradient: "
+            f"{advice}, or use gradient='direct'"
+        )
 
 
 def _at_rest(p: Problem) -> Outcome:

@@ -348,8 +348,20 @@ def test_a_change_in_place_before_backward_is_noticed(gradient, what):
     )
     with torch.no_grad():
         {"parameter": w, "argument": arg, "y0": y0, "captured history": history}[what].add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(
+        RuntimeError, match=r"optimizer\.step\(\).*call backward\(\) first.*modified by an inplace"
+    ):
         sol.ys[-1].sum().backward()
+
+
+def test_a_change_in_place_before_the_second_backward_pass_is_noticed():
+    f, w = field()
+    ys = solve(f, torch.ones(3, dtype=DOUBLE), [0.0, 1.0], n_steps=2).ys
+    (slope,) = torch.autograd.grad(ys.square().sum(), w, create_graph=True)
+    with torch.no_grad():
+        w.add_(1)
+    with pytest.raises(RuntimeError, match=r"call backward\(\) first.*modified by an inplace"):
+        slope.sum().backward()
 
 
 def test_changed_outputs_do_not_reach_the_checkpoints():

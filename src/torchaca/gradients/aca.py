@@ -34,6 +34,7 @@ from .replay import (
     backward_pass,
     rebuilt,
     refuse_derivative,
+    saved_tensors,
     totals_for,
     vjp,
     without_detours,
@@ -232,7 +233,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         run: Run = ctx.run
-        saved = ctx.saved_tensors
+        saved = saved_tensors(ctx)
         states, tensors = saved[: len(run.kept)], (*saved[len(run.kept) :], *run.inputs.late)
         if all(g is None for g in cotangents):
             return (None, *([None] * len(tensors)))
@@ -421,7 +422,8 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *seconds: Any) -> Any:
         run: Run = ctx.run
-        cotangents, tensors = ctx.saved_tensors[: ctx.n], (*ctx.saved_tensors[ctx.n :], *run.inputs.late)
+        saved = saved_tensors(ctx)
+        cotangents, tensors = saved[: ctx.n], (*saved[ctx.n :], *run.inputs.late)
         create_graph = torch.is_grad_enabled()
         with backward_pass(run.problem, run.inputs, run.ambience), torch.enable_grad():
             parts = run.leaves(tensors)
@@ -445,7 +447,7 @@ class _Sweep(torch.autograd.Function):
         others = len(grads) - len(parts.captured)
         grads = [*grads[:others], *without_detours(parts.captured, grads[others:])]
         if create_graph:
-            grads = refuse_derivative(grads, (*ctx.saved_tensors, *seconds), THIRD)
+            grads = refuse_derivative(grads, (*saved, *seconds), THIRD)
         return (None, None, None, *grads)
 
 

@@ -29,7 +29,15 @@ from ..params import Inputs
 from ..state import structure_of
 from ..stepping import steps
 from .costate import Backward, LateUseError, Recorded
-from .replay import Ambience, MaybeTensors, Parts, backward_pass, refuse_derivative, without_graph
+from .replay import (
+    Ambience,
+    MaybeTensors,
+    Parts,
+    backward_pass,
+    refuse_derivative,
+    saved_tensors,
+    without_graph,
+)
 
 SECOND = (
     "second derivatives through gradient='adjoint' are not available: use gradient='aca' (exact, little memory) or "
@@ -206,7 +214,7 @@ class _Solve(torch.autograd.Function):
         grad_ys: Tensor = cotangents[0]
         if is_legacy_batchedtensor(grad_ys):
             raise NotImplementedError(BATCHED)
-        ys, *saved = ctx.saved_tensors
+        ys, *saved = saved_tensors(ctx)
         kept, tensors = saved[: ctx.kept], [*saved[ctx.kept :], *run.inputs.late]
         create_graph = torch.is_grad_enabled()
         parts = replace(Parts.join(tensors, len(run.inputs.args)), captured=run.inputs.captured)

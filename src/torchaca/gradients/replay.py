@@ -25,6 +25,28 @@ KEPT = (
 )
 
 
+IN_PLACE = (
+    "a parameter, an argument, y0 or an output of the solve was changed in place (optimizer.step(), load_state_dict?) "
+    "before its backward pass, which needs it as it was: call backward() first, or change a copy"
+)
+
+
+def saved_tensors(ctx: Any) -> tuple[Any, ...]:
+    """`ctx.saved_tensors`.
+
+    Raises
+    ------
+    RuntimeError
+        Where one was changed in place since: autograd's error, with what to do about it.
+    """
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(f"{IN_PLACE}. ({error})") from None
+
+
 @dataclass(frozen=True)
 class Ambience:
     """The autocast state of the forward pass; backward runs outside of it, and a replay has to see it again."""
