@@ -74,6 +74,8 @@ class Stats:
         Evaluations of f in backward passes so far (filled in by `backward()`).
     accepted_backward, rejected_backward : int
         Steps of the backward integration; only the continuous adjoint has one.
+    gradient_error : float or None
+        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it.
     """
 
     nfe: int = 0
@@ -82,6 +84,7 @@ class Stats:
     nfe_backward: int = 0
     accepted_backward: int = 0
     rejected_backward: int = 0
+    gradient_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ KINDS = {
     "step-size": "the step size fell below what time can resolve",
     "dt-min": "the step size fell below dt_min",
     "max-steps": "max_steps trials were not enough",
+    "gradient": "the gradients are less accurate than grad_rtol",
 }
 
 
