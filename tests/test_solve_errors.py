@@ -389,7 +389,11 @@ def failure(case, **options):
 
 
 def test_every_kind_is_shown():
-    shown_elsewhere = {"gradient", "reconstruction"}  # in test_trace.py and test_mali.py
+    shown_elsewhere = {
+        "gradient",
+        "reconstruction",
+        "gradient-error",
+    }  # test_trace, test_mali, test_grad_rtol
     assert {kind_of(case) for case in FAILURES} == set(KINDS) - shown_elsewhere
 
 

@@ -93,6 +93,8 @@ class Stats:
     reconstruction_error : float
         The largest relative difference between the states that the last backward pass reconstructed and those that the
         forward pass had kept; only the gradient "mali" reconstructs states.
+    gradient_error : float or None
+        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it.
     """
 
     nfe: int = 0
@@ -102,6 +104,7 @@ class Stats:
     accepted_backward: int = 0
     rejected_backward: int = 0
     reconstruction_error: float = 0.0
+    gradient_error: float | None = None
 
 
 @dataclass(frozen=True)

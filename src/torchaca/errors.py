@@ -34,6 +34,7 @@ KINDS = {
     "gradient": "a gradient became nan or inf in the backward pass (seen with debug=True)",
     "max-steps": "max_steps trials were not enough",
     "reconstruction": "undoing the steps did not lead back to where they started",
+    "gradient-error": "the gradients are less accurate than grad_rtol",
 }
 
 

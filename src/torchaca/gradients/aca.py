@@ -27,6 +27,7 @@ from ..stepping import march, steps
 from ..trace import Trace
 from .checkpoints import Shelf, limit_of, parse_bytes, reverse
 from .observed import observed
+from .refinement import Pull, check_setting, refined
 from .replay import (
     Ambience,
     MaybeTensors,
@@ -78,11 +79,16 @@ class ACA:
         first evaluation. Instead of `checkpoints`.
     stagewise : bool
         Hold the graph of one evaluation of f at a time instead of a whole step's, for one more evaluation a stage.
+    grad_rtol : float, optional
+        Refine the steps in the forward pass until the estimated relative error of the gradients is below it, and
+        report the estimate in `stats.gradient_error`. For what that is and what it costs see "How do I know that the
+        gradient is accurate?" in docs/gradients.md. `SolverError` of kind "gradient-error" where it cannot be.
     """
 
     checkpoints: str | int = "all"
     memory_budget: str | int | None = None
     stagewise: bool = False
+    grad_rtol: float | None = None
 
     def __post_init__(self) -> None:
         named = isinstance(self.checkpoints, str) and self.checkpoints in ("all", "none", "sqrt", "binomial")
@@ -100,6 +106,8 @@ class ACA:
             raise ValueError(
                 "stagewise=True replays stages, checkpoints='none' replays nothing: drop one of them"
             )
+        if self.grad_rtol is not None:
+            check_setting(self.grad_rtol, self.checkpoints)
 
     @property
     def name(self) -> str:
@@ -117,13 +125,27 @@ class ACA:
         """Solve without a graph, checkpointing accepted states; see `torchaca.core.Gradient`."""
         if self.checkpoints == "none":
             return gather(p, observed(p))
+        unreached = None
+        if self.grad_rtol is not None:
+            p, unreached = refined(p, self.grad_rtol, partial(self._rehearsed, inputs))
         run = Run(p, inputs, Ambience.here(p.y0), self._states(p, inputs), self.stagewise)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
-        failure, run.failure = (
-            run.failure,
-            None,
-        )  # handed over: its traceback may come to hold ys, and ys the run
-        return Outcome(ys, failure, run.times, bases)
+        failure, run.failure = run.failure, None  # handed over: its traceback may hold ys, and ys the run
+        boundaries = p.control.boundaries(p.ts, run.times) if p.dense else ()
+        return Outcome(ys, failure or unreached, run.times, bases, boundaries)
+
+    def _rehearsed(self, inputs: Inputs, p: Problem) -> tuple[Outcome, Pull]:
+        """A solve without a graph, and the vector-Jacobian product of its outputs."""
+        run = Run(p, inputs, Ambience.here(p.y0), self._states(p, inputs), self.stagewise)
+        outcome, states = forward(run)
+        tensors = Parts.of(p, inputs).flat()
+        wanted = [i for i, x in enumerate(tensors) if x is not None and x.requires_grad]
+
+        def pull(cotangent: Tensor) -> MaybeTensors:
+            grads = sweep(run, states, (cotangent,), tensors)
+            return [grads[i] for i in wanted]
+
+        return outcome, pull
 
     def _states(self, p: Problem, inputs: Inputs) -> str | int:
         """What to keep: as said, or as many states as the budget leaves room for."""
@@ -211,21 +233,27 @@ def reached(ts: Times, outcome: Outcome) -> list[float]:
     return list(outcome.times[: len(before) + 1])
 
 
+def forward(run: Run) -> tuple[Outcome, list[Tensor]]:
+    """The whole solve without a graph, noted in `run`, and the states that it keeps."""
+    p = without_graph(run.problem)
+    shelf = Shelf[Tensor](limit_of(run.checkpoints))
+    outcome = gather(p, taped(p, shelf, run.marks))
+    run.times, run.failure = outcome.times, outcome.failure
+    if outcome.failure is not None and not p.dense:  # steps behind the last output have no gradient
+        run.times = reached(p.ts, outcome)
+    run.kept = [n for n in shelf.states if n < run.n_steps]
+    return outcome, [shelf.states[n] for n in run.kept]
+
+
 class _Solve(torch.autograd.Function):
     """Forward: the whole solve without a graph. Backward: the sweep over its checkpoints."""
 
     @staticmethod
     def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
-        p = without_graph(run.problem)
-        shelf = Shelf[Tensor](limit_of(run.checkpoints))
-        outcome = gather(p, taped(p, shelf, run.marks))
-        run.times, run.failure = outcome.times, outcome.failure
-        if outcome.failure is not None and not p.dense:  # steps behind the last output have no gradient
-            run.times = reached(p.ts, outcome)
-        run.kept = [n for n in shelf.states if n < run.n_steps]
+        outcome, states = forward(run)
         ctx.run = run
         # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        ctx.save_for_backward(*(shelf.states[n] for n in run.kept), *run.inputs.without_late(tensors))
+        ctx.save_for_backward(*states, *run.inputs.without_late(tensors))
         ctx.set_materialize_grads(False)
         run.problem = replace(run.problem, f0=None)
         return (outcome.ys, *outcome.bases)
