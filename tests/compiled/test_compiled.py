@@ -8,7 +8,7 @@ import torch
 from compiled_helpers import Net, assert_equal, both, loss_of
 
 from torchaca import solve
-from torchaca.compiled import loops
+from torchaca.compiled import loops, run
 
 INSIDE = [0.0, 0.3, 0.31, 1.0, 1.7, 2.0]
 OPTIONS = {"method": "bosh3", "rtol": 1e-4}
@@ -58,3 +58,21 @@ def test_compiled_once_for_all_values(counted):
         assert_compiled_equals_eager(other, y0, INSIDE)
     assert time.perf_counter() - start < 5
     assert counted == ["sweep", "search"]
+
+
+@pytest.mark.slow
+def test_float32_under_autocast_with_chunks_of_eight(counted, monkeypatch):
+    monkeypatch.setattr(run, "CHUNK_BYTES", 1)
+    f, y0 = Net(dtype=torch.float32), torch.randn(3, 2)
+    options = {"method": "heun_euler", "rtol": None, "n_steps": 19}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_compiled_equals_eager(f, y0, [0.0, 0.95, 2.0], 1e-2, **options)
+    assert counted == ["sweep", "march"]
+
+
+@pytest.mark.slow
+def test_a_batch_of_any_size_is_compiled_for_twice(counted):
+    f = Net(hidden=3)
+    for batch in (3, 5, 6, 9):
+        assert_compiled_equals_eager(f, torch.randn(batch, 2, dtype=torch.float64), [0.0, 1.0])
+    assert counted == ["sweep", "search"] * 2

@@ -33,10 +33,13 @@ class CannotCompile(Exception):
 class Field:
     """`f(t, y)` on packed states as a graph; `t_at` and `y_at` are the places of t and y among its inputs.
 
-    `loops` holds what was compiled for it.
+    `dynamic` are the (input, dimension) pairs whose sizes may change. `loops` holds what was compiled for it;
+    `effects` says what it leaves behind beside its value, None before its first evaluation.
     """
 
     graph: fx.GraphModule
+    effects: str | None = None
+    dynamic: tuple[tuple[int, int], ...] = ()
     n_inputs: int = 0
     t_at: int | None = None
     y_at: int | None = None
@@ -52,11 +55,12 @@ class Field:
 
 @dataclass
 class Capture:
-    """One evaluation of f: its graph, the tensors it read, and its value."""
+    """One evaluation of f: its graph, the tensors it read, its value, and those sizes that may change."""
 
     field: Field
     inputs: tuple[Tensor, ...]
     value: Tensor
+    sizes: frozenset[int]
 
 
 def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
@@ -71,7 +75,6 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
     caught: list[tuple[Field, list[Tensor]]] = []
     key = _identity(f.func)
     evaluate = _entry(key)
-    before = generator_states(y.device)
     _CAUGHT.append(caught)
     try:
         with torch.no_grad(), _settings():
@@ -82,19 +85,17 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
         _CAUGHT.pop()
     if len(caught) != 1:
         raise CannotCompile("f has no operation on tensors that could be compiled")
-    if any(not torch.equal(a, b) for a, b in zip(before, generator_states(y.device), strict=True)):
-        set_generator_states(y.device, before)
-        raise CannotCompile("f draws random numbers (Dropout?)")
     graph, tensors = caught[0]
     return _pure(graph, tensors, time, y, value)
 
 
 def _pure(graph: Field, tensors: Sequence[Tensor], time: Tensor, y: Tensor, value: Tensor) -> Capture:
+    sizes = frozenset(tensors[at].shape[dim] for at, dim in graph.dynamic)
     places = {id(x): i for i, x in enumerate(tensors)}
     graph.n_inputs = len(tensors)
     graph.t_at, graph.y_at = places.get(id(time)), places.get(id(y))
     inputs = tuple(x for x in tensors if x is not time and x is not y)
-    return Capture(graph, inputs, value)
+    return Capture(graph, inputs, value, sizes)
 
 
 _CAUGHT: list[list[tuple[Field, list[Tensor]]]] = []
@@ -102,18 +103,43 @@ _CAUGHT: list[list[tuple[Field, list[Tensor]]]] = []
 
 def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A compiler for Dynamo that keeps the graph, and hands over what it is called with."""
-    kept = Field(_without_sizes(graph))
+    kept = Field(_without_sizes(graph), dynamic=_dynamic(graph))
 
     def run(*inputs: Any) -> Any:
         tensors = [x for x in inputs if isinstance(x, Tensor)]
-        versions = [x._version for x in tensors if not x.is_inference()]
-        out = kept.graph(*tensors)
-        if versions != [x._version for x in tensors if not x.is_inference()]:
-            raise CannotCompile("f changes a tensor in place (BatchNorm in training mode?)")
+        if kept.effects is None:
+            out, kept.effects = _watched(kept.graph, tensors)
+        else:
+            out = kept.graph(*tensors) if not kept.effects else ()
+        if kept.effects:
+            raise CannotCompile(kept.effects)
         _CAUGHT[-1].append((kept, tensors))
         return out
 
     return run
+
+
+def _dynamic(graph: fx.GraphModule) -> tuple[tuple[int, int], ...]:
+    shapes = [node.meta["example_value"].shape for node in graph.graph.find_nodes(op="placeholder")]
+    return tuple(
+        (at, dim)
+        for at, shape in enumerate(shapes)
+        for dim, size in enumerate(shape)
+        if isinstance(size, torch.SymInt)
+    )
+
+
+def _watched(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> tuple[Any, str]:
+    """The graph's value, and what it leaves behind, in words; random numbers are given back."""
+    device = tensors[0].device if tensors else torch.device("cpu")
+    generators, own = generator_states(device), [x for x in tensors if not x.is_inference()]
+    versions = [x._version for x in own]
+    out = graph(*tensors)
+    if any(not torch.equal(a, b) for a, b in zip(generators, generator_states(device), strict=True)):
+        set_generator_states(device, generators)
+        return out, "f draws random numbers (Dropout?)"
+    moved = versions != [x._version for x in own]
+    return out, "f changes a tensor in place (BatchNorm in training mode?)" if moved else ""
 
 
 def _without_sizes(graph: fx.GraphModule) -> fx.GraphModule:

@@ -12,7 +12,7 @@ cannot is in `Spec`. Accepted states are written into buffers of the caller, in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.func import vjp
 
 from ..control import Adaptive
-from ..core import Problem
+from ..core import Problem, VectorField
 from ..methods import RungeKutta
 from ..state import Structure
 from ..stepping import BAD_RATIO, LANDING, TOO_SMALL
@@ -33,7 +33,7 @@ from .field import Field, renamed
 class Spec:
     """What a compiled loop is made for. `inside`: there are outputs inside of steps."""
 
-    method: RungeKutta
+    method: RungeKutta = field(hash=False)
     inside: bool
     autocast: torch.dtype | None
     control: Adaptive | None
@@ -81,6 +81,8 @@ class Limits:
     max_trials: Any
     dt_min: Any
     dt_max: Any
+    reach: Any
+    fallback: Any
 
     @staticmethod
     def of(vector: Tensor) -> Limits:
@@ -149,7 +151,26 @@ def next_dt(
     return torch.where(restored, s.dt, torch.maximum(wanted, limit.dt_min))
 
 
-def search_loop(field: Field, spec: Spec) -> Callable[..., Any]:
+def first_dt(
+    control: Adaptive, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, limit: Limits, order: int
+) -> Tensor:
+    """The size of the first step; zero, which ends the search, where f has no finite value."""
+    size = control.guessed_step(f, t, y, f0, limit.sign, limit.reach, order).double()
+    usable = torch.isfinite(size) & (size >= limit.dt_min)
+    hopeless = ~torch.isfinite(size) & ~torch.isfinite(f0).all()
+    return torch.where(usable, size, torch.where(hopeless, 0.0, limit.fallback))
+
+
+def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
+    """Whether another trial makes sense, and its step has a place in the chunk; see `stepping._refuse`."""
+    t1, _ = propose(s, limit)
+    stuck = (limit.dt_min > 0) & (s.rejections > 0) & at_dt_min(s.t, s.rejected_size, limit)
+    fits = (t1 - s.t).abs() > torch.maximum(TOO_SMALL * ulp(s.t), limit.smallest)
+    goes = (s.n < room) & (s.t != limit.stop) & fits & (s.trials < limit.max_trials)
+    return goes if force else goes & ~stuck
+
+
+def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
     """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
 
     `(limits, ts, tolerances, T, Y, bases, y, f0, state, inputs)` -> y, f0, the state, and its numbers as one tensor.
@@ -175,16 +196,14 @@ def search_loop(field: Field, spec: Spec) -> Callable[..., Any]:
         room = Y.shape[0]
 
         def f(t: Any, y: Tensor) -> Tensor:
-            return field(t.to(y.dtype), y, inputs)
+            return func(t.to(y.dtype), y, inputs)
+
+        def tolerant() -> Adaptive:
+            rtol, atol = tolerances
+            return Tolerances(rtol, atol, pid, safety, low, high, norm)
 
         def goes_on(y: Tensor, f0: Tensor, *scalars: Tensor) -> Tensor:
-            s, limit = State(*scalars), Limits.of(limits)
-            t1, _ = propose(s, limit)
-            size = (t1 - s.t).abs()
-            stuck = (limit.dt_min > 0) & (s.rejections > 0) & at_dt_min(s.t, s.rejected_size, limit)
-            fits = size > torch.maximum(TOO_SMALL * ulp(s.t), limit.smallest)
-            goes = (s.n < room) & (s.t != limit.stop) & fits & (s.trials < limit.max_trials)
-            return goes if force else goes & ~stuck
+            return may_go_on(State(*scalars), Limits.of(limits), room, force)
 
         def trial(y: Tensor, f0: Tensor, *scalars: Tensor) -> Any:
             s, limit = State(*scalars), Limits.of(limits)
@@ -194,8 +213,7 @@ def search_loop(field: Field, spec: Spec) -> Callable[..., Any]:
             if not fsal:
                 calls = calls + torch.where(s.known, 0, 1)
                 f0 = torch.cond(s.known, lambda t, y, k: k.clone(), lambda t, y, k: f(t, y), (s.t, y, f0))
-            rtol, atol = tolerances
-            chooser = Tolerances(rtol, atol, pid, safety, low, high, norm)
+            chooser = tolerant()
             step = method.step(f, s.t, t1, y, f0)
             error = chooser.ratio(step).double()
             finite = torch.isfinite(error)
@@ -232,13 +250,21 @@ def search_loop(field: Field, spec: Spec) -> Callable[..., Any]:
                 known | False,
             )
 
-        y, f0, *scalars = while_loop(goes_on, trial, (y.clone(), f0.clone(), *(x.clone() for x in scalars)))
+        def first(t: Tensor, y: Tensor, f0: Tensor) -> Tensor:
+            return first_dt(tolerant(), f, t, y, f0, Limits.of(limits), order)
+
+        start = State(*scalars)
+        dt, guessed = start.dt, torch.isnan(start.dt)
+        start.dt = torch.cond(guessed, first, lambda t, y, f0: dt.clone(), (start.t, y, f0))
+        start.calls = start.calls + torch.where(guessed, 1, 0)
+        carried = (y.clone(), f0.clone(), *(x.clone() for x in vars(start).values()))
+        y, f0, *scalars = while_loop(goes_on, trial, carried)
         return y, f0, scalars, torch.stack([x.double() for x in scalars])
 
     return compiled(search)
 
 
-def march_loop(field: Field, spec: Spec) -> Callable[..., Any]:
+def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
     """Steps between given times.
 
     `(n_steps, ts, sign, T, Y, bases, y, f0, known, calls, inputs)` -> y, f0, known, calls. The chunk's times are in T.
@@ -259,7 +285,7 @@ def march_loop(field: Field, spec: Spec) -> Callable[..., Any]:
         inputs: Sequence[Tensor],
     ) -> Any:
         def f(t: Any, y: Tensor) -> Tensor:
-            return field(t.to(y.dtype), y, inputs)
+            return func(t.to(y.dtype), y, inputs)
 
         def goes_on(y: Tensor, f0: Tensor, known: Tensor, n: Tensor, m: Tensor, calls: Tensor) -> Tensor:
             return n < n_steps
@@ -292,7 +318,7 @@ def march_loop(field: Field, spec: Spec) -> Callable[..., Any]:
     return compiled(march)
 
 
-def sweep_loop(field: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
+def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
     """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, totals, inputs)` -> lam, f0, totals.
 
     `wanted` says which inputs are differentiated. `tables` hold the cotangents of outputs: of y1, and where there
@@ -314,7 +340,7 @@ def sweep_loop(field: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[.
         chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
 
         def f(now: Sequence[Tensor], t: Any, y: Tensor) -> Tensor:
-            return field(t.to(y.dtype), y, now)
+            return func(t.to(y.dtype), y, now)
 
         def goes_on(n: Tensor, lam: Tensor, f1: Tensor, *totals: Tensor) -> Tensor:
             return n > 0

@@ -121,4 +121,7 @@ def tables_of_inner(
 
 
 def _which(places: Mapping[int, int], room: int) -> Tensor:
-    return torch.tensor([places.get(n, 0) for n in range(room)])
+    which = torch.zeros(room, dtype=torch.int64)
+    if places:
+        which[list(places)] = torch.tensor([*places.values()])
+    return which

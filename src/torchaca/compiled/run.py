@@ -6,6 +6,7 @@ one chunk more than its steps need.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,14 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import maybe_mark_dynamic
+from torch.utils import _pytree as pytree
 
 from ..control import Adaptive, FixedSteps
 from ..core import Problem, value
 from ..diagnosis import RECENT, History, diagnose
 from ..errors import SolverError
-from ..stepping import TINY, Pace, _first, _refuse
+from ..stepping import TINY, Pace, _refuse
 from .field import CannotCompile, Capture, first_line
-from .loops import Spec, State, march_loop, search_loop
+from .loops import Limits, Spec, State, march_loop, search_loop
 from .outputs import Chunk, emit
 
 CHUNK_BYTES = 2**21  # of states in a chunk, where that is between 8 and 256 of them
@@ -73,6 +76,10 @@ class Run:
         del self.times[sum(chunk.n for chunk in self.chunks) + 1 :]
         return y1
 
+    def has(self, key: Any) -> bool:
+        """Whether that loop has been compiled."""
+        return (self.spec, key) in self.capture.field.loops
+
     def call(self, key: Any, build: Callable[[], Callable[..., Any]], *args: Any) -> Any:
         """Call a compiled loop of this f, which is compiled first where it has not been.
 
@@ -85,6 +92,10 @@ class Run:
         if (self.spec, key) in loops:
             return loops[self.spec, key](*args)
         loop = build()
+        for x in pytree.tree_leaves(args):
+            for dim, size in enumerate(x.shape):
+                if size in self.capture.sizes:
+                    maybe_mark_dynamic(x, dim)
         try:
             out = loop(*args)
         except Exception as error:
@@ -153,23 +164,31 @@ class Forward:
         """Steps whose sizes follow the error estimate."""
         run, p = self.run, self.p
         start, end = p.ts.values[0], p.ts.values[-1]
-        span = abs(end - start)
-        dt = value(_first(p, control, self.f0, False))
-        evaluated = p.stats.nfe
+        span, evaluated = abs(end - start), p.stats.nfe
+        stops = control.stops(p.ts)
+        reach = min(0.5 * abs(stops[0] - start), control.dt_max)
+        dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
         s = State(*_scalars(start, dt))
-        now = [start, dt]
-        for stop in control.stops(p.ts):
-            limits = torch.tensor(
-                [stop, p.ts.sign, TINY * span, control.max_steps, control.dt_min, control.dt_max],
-                dtype=DOUBLE,
+        now = start
+        for stop in stops:
+            limits = Limits(
+                stop=stop,
+                sign=p.ts.sign,
+                smallest=TINY * span,
+                max_trials=control.max_steps,
+                dt_min=control.dt_min,
+                dt_max=control.dt_max,
+                reach=reach,
+                fallback=max(control.dt_min, 1e-6 * span),
             )
+            limits = torch.tensor([*vars(limits).values()], dtype=DOUBLE)
             tolerances = [
                 torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else DOUBLE)
                 for x in (control.rtol, control.atol)
             ]
-            while now[0] != stop:
+            while now != stop:
                 T, Y = self._buffers()
-                T[0] = now[0]
+                T[0] = now
                 self.y, self.f0, scalars, numbers = run.call(
                     "search",
                     lambda: search_loop(run.capture.field, run.spec),
@@ -194,13 +213,15 @@ class Forward:
                 self._finish(chunk, ys)
                 s = State(*scalars)
                 s.n, s.m = (torch.zeros((), dtype=WHOLE) for _ in range(2))
-                now = [seen.t, seen.dt]
+                now = seen.t
                 if seen.t != stop and n < run.room:
                     self._stopped(control, seen, stop)
 
     def _stopped(self, control: Adaptive, seen: State, stop: float) -> None:
         """Raise where the loop has given up."""
         p, times = self.p, self.run.times[-RECENT - 1 :]
+        if seen.trials == 0 and seen.dt == 0.0:
+            raise diagnose(p, control, History(), "first-step", seen.t, 0.0, self.y)
         history = History()
         history.sizes.extend(abs(b - a) for a, b in pairwise(times))
         history.rejections, history.rejected_size = int(seen.rejections), seen.rejected_size
