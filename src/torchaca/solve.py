@@ -15,6 +15,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
+from . import compiled
 from .control import Adaptive, FixedSteps, Norm
 from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, host_times
 from .dense import DenseOutput, detached
@@ -111,6 +112,7 @@ def solve(
     jump_ts: Any = None,
     norm: str | Callable[[Any], Tensor] | None = None,
     control: Adaptive | FixedSteps | None = None,
+    compile: bool = False,
     dense: bool = False,
     on_failure: str = "raise",
     debug: bool = False,
@@ -149,6 +151,8 @@ def solve(
         Of the scaled error; a callable gets the structure of y0.
     control : Adaptive or FixedSteps
         Instead of all the step options above.
+    compile : bool
+        Run the solve and its backward pass as compiled loops (see docs/compile.md).
     dense : bool
         Keep what `solution(t)` needs (a few states a step).
     on_failure : "raise", "status", "nan"
@@ -195,6 +199,7 @@ def solve(
         method=chosen,
         control=steps_given.control(chosen, structure, packed, control),
         gradient=find_gradient(gradient),
+        compile=compile,
         dense=dense,
         on_failure=on_failure,
         debug=debug,
@@ -204,7 +209,7 @@ def solve(
 
 OPTIONS = (
     *("args", "method", "rtol", "atol", "gradient", "dt", "n_steps", "grid", "dt0", "dt_min", "dt_max"),
-    *("max_steps", "jump_ts", "norm", "control", "dense", "on_failure", "debug"),
+    *("max_steps", "jump_ts", "norm", "control", "compile", "dense", "on_failure", "debug"),
 )
 
 
@@ -218,6 +223,7 @@ def run(
     control: Adaptive | FixedSteps,
     gradient: Gradient,
     args: tuple[Any, ...] = (),
+    compile: bool = False,
     dense: bool = False,
     on_failure: str = "raise",
     debug: bool = False,
@@ -248,7 +254,9 @@ def run(
     )
     if debug:
         problem = replace(problem, trace=_trace(f, args, gradient, stats))
-    outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
+    outcome = compiled.solved(problem, dynamics, gradient, transformed()) if compile else None
+    if outcome is None:
+        outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
     return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics))
 
 

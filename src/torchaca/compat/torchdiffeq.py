@@ -51,6 +51,7 @@ def odeint(
     method: str | Method | None = None,
     options: dict[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
+    compile: bool = False,
 ) -> Any:
     """Solve dy/dt = func(t, y), y(t[0]) = y0; torchdiffeq's `odeint`, differentiated by ACA.
 
@@ -69,6 +70,8 @@ def odeint(
         torchdiffeq's options of that method.
     event_fn : callable
         Not available yet.
+    compile : bool
+        As in `torchaca.solve`.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def odeint(
     SolverError
         For what goes wrong in the numbers.
     """
-    return _solve(func, y0, t, rtol, atol, method, options, event_fn, lambda *_: ACA())
+    return _solve(func, y0, t, rtol, atol, method, options, event_fn, lambda *_: ACA(), compile=compile)
 
 
 def odeint_adjoint(
@@ -156,6 +159,8 @@ def _solve(
     gradient: Callable[[_Call], Gradient],
     declared: tuple[Tensor, ...] = (),
     declared_alone: bool = False,
+    *,
+    compile: bool = False,
 ) -> Any:
     if event_fn is not None:
         raise NotImplementedError(EVENTS)
@@ -183,6 +188,7 @@ def _solve(
         declared=declared,
         declared_alone=declared_alone,
         lenient=True,
+        compile=compile,
     )
     return solution.ys
 
