@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from . import compiled
+from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .control import Adaptive, FixedSteps, Norm
 from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, host_times
 from .dense import DenseOutput, detached
@@ -92,6 +94,24 @@ class Solution:
         return self.dense(t)
 
 
+P = ParamSpec("P")
+
+
+def _in_graphs(eager: Callable[P, Solution]) -> Callable[P, Solution]:
+    """`solve` under torch.compile: unrolled into the graph around it where that is possible, else one graph break."""
+    apart = outside_graphs(eager)
+
+    @functools.wraps(eager)
+    def door(*args: P.args, **options: P.kwargs) -> Solution:
+        if not (torch.compiler.is_compiling() and can_be_unrolled(args, options)):
+            return apart(*args, **options)
+        ts, ys, stats, steps = unrolled(args, options)
+        return Solution(ts, ys, stats, tuple(steps))
+
+    return door
+
+
+@_in_graphs
 def solve(
     f: Callable[..., Any],
     y0: Any,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compiled.traced import outside_graphs
 from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Method, Watcher, host_times
 from ..errors import did_you_mean, warn
@@ -41,6 +42,7 @@ EVENTS = "events are not available yet: solve on a fixed time span, or keep torc
 CALLBACKS = {"trial": "callback_step", "accepted": "callback_accept_step", "rejected": "callback_reject_step"}
 
 
+@outside_graphs
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -87,6 +89,7 @@ def odeint(
     return _solve(func, y0, t, rtol, atol, method, options, event_fn, lambda *_: ACA(), compile=compile)
 
 
+@outside_graphs
 def odeint_adjoint(
     func: Callable[..., Any],
     y0: Any,

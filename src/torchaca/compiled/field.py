@@ -172,7 +172,7 @@ def _without_sizes(graph: fx.GraphModule) -> fx.GraphModule:
     return graph
 
 
-def _evaluate(
+def evaluate(
     func: Callable[..., Any], structure: Structure, fit: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]
 ) -> Tensor:
     """What Dynamo sees: one call of the user's function, packed and checked."""
@@ -194,8 +194,8 @@ def _identity(func: Any) -> Any:
 
 @functools.cache
 def _entry(key: Any) -> Callable[..., Tensor]:
-    """`_evaluate` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
-    return torch.compile(renamed(_evaluate, f"evaluate_{hash(key):x}"), backend=_backend, fullgraph=True)
+    """`evaluate` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
+    return torch.compile(renamed(evaluate, f"evaluate_{hash(key):x}"), backend=_backend, fullgraph=True)
 
 
 def renamed(function: Any, name: str) -> Any:

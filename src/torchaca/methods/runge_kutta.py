@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,6 +52,13 @@ class RungeKutta:
     dense_c, dense_a : str
         Extra stages of the interpolant, evaluated only in steps that contain an output.
 
+    Attributes
+    ----------
+    fsal : bool
+        First same as last: the last stage is f(t1, y1), the next step's first.
+    f1_index : int or None
+        Which stage is f(t1, y1): the last (FSAL), the first of the interpolant's own, or none.
+
     Raises
     ------
     ValueError
@@ -75,6 +81,8 @@ class RungeKutta:
     weights: Row = field(init=False)
     embedded: Row = field(init=False)
     polynomials: tuple[Row, ...] = field(init=False)
+    fsal: bool = field(init=False)
+    f1_index: int | None = field(init=False)
     # The same numbers as floats, without zeros: what a step reads.
     _c: list[float] = field(init=False, repr=False, compare=False)
     _a: list[list[tuple[int, float]]] = field(init=False, repr=False, compare=False)
@@ -91,6 +99,8 @@ class RungeKutta:
         put(self, "embedded", parse_row(self.b_hat))
         put(self, "polynomials", parse_rows(self.dense))
         self._check()
+        put(self, "fsal", self._is_fsal())
+        put(self, "f1_index", self._f1_index())
         put(self, "_c", [float(c) for c in self.nodes])
         put(self, "_a", [_terms(row) for row in self.matrix])
         put(self, "_b", _terms(self.weights))
@@ -138,14 +148,10 @@ class RungeKutta:
     def stages(self) -> int:
         return len(self.weights)
 
-    @cached_property
-    def fsal(self) -> bool:
-        """First same as last: the last stage is f(t1, y1), the next step's first."""
+    def _is_fsal(self) -> bool:
         return self.nodes[self.stages - 1] == 1 and self.matrix[self.stages - 1] == self.weights[:-1]
 
-    @cached_property
-    def f1_index(self) -> int | None:
-        """Which stage is f(t1, y1): the last (FSAL), the first of the interpolant's own, or none."""
+    def _f1_index(self) -> int | None:
         if self.fsal:
             return self.stages - 1
         own = self.stages < len(self.nodes) and self.matrix[self.stages] == self.weights
