@@ -31,7 +31,7 @@ def both(f, y0, t, wrt=(), **options):
     for compiled in (False, True):
         start = torch.utils._pytree.tree_map(lambda y: y.detach().clone().requires_grad_(), y0)
         with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)
+            warnings.filterwarnings("error", "compile=True")
             solution = torchaca.solve(f, start, t, compile=compiled, **options)
         inputs = (*torch.utils._pytree.tree_leaves(start), *wrt)
         grads = torch.autograd.grad(loss_of(solution.ys), inputs, allow_unused=True, retain_graph=True)

@@ -6,7 +6,9 @@ import warnings
 import pytest
 import torch
 from compiled_helpers import Net, assert_equal, both, loss_of
+from torch import nn
 
+import torchaca as aca
 from torchaca import solve
 from torchaca.compiled import loops, run
 
@@ -33,7 +35,7 @@ def assert_compiled_equals_eager(f, y0, t, tolerance=1e-12, **options):
     found = []
     for compiled in (True, False):
         with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)
+            warnings.filterwarnings("error", "compile=True")
             found.append(grads_of(f, y0, t, compile=compiled, **options))
     torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
 
@@ -76,3 +78,96 @@ def test_a_batch_of_any_size_is_compiled_for_twice(counted):
     for batch in (3, 5, 6, 9):
         assert_compiled_equals_eager(f, torch.randn(batch, 2, dtype=torch.float64), [0.0, 1.0])
     assert counted == ["sweep", "search"] * 2
+
+
+def branching(t, y):
+    return -y if y.sum() > 0 else y
+
+
+class Counting(nn.Module):
+    """Counts its calls, which no compiled loop would do."""
+
+    calls = 0
+
+    def forward(self, t, y):
+        self.calls += 1
+        return -y
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, t, y):
+        return self.norm(y)
+
+
+class Dropping(nn.Module):
+    def forward(self, t, y):
+        return nn.functional.dropout(y, 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("f", "reason"),
+    [
+        (branching, "cannot be traced .*data-dependent"),
+        (Counting(), "cannot be traced .*side effects"),
+        (Normed(), "changes a tensor in place"),
+        (Dropping(), "draws random numbers"),
+    ],
+    ids=["branch", "counter", "batch norm", "dropout"],
+)
+def test_what_cannot_be_compiled_runs_in_the_eager_loop(f, reason):
+    y0 = torch.randn(3, 2)
+    for _ in range(2):
+        torch.manual_seed(1)
+        with pytest.warns(
+            UserWarning, match=f"compile=True: f {reason}.*; this solve runs in the eager loop"
+        ):
+            got = solve(f, y0, [0.0, 1.0], method="rk4", n_steps=4, compile=True)
+        torch.manual_seed(1)
+        want = solve(f, y0, [0.0, 1.0], method="rk4", n_steps=4)
+        assert got.stats == want.stats
+        if not isinstance(f, Normed):  # whose statistics move on
+            assert torch.equal(got.ys, want.ys)
+
+
+def test_an_error_of_f_stays_an_error():
+    with pytest.warns(UserWarning, match="cannot be traced"), pytest.raises(RuntimeError, match="shapes"):
+        solve(lambda t, y: y @ torch.ones(3, 3), torch.ones(2, 2), [0.0, 1.0], compile=True)
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    f, y0 = Net(hidden=5), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="the compiler failed.*runs in the eager loop"):
+            got = solve(f, y0, [0.0, 1.0], method="euler", n_steps=2, compile=True)
+        assert torch.equal(got.ys, solve(f, y0, [0.0, 1.0], method="euler", n_steps=2).ys)
+        got.ys.sum().backward()
+
+
+REFUSED = {
+    "gradient='aca'": {"gradient": "direct"},
+    "with all checkpoints": {"gradient": aca.ACA(checkpoints="sqrt")},
+    "dense output": {"dense": True},
+    "jump times": {"jump_ts": [0.5]},
+    "a norm of your own": {"norm": lambda x: x.abs().max()},
+    "debug=True": {"debug": True},
+    "times that require gradients": {"t": torch.tensor([0.0, 1.0], requires_grad=True)},
+    "complex states": {"y0": torch.ones(2, dtype=torch.complex64)},
+    "dopri8 has no compiled outputs": {"method": "dopri8", "t": [0.0, 0.5, 1.0]},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_not_there_yet_is_refused(reason):
+    options = {"y0": torch.ones(2), "t": [0.0, 1.0], "compile": True, **REFUSED[reason]}
+    with pytest.raises(ValueError, match=f"{reason}.*: use compile=False"):
+        solve(lambda t, y: -y, options.pop("y0"), options.pop("t"), **options)
+
+
+def test_refused_inside_transforms():
+    with pytest.raises(ValueError, match=r"torch.func transform.*: use compile=False"):
+        torch.func.grad(lambda y: solve(lambda t, y: -y, y, [0.0, 1.0], compile=True).ys.sum())(torch.ones(2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Outcome, Problem
 from ..dynamics import Dynamics
+from ..errors import warn
 from ..gradients import ACA
 from ..gradients.replay import Ambience, refuse_derivative, without_graph
 from ..methods import RungeKutta
@@ -42,9 +42,7 @@ def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Ou
         return _solved(p, f)
     except CannotCompile as reason:
         p.stats.__init__()
-        warnings.warn(
-            f"compile=True: {reason}; this solve runs in the eager loop", RuntimeWarning, stacklevel=5
-        )
+        warn(f"compile=True: {reason}; this solve runs in the eager loop")
         return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._dynamo import config as dynamo_config
+from torch._dynamo import exc
 from torch.utils import _pytree as pytree
 
 from ..dynamics import Dynamics
@@ -74,13 +76,28 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
     time, y = time.clone(), y0.detach().clone()  # nothing that f may hold itself
     caught: list[tuple[Field, list[Tensor]]] = []
     key = _identity(f.func)
+    owner = key if isinstance(key, types.CodeType) else f.func  # that class may have other, traceable objects
+    if owner in _UNTRACED:
+        raise CannotCompile(_UNTRACED[owner])
     evaluate = _entry(key)
     _CAUGHT.append(caught)
     try:
         with torch.no_grad(), _settings():
             value = evaluate(f.func, f.structure, f.fit, time, y, f.args)
+    except CannotCompile:
+        raise
     except Exception as error:
-        raise CannotCompile(f"f cannot be traced ({first_line(error)})") from error
+        cause = error.__cause__ if isinstance(error.__cause__, CannotCompile) else None
+        if cause is not None:
+            raise cause from None
+        reason = f"f cannot be traced ({first_line(error)})"
+        if isinstance(error, exc.Unsupported | exc.InternalTorchDynamoError) and "bserved exc" not in str(
+            error
+        ):
+            _UNTRACED[owner] = (
+                reason  # another attempt would take as long; an error that f raises may be gone then
+            )
+        raise CannotCompile(reason) from error
     finally:
         _CAUGHT.pop()
     if len(caught) != 1:
@@ -98,6 +115,7 @@ def _pure(graph: Field, tensors: Sequence[Tensor], time: Tensor, y: Tensor, valu
     return Capture(graph, inputs, value, sizes)
 
 
+_UNTRACED: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _CAUGHT: list[list[tuple[Field, list[Tensor]]]] = []
 
 

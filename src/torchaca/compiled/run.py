@@ -88,9 +88,9 @@ class Run:
         CannotCompile
             Where the compiler fails.
         """
-        loops = self.capture.field.loops
-        if (self.spec, key) in loops:
-            return loops[self.spec, key](*args)
+        loops, place = self.capture.field.loops, (self.spec, key)
+        if place in loops:
+            return loops[place](*args)
         loop = build()
         for x in pytree.tree_leaves(args):
             for dim, size in enumerate(x.shape):
@@ -99,8 +99,9 @@ class Run:
         try:
             out = loop(*args)
         except Exception as error:
-            raise CannotCompile(f"the compiler failed ({first_line(error)})") from error
-        loops[self.spec, key] = loop
+            loops[place] = _failing(f"the compiler failed ({first_line(error)})")
+            return loops[place]()
+        loops[place] = loop
         return out
 
 
@@ -230,6 +231,15 @@ class Forward:
         size = abs(value(t1) - seen.t)
         _refuse(p, control, history, seen.t, size, self.y)
         raise diagnose(p, control, history, "step-size", seen.t, size, self.y)
+
+
+def _failing(reason: str) -> Callable[..., Any]:
+    """Instead of a loop that could not be compiled: another attempt would take as long."""
+
+    def fail(*args: Any) -> Any:
+        raise CannotCompile(reason)
+
+    return fail
 
 
 def padded(times: list[float]) -> Tensor:
