@@ -18,8 +18,9 @@ from torchaca import GRADIENTS, METHODS, Solution
 DOUBLE = torch.float64
 
 CONTINUOUS = {"adjoint"}  # right up to a tolerance
+REVERSING = {"mali"}  # takes reversible methods alone: test_mali.py
 THROUGH_SEARCH = {"naive"}  # differentiates the step-size search: exact, but of another function
-ALL = sorted(GRADIENTS)
+ALL = sorted(set(GRADIENTS) - REVERSING)
 EXACT = [name for name in ALL if name not in CONTINUOUS]
 FROZEN = [name for name in EXACT if name not in THROUGH_SEARCH]
 """Exact with step sizes held constant: equal to `direct`."""

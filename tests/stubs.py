@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchaca.control import Adaptive
-from torchaca.core import Problem, Stats, Time, Times
+from torchaca.core import Carrying, Problem, Stats, Time, Times
 
 
 class ScriptedStep:
@@ -149,6 +149,18 @@ def problem(
     start = torch.zeros(1, dtype=torch.float64) if y0 is None else y0
     jumps = frozenset(getattr(control, "jump_ts", ()))
     return Problem(f, start, Times(tuple(times)), method, control, Stats(), jumps=jumps)
+
+
+def evaluations_of(method: Any, n: int) -> int:
+    """How often n fixed steps in a row evaluate f, and how often their replay does."""
+    if isinstance(method, Carrying):
+        return 1 + n * (method.stages - 1)
+    return n * (method.stages - method.fsal)
+
+
+def starts_with_known_slope(method: Any) -> bool:
+    """Whether a step inside a solve evaluates no first stage."""
+    return isinstance(method, Carrying) or method.fsal
 
 
 class Recorder:

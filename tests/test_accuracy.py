@@ -52,8 +52,18 @@ def test_the_reference_is_right(name):
     torch.testing.assert_close(reference(name), p.exact(p.times(OUTPUTS)), rtol=1e-10, atol=1e-10)
 
 
-TIGHT = {"heun_euler": 1e-5, "fehlberg2": 1e-5, "bosh3": 1e-7, "dopri8": 1e-11}
-LOW = ("heun_euler", "fehlberg2", "bosh3")  # they take thousands of steps, and solve the closed forms only
+TIGHT = {
+    **dict.fromkeys(("heun_euler", "fehlberg2", "alf", "reversible_heun"), 1e-5),
+    "bosh3": 1e-7,
+    "dopri8": 1e-11,
+}
+LOW = (
+    "heun_euler",
+    "fehlberg2",
+    "alf",
+    "reversible_heun",
+    "bosh3",
+)  # they take thousands of steps, and solve the closed forms only
 PAIRS = [(name, method) for method in ADAPTIVE for name in (CLOSED_FORMS if method in LOW else PROBLEMS)]
 
 

@@ -194,3 +194,24 @@ def test_after_a_failure_it_covers_what_was_solved():
     assert sol(0.9).item() == pytest.approx(10.0, rel=1e-2)
     with pytest.raises(ValueError, match="outside"):
         sol(1.5)
+
+
+@pytest.mark.parametrize("gradient", ["aca", "direct", "adjoint"])
+def test_autocast_is_for_f_alone(gradient):
+    """What f computes without autocast's operations is not rounded on the way to outputs and gradients."""
+
+    def solved():
+        k = torch.tensor(0.7, requires_grad=True)
+        sol = solve(
+            lambda t, y: -k * y, torch.ones(3), [0.0, 0.31, 1.0], rtol=1e-6, gradient=gradient, dense=True
+        )
+        return sol.ys, sol(0.47).detach(), k
+
+    plain = solved()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = solved()
+    for x, y in zip(cast[:2], plain[:2], strict=True):
+        assert torch.equal(x, y)
+    for ys, *_ in (plain, cast):
+        ys[1].sum().backward()
+    assert torch.equal(cast[2].grad, plain[2].grad)

@@ -28,6 +28,7 @@ LAYERS = (
     "params",
     "control",
     "diagnosis",
+    "trace",
     "stepping",
     "outputs",
     "lanes",

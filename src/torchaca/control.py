@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Problem, Step, Time, Times
+from .core import Problem, Step, Time, Times, VectorField
 from .state import rms
 
 Norm = Callable[[Tensor], Tensor]
@@ -159,22 +159,28 @@ class Adaptive:
 
     def initial_step(self, p: Problem, f0: Tensor) -> Tensor:
         """Hairer's first step size as a positive 0-dim tensor (one evaluation of f, inside [t0, t1])."""
-        y0, sign = p.y0, p.ts.sign
+        span = min(abs(stop - p.ts.values[0]) for stop in self.stops(p.ts))
+        reach = min(0.5 * span, self.dt_max)  # halfway: neither rounding nor a jump is reached
+        return self.guessed_step(p.f, p.ts[0], p.y0, f0, p.ts.sign, reach, p.method.order)
+
+    def guessed_step(
+        self, f: VectorField, t0: Time, y0: Tensor, f0: Tensor, sign: Any, reach: Any, order: int
+    ) -> Tensor:
+        """The same from numbers or tensors; f is evaluated not further than `reach` from t0."""
         size = y0.abs()
-        span = min(abs(stop - p.ts.values[0]) for stop in (*self.stops(p.ts),))
         d0, d1 = self._scaled(y0, size), self._scaled(f0, size)
         small = (d0 < 1e-5) | (d1 < 1e-5)
         guess = 0.01 * d0 / torch.where(small, torch.ones_like(d1), d1)  # no nan in the branch not taken
         h0 = torch.where(small, torch.full_like(guess, 1e-6), guess)
-        h0 = h0.clamp(max=min(0.5 * span, self.dt_max))  # halfway: neither rounding nor a jump is reached
-        y1 = y0 + (sign * h0).to(y0.dtype.to_real()) * f0
-        f1 = p.f(p.ts[0] + sign * (h0.double() if h0.device.type == "cpu" else h0), y1)
+        h0 = h0.clamp(max=reach)
+        y1 = y0 + (sign * h0).to(size.dtype) * f0
+        f1 = f(t0 + sign * (h0.double() if h0.device.type == "cpu" else h0), y1)
         d2 = self._scaled(f1 - f0, size) / h0
         steepest = torch.maximum(d1, d2)
         h1 = torch.where(
             steepest <= 1e-15,
             torch.clamp(h0 * 1e-3, min=1e-6),
-            (0.01 / steepest.clamp(min=1e-15)) ** (1.0 / p.method.order),
+            (0.01 / steepest.clamp(min=1e-15)) ** (1.0 / order),
         )
         return torch.minimum(100 * h0, h1)
 

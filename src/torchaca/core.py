@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .effects import Effects
     from .errors import SolverError
     from .params import Inputs
+    from .trace import Trace
 
 Time: TypeAlias = "float | Tensor"
 """A time on the host, or a 0-dim tensor where somebody wants a derivative with respect to it."""
@@ -44,6 +46,20 @@ def host_times(t: Any) -> Tensor:
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"times are real numbers, got {t.dtype}")
     return t.cpu().double()
+
+
+def combined(weights: Tensor, basis: Tensor) -> Tensor:
+    """`weights @ basis`, `(n, m)` or `(m,)` by `(m, *y.shape)`."""
+    with without_autocast(basis.device):
+        return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast is for f: what the solver does, and backward passes, keep the precision that they find."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def has_lanes(x: Tensor) -> bool:
@@ -74,6 +90,11 @@ class Stats:
         Evaluations of f in backward passes so far (filled in by `backward()`).
     accepted_backward, rejected_backward : int
         Steps of the backward integration; only the continuous adjoint has one.
+    reconstruction_error : float
+        The largest relative difference between the states that the last backward pass reconstructed and those that the
+        forward pass had kept; only the gradient "mali" reconstructs states.
+    gradient_error : float or None
+        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it.
     """
 
     nfe: int = 0
@@ -82,6 +103,8 @@ class Stats:
     nfe_backward: int = 0
     accepted_backward: int = 0
     rejected_backward: int = 0
+    reconstruction_error: float = 0.0
+    gradient_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +219,55 @@ class Method(Protocol):
         ...
 
 
+class CarryingStep(Step, Protocol):
+    """A step of a method that is `Carrying`."""
+
+    carry: Tensor
+
+
+@runtime_checkable
+class Carrying(Method, Protocol):
+    """A method whose steps hand on more than y1: a carry of shape `(rows, *y.shape)` with `carry[0]` = y1.
+
+    Its `step` starts afresh; the loop goes on with `resume`, except after a jump of f.
+    """
+
+    @property
+    def error_order(self) -> int:
+        """The power of the step size with which `Step.error` falls; for other methods, that is their order."""
+        ...
+
+    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> CarryingStep:
+        """One step from y0 alone; `f0` is f(t0, y0) if known and only saves work."""
+        ...
+
+    def units(self, h: float) -> tuple[float, ...]:
+        """What turns each row of a carry into units of y, for a step of size h."""
+        ...
+
+    def lift(self, f: VectorField, t0: Time, y0: Tensor, f0: Tensor | None = None) -> Tensor:
+        """The carry that a step from y0 alone starts from; `f0` is f(t0, y0) if known and only saves work."""
+        ...
+
+    def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> CarryingStep:
+        """The step after the one that ended with `carry`."""
+        ...
+
+
+@runtime_checkable
+class Reversible(Carrying, Protocol):
+    """A method whose steps can be undone. `resume` and `undo` evaluate f at most once at any one time."""
+
+    @property
+    def growth(self) -> float:
+        """The factor by which undoing a step of size zero amplifies an error; infinite where there is no inverse."""
+        ...
+
+    def undo(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> Tensor:
+        """The carry that the step from t0 to t1 which ended with `carry` started from."""
+        ...
+
+
 class Control(Protocol):
     """Decides where steps end."""
 
@@ -212,6 +284,7 @@ class Problem:
     evaluation where the door has made it already. At the times in `jumps` f may jump: steps next to one
     evaluate f strictly on their own side (`one_sided`: all steps do). `source` is the user's function and
     `locate` names a flat component of the state, for messages. `effects` is what evaluations of f leave behind.
+    `trace` is told of every step of the backward pass.
     """
 
     f: VectorField
@@ -228,6 +301,7 @@ class Problem:
     source: Callable[..., Any] | None = None
     locate: Callable[[int], str] = "component {}".format
     effects: Effects | None = None
+    trace: Trace | None = None
 
     def side(self, t0: Time, t1: Time) -> tuple[bool, bool]:
         """Whether f has to be evaluated strictly inside the step at its start, and at its end."""
@@ -235,19 +309,37 @@ class Problem:
             return self.one_sided, self.one_sided
         return self.one_sided or value(t0) in self.jumps, self.one_sided or value(t1) in self.jumps
 
-    def _between(self, t0: Time, t1: Time) -> VectorField:
-        """f for the step from t0 to t1: on the right side of jumps."""
+    def between(self, t0: Time, t1: Time) -> VectorField:
+        """The f of the step from t0 to t1: on the right side of jumps."""
         if not (self.jumps or self.one_sided):
             return self.f
         return inside(self.f, t0, t1, *self.side(t0, t1))
 
-    def step(self, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> Step:
-        """One step of the method."""
-        return self.method.step(self._between(t0, t1), t0, t1, y0, f0)
+    @cached_property
+    def carrying(self) -> Carrying | None:
+        """The method, if its steps hand on more than y1."""
+        return self.method if isinstance(self.method, Carrying) else None
+
+    def fresh(self, t: Time) -> bool:
+        """Whether the step at `t` starts from y alone, whatever the method carries: first of all, or after a jump."""
+        return value(t) == self.ts.values[0] or value(t) in self.jumps
+
+    def step(self, t0: Time, t1: Time, start: Tensor, f0: Tensor | None = None) -> Step:
+        """One step of the method from `start`: y0 or, inside a solve, what the step before `handed` on."""
+        f = self.between(t0, t1)
+        if self.carrying and not self.fresh(t0):
+            return self.carrying.resume(f, t0, t1, start)
+        return self.method.step(f, t0, t1, start, f0)
+
+    def handed(self, step: Step) -> Tensor:
+        """What the step after this one starts from."""
+        if self.carrying is None or self.fresh(step.t1):
+            return step.y1
+        return cast("CarryingStep", step).carry
 
     def slope(self, t0: Time, t1: Time, y0: Tensor) -> Tensor:
         """f at the start of a step from t0 to t1."""
-        return self._between(t0, t1)(t0, y0)
+        return self.between(t0, t1)(t0, y0)
 
     def reuses(self, t: Time) -> bool:
         """Whether f at the end of a step that ends at `t` is f at the start of the next one."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .core import Method, Time, host_times, value
+from .core import Method, Time, combined, host_times, value
 from .state import Structure
 
 
@@ -78,8 +78,7 @@ class DenseOutput:
             mine = torch.from_numpy(np.flatnonzero(index == n))
             t0, t1 = self.boundaries[n], self.boundaries[n + 1]
             theta = (at[mine] - _cpu(t0)) / (_cpu(t1) - _cpu(t0))
-            weights = self.method.basis_weights(theta).to(device=self.y0.device, dtype=self.y0.dtype)
-            parts.append(torch.tensordot(weights, self.bases[n], 1))
+            parts.append(combined(self.method.basis_weights(theta), self.bases[n]))
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
 

@@ -143,9 +143,16 @@ def _of_the_solution(
     if reason == "max-steps" and stiffness > 1.0:
         seen = f"dt * |df/dy| is about {stiffness:.2g}: stability, not accuracy, limits the step size."
         return "stiff", seen, "a looser tolerance does not help; a smoother f, or more steps (max_steps=...)."
+    seen = "no single cause was found: the tolerance is too tight for this model."
     advice = ADVICE[reason]
+    if p.carrying:
+        seen = (
+            f"the slope that {p.method.name} carries swings around f where the solution contracts, or the tolerance is "
+            "too tight for its order."
+        )
+        advice = "ALF(eta=0.9), which damps that; a looser tolerance; or method='dopri5' with gradient='aca'."
     kind = "step-size" if reason == "first-step" else reason
-    return kind, "no single cause was found: the tolerance is too tight for this model.", advice
+    return kind, seen, advice
 
 
 def _escape_time(p: Problem, t: float, y: Tensor) -> float:

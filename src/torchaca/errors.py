@@ -31,7 +31,10 @@ KINDS = {
     "stiff": "the step size is limited by stability, not by accuracy",
     "step-size": "the step size fell below what time can resolve",
     "dt-min": "the step size fell below dt_min",
+    "gradient": "a gradient became nan or inf in the backward pass (seen with debug=True)",
     "max-steps": "max_steps trials were not enough",
+    "reconstruction": "undoing the steps did not lead back to where they started",
+    "gradient-error": "the gradients are less accurate than grad_rtol",
 }
 
 

@@ -42,13 +42,14 @@ def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
         "jump_ts is": bool(p.jumps) or p.one_sided,
         "dense=True is": p.dense,
         "derivatives with respect to t are": p.ts.tensor is not None,
+        f"method {p.method.name!r} is": p.carrying is not None,
         "an f that draws random numbers or moves buffers is": p.effects is not None,
     }
     for what, wanted in unavailable.items():
         if wanted:
             raise NotImplementedError(
                 f"{what} not available in an adaptive solve inside torch.func.vmap, where each lane has steps of its "
-                "own: use fixed steps (n_steps=...), or a loop instead of vmap"
+                "own: use method='dopri5', fixed steps (n_steps=...), or a loop instead of vmap"
             )
     return True
 

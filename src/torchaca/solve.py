@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -15,13 +16,15 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
+from . import compiled
+from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .control import Adaptive, FixedSteps, Norm
 from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, host_times
 from .dense import DenseOutput, detached
 from .dynamics import Dynamics
 from .effects import warn_of_noise
 from .errors import SolverError, did_you_mean, shorten
-from .gradients import ACA, GRADIENTS, Direct
+from .gradients import ACA, GRADIENTS, TRACED, Direct
 from .lanes import solve_in_lanes, solves_in_lanes
 from .methods import ALIASES, METHODS
 from .outputs import gather
@@ -30,6 +33,7 @@ from .reach import reach
 from .resolution import floored
 from .state import Structure, structure_of
 from .stepping import steps
+from .trace import Trace
 
 ON_FAILURE = ("raise", "status", "nan")
 
@@ -50,6 +54,8 @@ class Solution:
         The times between which the solve stepped, from t[0] on.
     failure : SolverError or None
         Why the solve stopped early, where `on_failure` is not "raise".
+    trace : Trace or None
+        With `debug=True`: the steps of the last backward pass, `trace.ts`, `trace.norms`, `trace.points`.
     """
 
     ts: Tensor
@@ -58,6 +64,7 @@ class Solution:
     steps: tuple[float, ...] = ()
     failure: SolverError | None = None
     dense: DenseOutput | None = None
+    trace: Trace | None = None
 
     @property
     def status(self) -> str:
@@ -87,6 +94,24 @@ class Solution:
         return self.dense(t)
 
 
+P = ParamSpec("P")
+
+
+def _in_graphs(eager: Callable[P, Solution]) -> Callable[P, Solution]:
+    """`solve` under torch.compile: unrolled into the graph around it where that is possible, else one graph break."""
+    apart = outside_graphs(eager)
+
+    @functools.wraps(eager)
+    def door(*args: P.args, **options: P.kwargs) -> Solution:
+        if not (torch.compiler.is_compiling() and can_be_unrolled(args, options)):
+            return apart(*args, **options)
+        ts, ys, stats, steps = unrolled(args, options)
+        return Solution(ts, ys, stats, tuple(steps))
+
+    return door
+
+
+@_in_graphs
 def solve(
     f: Callable[..., Any],
     y0: Any,
@@ -107,8 +132,10 @@ def solve(
     jump_ts: Any = None,
     norm: str | Callable[[Any], Tensor] | None = None,
     control: Adaptive | FixedSteps | None = None,
+    compile: bool = False,
     dense: bool = False,
     on_failure: str = "raise",
+    debug: bool = False,
     **unknown: Any,
 ) -> Solution:
     """Solve dy/dt = f(t, y), y(t[0]) = y0, so that the outputs can be differentiated.
@@ -130,7 +157,7 @@ def solve(
         Tolerances of an adaptive method (default 1e-3 and 1e-6); tensors broadcast against y0, nested ones have one
         entry per tensor of y0.
     gradient : str or Gradient
-        "aca" (default), "direct", "naive", "adjoint", or an object with settings, e.g. `Adjoint(rtol=1e-8)`.
+        "aca" (default), "direct", "naive", "adjoint", "mali", or an object with settings, e.g. `Adjoint(rtol=1e-8)`.
     dt, n_steps, grid : float, int, times
         Fixed steps: of this size (the last one shorter), this many equal ones, or from one of these times to the
         next. Exactly one of them; required for a method without error estimate.
@@ -144,10 +171,16 @@ def solve(
         Of the scaled error; a callable gets the structure of y0.
     control : Adaptive or FixedSteps
         Instead of all the step options above.
+    compile : bool
+        Run the solve and its backward pass as compiled loops (see docs/compile.md).
     dense : bool
         Keep what `solution(t)` needs (a few states a step).
     on_failure : "raise", "status", "nan"
         Raise `SolverError`; or return the valid, differentiable prefix; or fill the rest with nan.
+    debug : bool
+        Watch the backward pass ("aca", "direct", "mali"; slower): a gradient that becomes nan or inf raises
+        `SolverError` with the step, the times and the tensor; one that explodes warns; `solution.trace` has the norms
+        of all steps.
 
     Returns
     -------
@@ -186,15 +219,17 @@ def solve(
         method=chosen,
         control=steps_given.control(chosen, structure, packed, control),
         gradient=find_gradient(gradient),
+        compile=compile,
         dense=dense,
         on_failure=on_failure,
+        debug=debug,
         given_ts=t,
     )
 
 
 OPTIONS = (
     *("args", "method", "rtol", "atol", "gradient", "dt", "n_steps", "grid", "dt0", "dt_min", "dt_max"),
-    *("max_steps", "jump_ts", "norm", "control", "dense", "on_failure"),
+    *("max_steps", "jump_ts", "norm", "control", "compile", "dense", "on_failure", "debug"),
 )
 
 
@@ -208,8 +243,10 @@ def run(
     control: Adaptive | FixedSteps,
     gradient: Gradient,
     args: tuple[Any, ...] = (),
+    compile: bool = False,
     dense: bool = False,
     on_failure: str = "raise",
+    debug: bool = False,
     given_ts: Any = None,
     watch: Watcher | None = None,
     one_sided: bool = False,
@@ -235,7 +272,11 @@ def run(
     problem = Problem(
         dynamics, y0, ts, method, control, stats, None, jumps, one_sided, watch, dense, f, structure.component
     )
-    outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
+    if debug:
+        problem = replace(problem, trace=_trace(f, args, gradient, stats))
+    outcome = compiled.solved(problem, dynamics, gradient, transformed()) if compile else None
+    if outcome is None:
+        outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
     return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics))
 
 
@@ -277,6 +318,21 @@ def _solved(
         return gradient(p, inputs)
     with torch.no_grad():
         return gather(p, steps(p))
+
+
+def _trace(f: Callable[..., Any], args: tuple[Any, ...], gradient: Gradient, stats: Stats) -> Trace:
+    """What `debug=True` fills in, if this gradient can."""
+    if not isinstance(gradient, TRACED):
+        raise ValueError(
+            f"debug=True follows a gradient from step to step, and gradient={gradient.name!r} is not computed that "
+            "way: use gradient='aca' or 'direct'"
+        )
+    if transformed():
+        raise NotImplementedError(
+            "debug=True reads the numbers of a gradient, which torch.func transforms and forward-mode AD hide: "
+            "use it outside of them, with backward()"
+        )
+    return Trace(f, args, stats)
 
 
 def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
@@ -358,7 +414,7 @@ def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: st
     if p.dense:
         boundaries = outcome.boundaries or p.control.boundaries(p.ts, outcome.times)
         dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
-    return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense)
+    return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense, p.trace)
 
 
 def _output_times(given: Any, ts: Times, f: Dynamics) -> Tensor:

@@ -41,14 +41,14 @@ def steps(p: Problem, through_search: bool = False) -> Iterator[Step]:
 
 def march(p: Problem, boundaries: Sequence[Time]) -> Iterator[Step]:
     """Steps between given times, without looking at errors and without reading the device."""
-    y, f0 = p.y0, p.f0
+    y, start, f0 = p.y0, p.y0, p.f0
     for t0, t1 in pairwise(boundaries):
         if p.watch:
             p.watch("trial", value(t0), y, value(t1 - t0))
-        step = p.step(t0, t1, y, f0)
+        step = p.step(t0, t1, start, f0)
         p.stats.accepted += 1
         yield step
-        y = step.y1
+        y, start = step.y1, p.handed(step)
         # Where an output of the step needed f1, that is the next step's first stage.
         f0 = step.known_f1 if p.reuses(t1) else None
 
@@ -96,11 +96,12 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
     if p.ts.values[0] == p.ts.values[-1]:
         return
     last = p.ts[len(p.ts) - 1]
-    t, y, f0 = p.ts[0], p.y0, p.f0
+    t, y, start, f0 = p.ts[0], p.y0, p.y0, p.f0
     with p.effects.undone() if p.effects and f0 is None else nullcontext():
         slope = p.slope(t, last, y) if f0 is None else f0
     f0 = slope if not (p.effects and p.effects.stateful) else None
-    pace = Pace(control, p.method.order, p.ts.sign, _first(p, control, slope, through), through)
+    order = p.carrying.error_order if p.carrying else p.method.order
+    pace = Pace(control, order, p.ts.sign, _first(p, control, slope, through), through)
     history = History()
     for stop in control.stops(p.ts):
         end = last if stop == p.ts.values[-1] else stop
@@ -109,7 +110,9 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
             size = abs(value(t1) - value(t))
             _refuse(p, control, history, value(t), size, y)
             mark = p.effects.mark() if p.effects else None
-            step, ratio, error = _trial(p, control, t, t1, y, f0, through)
+            if p.watch:
+                p.watch("trial", value(t), y, value(t1 - t))
+            step, ratio, error = _trial(p, control, t, t1, start, f0, through)
             tried: Time = abs(t1 - t) if through else size
             forced = control.accept_at_dt_min and _at_dt_min(control, value(t), size) and math.isfinite(error)
             if error <= 1.0 or forced:
@@ -119,7 +122,7 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
                 yield step
                 pace.accept(tried, ratio, clipped)
                 history.accept(size)
-                t, y = t1, step.y1
+                t, y, start = t1, step.y1, p.handed(step)
                 f0 = step.known_f1 if p.reuses(t1) else None
             else:
                 p.stats.rejected += 1
@@ -154,12 +157,10 @@ def _first(p: Problem, control: Adaptive, f0: Tensor, through: bool) -> Time:
 
 
 def _trial(
-    p: Problem, control: Adaptive, t: Time, t1: Time, y: Tensor, f0: Tensor | None, through: bool
+    p: Problem, control: Adaptive, t: Time, t1: Time, start: Tensor, f0: Tensor | None, through: bool
 ) -> tuple[Step, Time, float]:
     """One step and its error ratio: as a host number, and as the controller gets it."""
-    if p.watch:
-        p.watch("trial", value(t), y, value(t1 - t))
-    step = p.step(t, t1, y, f0)
+    step = p.step(t, t1, start, f0)
     with torch.set_grad_enabled(through and torch.is_grad_enabled()):
         ratio = control.ratio(step)
     error = ratio.item()  # the loop's one host read a step

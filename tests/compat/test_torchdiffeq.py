@@ -154,7 +154,7 @@ class TestSignature:
     def test_parameters_and_defaults(self, interface):
         def facts(library):
             parameters = inspect.signature(getattr(library, interface)).parameters.values()
-            return [(p.name, p.kind, p.default) for p in parameters]
+            return [(p.name, p.kind, p.default) for p in parameters if p.name != "compile"]  # ours alone
 
         assert facts(aca) == facts(torchdiffeq)
 
@@ -876,7 +876,6 @@ class TestCallbacks:
             assert log[0][1] == 1.6
             assert all(dt > 0 for *_, dt in log)
 
-    @pytest.mark.xfail(reason="the callback gets a packed tensor (or y alone) instead of torchdiffeq's tuple")
     @pytest.mark.parametrize("problem", [Predators, Pair])
     def test_adjoint_callbacks_get_torchdiffeqs_state(self, problem):
         shapes = []

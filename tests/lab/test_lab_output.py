@@ -7,8 +7,8 @@ import torch
 from rich.console import Console
 
 from torchaca.lab import progress
-from torchaca.lab.memory import SavedTensors
 from torchaca.lab.table import Table, count, deviation, mean, median, number, spread
+from torchaca.report.memory import SavedTensors
 
 METRICS = {"loss": 0.01234, "nfe": 100, "nfe_backward": 70, "rejected": 3}
 

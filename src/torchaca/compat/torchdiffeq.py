@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compiled.traced import outside_graphs
 from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Method, Watcher, host_times
 from ..errors import did_you_mean, warn
@@ -41,6 +42,7 @@ EVENTS = "events are not available yet: solve on a fixed time span, or keep torc
 CALLBACKS = {"trial": "callback_step", "accepted": "callback_accept_step", "rejected": "callback_reject_step"}
 
 
+@outside_graphs
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -51,6 +53,7 @@ def odeint(
     method: str | Method | None = None,
     options: dict[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
+    compile: bool = False,
 ) -> Any:
     """Solve dy/dt = func(t, y), y(t[0]) = y0; torchdiffeq's `odeint`, differentiated by ACA.
 
@@ -69,6 +72,8 @@ def odeint(
         torchdiffeq's options of that method.
     event_fn : callable
         Not available yet.
+    compile : bool
+        As in `torchaca.solve`.
 
     Returns
     -------
@@ -81,9 +86,10 @@ def odeint(
     SolverError
         For what goes wrong in the numbers.
     """
-    return _solve(func, y0, t, rtol, atol, method, options, event_fn, lambda *_: ACA())
+    return _solve(func, y0, t, rtol, atol, method, options, event_fn, lambda *_: ACA(), compile=compile)
 
 
+@outside_graphs
 def odeint_adjoint(
     func: Callable[..., Any],
     y0: Any,
@@ -131,7 +137,7 @@ def odeint_adjoint(
             norm=norm if back.method.adaptive else "full",
             method=back.method,
             control=back.segment_control(*tolerances),
-            watch=_on_structure(watch, call.structure) if watch else None,
+            watch=watch,
         )
 
     return _solve(
@@ -156,6 +162,8 @@ def _solve(
     gradient: Callable[[_Call], Gradient],
     declared: tuple[Tensor, ...] = (),
     declared_alone: bool = False,
+    *,
+    compile: bool = False,
 ) -> Any:
     if event_fn is not None:
         raise NotImplementedError(EVENTS)
@@ -183,6 +191,7 @@ def _solve(
         declared=declared,
         declared_alone=declared_alone,
         lenient=True,
+        compile=compile,
     )
     return solution.ys
 
@@ -370,9 +379,4 @@ def _watcher(func: Callable[..., Any], suffix: str) -> Callable[[str, float, Any
 
 
 def _on_structure(watch: Callable[[str, float, Any, float], None], structure: Structure) -> Watcher:
-    return lambda event, t0, y0, dt: watch(event, t0, _seen(structure, y0), dt)
-
-
-def _seen(structure: Structure, y: Tensor) -> Any:
-    size = sum(leaf.stop - leaf.start for leaf in structure.leaves)
-    return structure.unpack(y if structure.plain or y.numel() == size else y[:size])
+    return lambda event, t0, y0, dt: watch(event, t0, structure.unpack(y0), dt)

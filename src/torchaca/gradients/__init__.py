@@ -6,6 +6,7 @@ from ..core import Gradient
 from .aca import ACA
 from .adjoint import Adjoint
 from .direct import Direct
+from .mali import MALI
 from .naive import Naive
 
 GRADIENTS: dict[str, Callable[[], Gradient]] = {
@@ -13,6 +14,10 @@ GRADIENTS: dict[str, Callable[[], Gradient]] = {
     "direct": Direct,
     "naive": Naive,
     "adjoint": Adjoint,
+    "mali": MALI,
 }
 
-__all__ = ["ACA", "GRADIENTS", "Adjoint", "Direct", "Naive"]
+TRACED = (ACA, Direct, MALI)
+"""Those whose backward pass goes from step to step and can tell what happens in each (`debug=True`)."""
+
+__all__ = ["ACA", "GRADIENTS", "TRACED", "Adjoint", "Direct", "MALI", "Naive"]

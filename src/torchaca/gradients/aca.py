@@ -18,13 +18,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Outcome, Problem, Step, Time, Times, value
+from ..core import Outcome, Problem, Step, Time, Times, combined, value
 from ..effects import Mark
 from ..errors import SolverError
 from ..outputs import gather, inside
 from ..params import Inputs, check_replay
 from ..stepping import march, steps
+from ..trace import Trace
 from .checkpoints import Shelf, limit_of, parse_bytes, reverse, worth_keeping
+from .observed import observed
+from .refinement import Pull, check_setting, refined
 from .replay import (
     Ambience,
     MaybeTensors,
@@ -78,11 +81,16 @@ class ACA:
         first evaluation. Instead of `checkpoints`.
     stagewise : bool
         Hold the graph of one evaluation of f at a time instead of a whole step's, for one more evaluation a stage.
+    grad_rtol : float, optional
+        Refine the steps in the forward pass until the estimated relative error of the gradients is below it, and
+        report the estimate in `stats.gradient_error`. For what that is and what it costs see "How do I know that the
+        gradient is accurate?" in docs/gradients.md. `SolverError` of kind "gradient-error" where it cannot be.
     """
 
     checkpoints: str | int = "all"
     memory_budget: str | int | None = None
     stagewise: bool = False
+    grad_rtol: float | None = None
 
     def __post_init__(self) -> None:
         named = isinstance(self.checkpoints, str) and self.checkpoints in ("all", "none", "sqrt", "binomial")
@@ -100,6 +108,8 @@ class ACA:
             raise ValueError(
                 "stagewise=True replays stages, checkpoints='none' replays nothing: drop one of them"
             )
+        if self.grad_rtol is not None:
+            check_setting(self.grad_rtol, self.checkpoints)
 
     @property
     def name(self) -> str:
@@ -116,20 +126,35 @@ class ACA:
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, checkpointing accepted states; see `torchaca.core.Gradient`."""
         if self.checkpoints == "none":
-            return gather(p, steps(p))
+            return gather(p, observed(p))
+        unreached = None
+        if self.grad_rtol is not None:
+            p, unreached = refined(p, self.grad_rtol, partial(self._rehearsed, inputs))
         run = Run(p, inputs, Ambience.here(p.y0), self._states(p, inputs), self.stagewise)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
-        failure, run.failure = (
-            run.failure,
-            None,
-        )  # handed over: its traceback may come to hold ys, and ys the run
-        return Outcome(ys, failure, run.times, bases)
+        failure, run.failure = run.failure, None  # handed over: its traceback may hold ys, and ys the run
+        boundaries = p.control.boundaries(p.ts, run.times) if p.dense else ()
+        return Outcome(ys, failure or unreached, run.times, bases, boundaries)
+
+    def _rehearsed(self, inputs: Inputs, p: Problem) -> tuple[Outcome, Pull]:
+        """A solve without a graph, and the vector-Jacobian product of its outputs."""
+        run = Run(p, inputs, Ambience.here(p.y0), self._states(p, inputs), self.stagewise)
+        outcome, states = forward(run)
+        tensors = Parts.of(p, inputs).flat()
+        wanted = [i for i, x in enumerate(tensors) if x is not None and x.requires_grad]
+
+        def pull(cotangent: Tensor) -> MaybeTensors:
+            grads = sweep(run, states, (cotangent,), tensors)
+            return [grads[i] for i in wanted]
+
+        return outcome, pull
 
     def _states(self, p: Problem, inputs: Inputs) -> str | int:
         """What to keep: as said, or as many states as the budget leaves room for."""
         if self.memory_budget is None:
             return self.checkpoints
-        budget, state, stages = parse_bytes(self.memory_budget), p.y0.nbytes, p.method.stages
+        rows = len(p.carrying.units(1.0)) if p.carrying else 1
+        budget, state, stages = parse_bytes(self.memory_budget), rows * p.y0.nbytes, p.method.stages
         graphs = 1 if self.stagewise else stages
         replay = graphs * inputs.graph_bytes + 2 * stages * state
         fit = (budget - replay) // max(state, 1)
@@ -174,8 +199,7 @@ class Run:
             with torch.no_grad():
                 for n in range(a, b):
                     moment(n)
-                    (step,) = march(replace(p, y0=y), self.times[n : n + 2])
-                    y = step.y1
+                    y = p.handed(p.step(self.times[n], self.times[n + 1], y))
             return y
 
         kept = dict(zip(self.kept, saved, strict=True))
@@ -194,11 +218,13 @@ class Run:
 def taped(p: Problem, shelf: Shelf[Tensor], marks: list[Mark]) -> Iterator[Step]:
     """The steps of p; the states they start from go to the shelf, the moments of f's side effects to `marks`."""
     mark = p.effects.mark() if p.effects else None
+    start = p.y0
     for n, step in enumerate(steps(p)):
-        shelf.put(n, step.y0)
+        shelf.put(n, start)
         if mark is not None:
             marks.append(mark)
         yield step
+        start = p.handed(step)
         mark = p.effects.mark() if p.effects else None
 
 
@@ -209,22 +235,28 @@ def reached(ts: Times, outcome: Outcome) -> list[float]:
     return list(outcome.times[: len(before) + 1])
 
 
+def forward(run: Run) -> tuple[Outcome, list[Tensor]]:
+    """The whole solve without a graph, noted in `run`, and the states that it keeps."""
+    p = without_graph(run.problem)
+    shelf = Shelf[Tensor](limit_of(run.checkpoints))
+    outcome = gather(p, taped(p, shelf, run.marks))
+    run.times, run.failure = outcome.times, outcome.failure
+    if outcome.failure is not None and not p.dense:  # steps behind the last output have no gradient
+        run.times = reached(p.ts, outcome)
+    kept = [n for n in shelf.states if n < run.n_steps]
+    run.kept = worth_keeping(kept, run.n_steps, run.checkpoints)
+    return outcome, [shelf.states[n] for n in run.kept]
+
+
 class _Solve(torch.autograd.Function):
     """Forward: the whole solve without a graph. Backward: the sweep over its checkpoints."""
 
     @staticmethod
     def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
-        p = without_graph(run.problem)
-        shelf = Shelf[Tensor](limit_of(run.checkpoints))
-        outcome = gather(p, taped(p, shelf, run.marks))
-        run.times, run.failure = outcome.times, outcome.failure
-        if outcome.failure is not None and not p.dense:  # steps behind the last output have no gradient
-            run.times = reached(p.ts, outcome)
-        run.kept = [n for n in shelf.states if n < run.n_steps]
-        run.kept = worth_keeping(run.kept, run.n_steps, run.checkpoints)
+        outcome, states = forward(run)
         ctx.run = run
         # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        ctx.save_for_backward(*(shelf.states[n] for n in run.kept), *run.inputs.without_late(tensors))
+        ctx.save_for_backward(*states, *run.inputs.without_late(tensors))
         ctx.set_materialize_grads(False)
         run.problem = replace(run.problem, f0=None)
         return (outcome.ys, *outcome.bases)
@@ -275,7 +307,7 @@ class Backward:
         with torch.enable_grad():
             self.boundaries = list(self.p.control.boundaries(self.p.ts, run.times))
         self.ys_grad, self.dense_grad = grad_ys, grad_dense
-        self.lam = torch.zeros_like(parts.y0, requires_grad=False)
+        self.lam: Tensor | None = None
         self.wrt = [parts.ts, parts.grid, *parts.args, *parts.captured]
         self.totals = totals_for(len(self.wrt), (grad_ys, *grad_dense))
         self.time_grads: list[tuple[Tensor, Tensor]] = []
@@ -291,7 +323,8 @@ class Backward:
             y = state.detach().requires_grad_()
             t0, t1 = (self._leaf(t) for t in self.boundaries[n : n + 2])
             step = self.p.step(t0, t1, y)
-            outs, cotangents = [step.y1], [self.lam]
+            end = self.p.handed(step)
+            outs, cotangents = [end], [torch.zeros_like(end) if self.lam is None else self.lam]
             self._outputs(n, step, outs, cotangents)
             carried = self._carried(n)
             if carried is not None and step.f0.requires_grad:
@@ -301,14 +334,23 @@ class Backward:
         if self.run.inputs.watched:
             span = f"from t = {value(t0):g} to {value(t1):g}"
             check_replay(outs, self.run.inputs, (y, *times, *self.wrt), span)
-        self._compare(step.y1)
+        self._compare(end)
         grad_y, *grads = vjp(outs, [y, *times, *self.wrt], cotangents, keep=self.keep)
         for boundary, grad in zip(self.boundaries[n : n + 2], grads[:2], strict=True):
             if grad is not None and isinstance(boundary, Tensor):
                 self.time_grads.append((boundary, grad))
-        self.lam = grad_y if grad_y is not None else torch.zeros_like(self.lam)
+        if self.p.trace is not None:
+            self._tell(self.p.trace, n, cotangents, grad_y, grads[4:])
+        self.lam = grad_y if grad_y is not None else torch.zeros_like(state)
         self.totals.add(grads[2:])
         self.next_f0, self.next_state = step.f0.detach(), state
+
+    def _tell(
+        self, trace: Trace, n: int, cotangents: list[Tensor], grad_y: Tensor | None, grads: MaybeTensors
+    ) -> None:
+        trace.n_steps, tensors = self.run.n_steps, self.run.inputs.tensors
+        span = (self.run.times[n], self.run.times[n + 1])
+        trace.passed(n, span, cotangents, grad_y, list(zip(tensors, grads, strict=True)))
 
     def _compare(self, y1: Tensor) -> None:
         """Note how far the replay's end is from the state that the forward pass found there."""
@@ -328,7 +370,7 @@ class Backward:
             within = self._inside(n)
             ends = [i for i in range(first, last) if i not in within]
             if ends:
-                cotangents[0] = cotangents[0] + self.ys_grad[ends].sum(0)
+                cotangents[0] = _onto_state(cotangents[0], self.ys_grad[ends].sum(0))
             if within:
                 if self.next_f0 is not None and self._f1_weights(n) is not None:
                     step.give_f1(self.next_f0)
@@ -358,7 +400,7 @@ class Backward:
         if weights is None or self.ys_grad is None:
             return None
         grads = self.ys_grad[self._inside(n - 1)]
-        return torch.tensordot(weights.to(device=grads.device, dtype=grads.dtype), grads, 1)
+        return combined(weights, grads)
 
     def finish(self) -> MaybeTensors:
         """Gradients of y0, the times, the grid, args and captured tensors.
@@ -368,16 +410,24 @@ class Backward:
         RuntimeError
             Where f gave other values than in the forward pass.
         """
-        if self.drift.item() > torch.finfo(self.lam.dtype.to_real()).eps ** 0.5:
+        lam = torch.zeros_like(self.parts.y0, requires_grad=False) if self.lam is None else self.lam
+        if self.drift.item() > torch.finfo(lam.dtype.to_real()).eps ** 0.5:
             raise RuntimeError(CHANGED)
         if self.ys_grad is not None:
-            self.lam = self.lam + self.ys_grad[: self.ends[0]].sum(0)
+            lam = lam + self.ys_grad[: self.ends[0]].sum(0)
         if self.time_grads:
             boundaries, grads = zip(*self.time_grads, strict=True)
             self.totals.add(vjp(boundaries, self.wrt[:2], grads, keep=True))
         others = len(self.wrt) - len(self.parts.captured)
         sums = self.totals.sums
-        return [self.lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
+        return [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
+
+
+def _onto_state(cotangent: Tensor, grad: Tensor) -> Tensor:
+    """`grad` of the state added to the cotangent of it, or of a carry, whose first row it is."""
+    if cotangent.shape == grad.shape:
+        return cotangent + grad
+    return torch.cat([cotangent[:1] + grad, cotangent[1:]])
 
 
 @dataclass(frozen=True)

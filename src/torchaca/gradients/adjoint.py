@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import Adaptive, FixedSteps
-from ..core import Method, Outcome, Problem, Watcher
+from ..core import Method, Outcome, Problem
 from ..dynamics import Dynamics
 from ..errors import SolverError
 from ..outputs import gather
@@ -75,12 +75,13 @@ class Adjoint:
         For the backward integration; by default the forward one with the tolerances above. A callable gets the
         start and the end of the stretch between two outputs.
     watch : callable, optional
-        Called at the backward integration's trials; see `torchaca.core.Watcher`.
+        Called at the backward integration's trials as `torchaca.core.Watcher` says, with the tuple that a callable norm
+        gets for a state.
     state : "backsolve" or "interpolated"
         Where y(t) comes from in the backward pass: integrated backwards from the outputs ("backsolve": no memory, and
-        wrong where the ODE contracts), or read from the forward steps, which are then kept ("interpolated":
-        `Step.basis`, for dopri5 eight states a step; a method whose interpolant has stages of its own evaluates them
-        in every step).
+        wrong where the ODE contracts), or read from the forward steps, whose interpolants are then kept
+        ("interpolated": one state more than the interpolant's degree, five a step for dopri5; a method whose
+        interpolant has stages of its own evaluates them in every step).
     quadrature : "augmented" or "gauss"
         How the gradients of parameters and args are integrated: as a part of the backward state ("augmented"), or by
         a Gauss-Legendre rule over each accepted backward step ("gauss"), at one evaluation of f a node. The backward
@@ -93,7 +94,7 @@ class Adjoint:
     norm: str | Callable[[Any], Tensor] = "full"
     method: Method | None = None
     control: Adaptive | FixedSteps | Callable[[float, float], FixedSteps] | None = None
-    watch: Watcher | None = None
+    watch: Callable[[str, float, Any, float], None] | None = None
     state: str = "backsolve"
     quadrature: str = "augmented"
     name: str = "adjoint"
@@ -136,7 +137,8 @@ class Adjoint:
             raise ValueError(
                 "gradient='adjoint' has no derivative with respect to grid: pass grid.detach(), or use gradient='aca'"
             )
-        run = Run(settings, p, inputs, Ambience.here(p.y0))
+        recorded = Recorded(p.method) if self.state == "interpolated" else None
+        run = Run(settings, p, inputs, Ambience.here(p.y0), recorded)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
         if ys.requires_grad:
             bases = refuse_derivative(bases, (ys,), DENSE)
@@ -173,18 +175,19 @@ class Adjoint:
 
 @dataclass
 class Run:
-    """One forward pass: what its backward needs beside the saved tensors."""
+    """One forward pass: what its backward needs beside the saved tensors. `recorded` has no coefficients."""
 
     settings: Adjoint
     problem: Problem
     inputs: Inputs
     ambience: Ambience
+    recorded: Recorded | None = None
     times: Sequence[float] = ()
     failure: SolverError | None = None
 
-    def gradients(self, parts: Parts, ys: Tensor, bases: Sequence[Tensor], grad_ys: Tensor) -> MaybeTensors:
+    def gradients(self, parts: Parts, ys: Tensor, kept: Sequence[Tensor], grad_ys: Tensor) -> MaybeTensors:
         """One backward integration; its steps are counted, its failure says that it was the backward pass."""
-        recorded = Recorded(self.problem.method, self.times, bases) if bases else None
+        recorded = self.recorded and replace(self.recorded, times=self.times, coefficients=kept)
         backward = Backward(self.settings, self.problem, self.inputs, parts, recorded)
         try:
             return backward.integrate(ys, grad_ys)
@@ -202,13 +205,13 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
         p = without_graph(run.problem)
-        reads = run.settings.state == "interpolated"
-        outcome = gather(replace(p, dense=p.dense or reads), steps(p))
-        ctx.run, ctx.kept = run, len(outcome.bases) if reads else 0
-        ctx.save_for_backward(outcome.ys, *outcome.bases[: ctx.kept], *run.inputs.without_late(tensors))
+        kept: list[Tensor] = []
+        outcome = gather(p, run.recorded.taking(steps(p), kept) if run.recorded else steps(p))
+        ctx.run, ctx.kept = run, len(kept)
+        ctx.save_for_backward(outcome.ys, *kept, *run.inputs.without_late(tensors))
         run.times, run.failure = outcome.times, outcome.failure
         run.problem = replace(run.problem, f0=None)
-        return (outcome.ys, *(outcome.bases if p.dense else ()))
+        return (outcome.ys, *outcome.bases)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
@@ -217,15 +220,15 @@ class _Solve(torch.autograd.Function):
         if is_legacy_batchedtensor(grad_ys):
             raise NotImplementedError(BATCHED)
         ys, *saved = saved_tensors(ctx)
-        bases, tensors = saved[: ctx.kept], [*saved[ctx.kept :], *run.inputs.late]
+        kept, tensors = saved[: ctx.kept], [*saved[ctx.kept :], *run.inputs.late]
         create_graph = torch.is_grad_enabled()
         parts = replace(Parts.join(tensors, len(run.inputs.args)), captured=run.inputs.captured)
         with torch.no_grad(), backward_pass(run.problem, run.inputs, run.ambience, integrates=True):
             try:
-                grads = run.gradients(parts, ys.detach(), bases, grad_ys.detach())
+                grads = run.gradients(parts, ys.detach(), kept, grad_ys.detach())
             except LateUseError:
                 parts = replace(parts, captured=run.inputs.captured + run.inputs.late)
-                grads = run.gradients(parts, ys.detach(), bases, grad_ys.detach())
+                grads = run.gradients(parts, ys.detach(), kept, grad_ys.detach())
         grads += [None] * (len(tensors) - len(grads))
         anchors = (*tensors, grad_ys)
         return (None, *(refuse_derivative(grads, anchors, SECOND) if create_graph else grads))

@@ -12,7 +12,7 @@ a Gauss-Legendre quadrature over the interpolant of each backward step (as `Gaus
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from ..control import Adaptive, FixedSteps
-from ..core import Method, Problem, Stats, Step, Time, Times, value
+from ..core import Method, Problem, Stats, Step, Time, Times, combined, value
 from ..params import Inputs, check_replay
 from ..state import rms, structure_of, wide
 from ..stepping import steps
@@ -35,28 +35,47 @@ class LateUseError(Exception):
     """f used a tensor in the backward pass that it had not used at t0."""
 
 
-@dataclass(frozen=True)
+def polynomials(method: Method) -> Tensor:
+    """`(m, r)`, float64 on the CPU: orthonormal columns that span the method's `basis_weights`.
+
+    A step's interpolant is a polynomial of degree r - 1, and `Step.basis` has an entry for every stage: r of their
+    combinations say the same.
+    """
+    weights = method.basis_weights(torch.linspace(0, 1, 64, dtype=torch.float64))
+    _, sizes, rows = torch.linalg.svd(weights, full_matrices=False)
+    return rows[sizes > 1e-12 * sizes[0]].T.contiguous()
+
+
+@dataclass
 class Recorded:
-    """The forward solution `y(t)`, from the interpolants of its steps (see `torchaca.core.Step.basis`)."""
+    """The forward solution `y(t)` from the interpolants of its steps: `coefficients[n]` is `(r, *y0.shape)`."""
 
     method: Method
-    times: Sequence[float]
-    bases: Sequence[Tensor]
+    times: Sequence[float] = ()
+    coefficients: Sequence[Tensor] = ()
+
+    def __post_init__(self) -> None:
+        self.columns = polynomials(self.method)
+
+    def taking(self, accepted: Iterable[Step], into: list[Tensor]) -> Iterator[Step]:
+        """The same steps; their coefficients are put into the list."""
+        for step in accepted:
+            into.append(combined(self.columns.T, step.basis()))
+            yield step
 
     def __call__(self, t: float) -> Tensor:
         """The state at `t`, shape of y0."""
         sign = -1.0 if self.times[-1] < self.times[0] else 1.0
         n = bisect_left(self.times, sign * t, 1, len(self.times) - 1, key=lambda end: sign * end) - 1
         t0, t1 = self.times[n : n + 2]
-        basis = self.bases[n]
-        weights = self.method.basis_weights(torch.tensor([(t - t0) / (t1 - t0)], dtype=torch.float64))
-        return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)[0]
+        theta = torch.tensor([(t - t0) / (t1 - t0)], dtype=torch.float64)
+        return combined(self.method.basis_weights(theta) @ self.columns, self.coefficients[n])[0]
 
 
-def gauss_nodes(order: int) -> list[tuple[float, float]]:
-    """`(node, weight)` on [0, 1] of the Gauss-Legendre rule that is of a higher order than a method of `order`."""
+def gauss_rule(order: int) -> tuple[list[float], list[float]]:
+    """Nodes and weights on [0, 1] of the Gauss-Legendre rule that is of a higher order than a method of `order`."""
     nodes, weights = leggauss(order // 2 + 1)  # n nodes are of order 2 n
-    return [(0.5 + 0.5 * float(x), 0.5 * float(w)) for x, w in zip(nodes, weights, strict=True)]
+    return (0.5 + 0.5 * nodes).tolist(), (0.5 * weights).tolist()
 
 
 class Backward:
@@ -77,7 +96,9 @@ class Backward:
         # Leaves that f reaches are a part of the backward state only if f turns out to use them.
         self.late = inputs.late if len(parts.captured) == len(inputs.captured) else ()
         self.method = settings.method or self.p.method
-        self.nodes = gauss_nodes(self.method.order) if settings.quadrature == "gauss" else []
+        self.nodes, self.weights = (
+            gauss_rule(self.method.order) if settings.quadrature == "gauss" else ([], [])
+        )
         self.sums = Totals(len(self.wrt))
         y = leaves.y0.detach()
         self.structure = structure_of(self._integrated(y, y, [x.detach() for x in self.wrt]))
@@ -139,7 +160,7 @@ class Backward:
             stats=self.stats,
             jumps=self.p.jumps,
             one_sided=self.p.one_sided,
-            watch=self.settings.watch,
+            watch=self._watch if self.settings.watch else None,
         )
         sizes: list[float] = []
         z = problem.y0
@@ -153,12 +174,19 @@ class Backward:
         _, lam, totals = self._at(end, z)
         return lam, totals
 
+    def _watch(self, event: str, t: float, z: Tensor, dt: float) -> None:
+        """Hand a trial on, with the state that a callable norm gets."""
+        if self.settings.watch:
+            self.settings.watch(
+                event, t, (z.new_zeros((), dtype=z.dtype.to_real()), *self.structure.unpack(z)), dt
+            )
+
     def _add_quadrature(self, step: Step) -> None:
         """Add to the sums what they grow by over a backward step."""
         t0, h = value(step.t0), value(step.t1) - value(step.t0)
-        times = [t0 + h * node for node, _ in self.nodes]
-        for t, z, (_, weight) in zip(times, step.at(times), self.nodes, strict=True):
-            self._add_node(t, z, -h * weight)
+        at_nodes = self.method.basis_weights(torch.tensor(self.nodes, dtype=torch.float64))
+        for node, weight, z in zip(self.nodes, self.weights, combined(at_nodes, step.basis()), strict=True):
+            self._add_node(t0 + h * node, z, -h * weight)
 
     def _add_node(self, t: float, z: Tensor, weight: float) -> None:
         """Add `weight (df/dtheta)^T lambda` at one point; of the size of the parameters it holds just that product."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..core import Outcome, Problem
 from ..outputs import gather
 from ..params import Inputs
-from ..stepping import steps
+from .observed import observed
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,4 @@ class Direct:
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve with autograd recording; see `torchaca.core.Gradient`."""
-        return gather(p, steps(p))
+        return gather(p, observed(p))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import FixedSteps
-from ..core import Problem, Stats, Times
+from ..core import Problem, Stats, Times, without_autocast
 from ..dynamics import Dynamics
 from ..params import Inputs
 
@@ -165,9 +165,10 @@ def vjp(
     """`autograd.grad`, where `wrt` may hold None and tensors that do not matter get None."""
     present = [x for x in wrt if x is not None]
     try:
-        grads = iter(
-            torch.autograd.grad(outs, present, cotangents, allow_unused=True, retain_graph=keep or None)
-        )
+        with without_autocast(outs[0].device):
+            grads = iter(
+                torch.autograd.grad(outs, present, cotangents, allow_unused=True, retain_graph=keep or None)
+            )
     except RuntimeError as error:
         if "backward through the graph a second time" not in str(error):
             raise

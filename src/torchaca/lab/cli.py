@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torchaca as aca
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        return _run(args)
+        return args.carry_out(args)
     except UsageError as error:
         print(f"torchaca: error: {error}", file=sys.stderr)
         return 2
@@ -52,13 +53,21 @@ def load(name: str) -> Experiment:
         When there is none, or when the packages it needs are not installed.
     """
     check_name("experiment", name, EXPERIMENTS)
+    return _imported(EXPERIMENTS[name], "the experiments need").EXPERIMENT
+
+
+def _imported(module: str, needs: str) -> ModuleType:
     try:
-        return import_module(EXPERIMENTS[name]).EXPERIMENT
+        return import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA:
             raise
-        raise UsageError(f'the experiments need {package}: pip install "torchaca[lab]"') from error
+        raise UsageError(f'{needs} {package}: pip install "torchaca[lab]"') from error
+
+
+def _check(args: argparse.Namespace) -> int:
+    return _imported("torchaca.lab.check", "the command check needs").check(args.target, args.gradient)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -75,11 +84,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"torchaca {aca.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="try every gradient method on a model of yours",
+        description="Every gradient method on your model: its error, its price, and which one to use.",
+    )
+    check.add_argument(
+        "target",
+        metavar="FILE:FUNCTION",
+        help="a function without arguments that returns (f, y0, t, loss), or a dict of check_gradient's arguments",
+    )
+    check.add_argument(
+        "--gradient", nargs="+", metavar="NAME", help=f"only these of: {', '.join(aca.GRADIENTS)}"
+    )
+    check.set_defaults(carry_out=_check)
     run = commands.add_parser(
         "run",
         help="run an experiment of the paper",
         description="Run an experiment: a table next to the paper's numbers, plots, a folder with all of it.",
     )
+    run.set_defaults(carry_out=_run)
     run.add_argument("experiment", metavar="NAME", help=f"one of: {', '.join(EXPERIMENTS)}")
     run.add_argument(
         "--size", metavar="SIZE", help="smoke (seconds), demo, cpu or paper, as the experiment has them"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from ..core import Method
+from .alf import ALF
 from .bosh3 import BOSH3
 from .dopri5 import DOPRI5
 from .dopri8 import DOPRI8
@@ -11,6 +12,7 @@ from .fehlberg import FEHLBERG2, FEHLBERG5
 from .heun import HEUN2, HEUN3, HEUN_EULER
 from .midpoint import MIDPOINT
 from .ralston import RALSTON
+from .reversible_heun import ReversibleHeun
 from .rk4 import RK4, RK4_38
 from .runge_kutta import RungeKutta
 from .tsit5 import TSIT5
@@ -32,6 +34,8 @@ METHODS: dict[str, Method] = {
         DOPRI5,
         TSIT5,
         DOPRI8,
+        ALF(),
+        ReversibleHeun(),
     )
 }
 
@@ -69,6 +73,7 @@ Tsit5 = _constructor(TSIT5)
 Dopri8 = _constructor(DOPRI8)
 
 __all__ = [
+    "ALF",
     "ALIASES",
     "BOSH3",
     "Bosh3",
@@ -95,6 +100,7 @@ __all__ = [
     "RK4",
     "RK4_38",
     "Ralston",
+    "ReversibleHeun",
     "Rk4",
     "Rk4_38",
     "RungeKutta",

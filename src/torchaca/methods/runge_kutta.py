@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..core import Time, VectorField, has_lanes, value
+from ..core import Time, VectorField, combined, has_lanes, value
 
 Row = tuple[Fraction, ...]
 
@@ -53,6 +52,13 @@ class RungeKutta:
     dense_c, dense_a : str
         Extra stages of the interpolant, evaluated only in steps that contain an output.
 
+    Attributes
+    ----------
+    fsal : bool
+        First same as last: the last stage is f(t1, y1), the next step's first.
+    f1_index : int or None
+        Which stage is f(t1, y1): the last (FSAL), the first of the interpolant's own, or none.
+
     Raises
     ------
     ValueError
@@ -75,6 +81,8 @@ class RungeKutta:
     weights: Row = field(init=False)
     embedded: Row = field(init=False)
     polynomials: tuple[Row, ...] = field(init=False)
+    fsal: bool = field(init=False)
+    f1_index: int | None = field(init=False)
     # The same numbers as floats, without zeros: what a step reads.
     _c: list[float] = field(init=False, repr=False, compare=False)
     _a: list[list[tuple[int, float]]] = field(init=False, repr=False, compare=False)
@@ -91,6 +99,8 @@ class RungeKutta:
         put(self, "embedded", parse_row(self.b_hat))
         put(self, "polynomials", parse_rows(self.dense))
         self._check()
+        put(self, "fsal", self._is_fsal())
+        put(self, "f1_index", self._f1_index())
         put(self, "_c", [float(c) for c in self.nodes])
         put(self, "_a", [_terms(row) for row in self.matrix])
         put(self, "_b", _terms(self.weights))
@@ -138,14 +148,10 @@ class RungeKutta:
     def stages(self) -> int:
         return len(self.weights)
 
-    @cached_property
-    def fsal(self) -> bool:
-        """First same as last: the last stage is f(t1, y1), the next step's first."""
+    def _is_fsal(self) -> bool:
         return self.nodes[self.stages - 1] == 1 and self.matrix[self.stages - 1] == self.weights[:-1]
 
-    @cached_property
-    def f1_index(self) -> int | None:
-        """Which stage is f(t1, y1): the last (FSAL), the first of the interpolant's own, or none."""
+    def _f1_index(self) -> int | None:
         if self.fsal:
             return self.stages - 1
         own = self.stages < len(self.nodes) and self.matrix[self.stages] == self.weights
@@ -174,6 +180,16 @@ class RungeKutta:
         start, end = value(t0), value(t1)
         theta = fraction(start, end, [value(t) for t in times])
         return (end - start) * self.continuous_weights(theta)[:, index]
+
+
+def _split(h: Time, y: Tensor) -> tuple[Time, Tensor | None]:
+    """h as what multiplies states such as y, and a rest of value zero that carries its derivative, if it has one."""
+    if torch.compiler.is_compiling() or not isinstance(
+        h, Tensor
+    ):  # a graph has no host numbers: h itself multiplies
+        return h, None
+    number = 0.0 if has_lanes(h) else value(h)  # all of a lane's h goes into the rest
+    return number, (h - number).to(y.device, y.dtype.to_real())
 
 
 def _terms(row: Sequence[Fraction]) -> list[tuple[int, float]]:
@@ -213,16 +229,13 @@ class RungeKuttaStep:
         self._f = f
         self._grad = torch.is_grad_enabled()
         h: Time = t1 - t0
-        self._h = (
-            0.0 if isinstance(h, Tensor) and has_lanes(h) else value(h)
-        )  # all of a lane's h goes into dh
-        self._dh = (h - self._h).to(y0.device, y0.dtype.to_real()) if isinstance(h, Tensor) else None
+        self._h, self._dh = _split(h, y0)
         self._ks: list[Tensor] = [f(t0, y0) if f0 is None else f0]
         for i in range(1, method.stages - method.fsal):
             self._ks.append(self._stage(i))
         # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
         slope = _weighted(method._b, self._ks)
-        self.y1 = self._with_dh(torch.add(y0, slope, alpha=self._h), slope)
+        self.y1 = self._with_dh(_plus(y0, slope, self._h), slope)
 
     def _with_dh(self, out: Tensor, slope: Tensor) -> Tensor:
         return out if self._dh is None else out + self._dh * slope
@@ -239,9 +252,9 @@ class RungeKuttaStep:
             return self._f(t, self.y0)
         # The fewest operations: a stage's rounding enters only through f.
         (first, a), *rest = terms
-        y = torch.add(self.y0, ks[first], alpha=self._h * a)
+        y = _plus(self.y0, ks[first], self._h * a)
         for j, a in rest:
-            y = y.add_(ks[j], alpha=self._h * a)
+            y = _plus(y, ks[j], self._h * a, out=y)
         return self._f(t, y if self._dh is None else self._with_dh(y, _weighted(terms, ks)))
 
     def _evaluated(self, stages: int) -> list[Tensor]:
@@ -274,19 +287,25 @@ class RungeKuttaStep:
     def at(self, times: Sequence[Time]) -> Tensor:
         ks = self._evaluated(len(self.method.nodes))
         weights = self.method.continuous_weights(fraction(self.t0, self.t1, times))
-        moved = weights.to(device=self.y0.device, dtype=self.y0.dtype)
-        slopes = torch.tensordot(moved, torch.stack(ks), 1)
-        return self._with_dh(torch.add(self.y0, slopes, alpha=self._h), slopes)
+        slopes = combined(weights, torch.stack(ks))
+        return self._with_dh(_plus(self.y0, slopes, self._h), slopes)
 
     def basis(self) -> Tensor:
         ks = torch.stack(self._evaluated(len(self.method.nodes)))
         return torch.cat([self.y0[None], self._with_dh(self._h * ks, ks)])
 
 
-def _weighted(terms: list[tuple[int, float]], ks: list[Tensor], h: float = 1.0) -> Tensor:
+def _weighted(terms: list[tuple[int, float]], ks: list[Tensor], h: Time = 1.0) -> Tensor:
     """`h sum_i w_i k_i`, in place in one buffer."""
     (first, w), *rest = terms
     total = ks[first] * (h * w)
     for i, w in rest:
-        total = total.add_(ks[i], alpha=h * w)
+        total = _plus(total, ks[i], h * w, out=total)
     return total
+
+
+def _plus(y: Tensor, k: Tensor, a: Time, out: Tensor | None = None) -> Tensor:
+    """`y + a k`, in one operation where `a` is a host number; in place where `out` is y."""
+    if isinstance(a, Tensor):
+        return y + a * k
+    return torch.add(y, k, alpha=a) if out is None else out.add_(k, alpha=a)

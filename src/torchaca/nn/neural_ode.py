@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ..core import Stats
 from ..errors import did_you_mean
 from ..solve import OPTIONS, solve
+from ..trace import Trace
 
 
 class NeuralODE(torch.nn.Module):
@@ -30,6 +31,9 @@ class NeuralODE(torch.nn.Module):
     ----------
     stats : Stats
         Of the last forward pass (and, after `backward()`, of its backward pass).
+
+    trace : Trace or None
+        Of the last pass, with `debug=True`.
 
     Examples
     --------
@@ -59,6 +63,7 @@ class NeuralODE(torch.nn.Module):
         self.t = t
         self.options = options
         self.stats = Stats()
+        self.trace: Trace | None = None
 
     def forward(self, y0: Any, t: Any = None, args: tuple[Any, ...] = ()) -> Any:
         """y(t1), or `(len(t), ...)` where there are more than two times.
@@ -74,7 +79,7 @@ class NeuralODE(torch.nn.Module):
         times = self.t if t is None else t
         extra = {"args": args} if args else {}
         solution = solve(self.f, y0, times, **{**self.options, **extra})
-        self.stats = solution.stats
+        self.stats, self.trace = solution.stats, solution.trace
         if len(solution.ts) > 2:
             return solution.ys
         return pytree.tree_map(lambda ys: ys[-1], solution.ys)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import torchaca as aca
 
-from ..memory import SavedTensors
+from ...report.memory import SavedTensors
 from .problem import DTYPE, MASSES, Data, ThreeBody, initial_state
 
 

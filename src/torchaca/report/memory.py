@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
@@ -13,10 +14,12 @@ class SavedTensors:
     """Within `with SavedTensors() as saved:`, `saved.peak` is the most bytes that autograd held at once.
 
     Counts the storage of every tensor saved for a backward pass, once however often it is saved, until the
-    graph lets go of it. Forward and backward belong inside the block.
+    graph lets go of it. Forward and backward belong inside the block. Tensors of `besides` do not count: parameters,
+    say, which are there anyway.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, besides: Sequence[Tensor] = ()) -> None:
+        self.besides = {tensor.untyped_storage().data_ptr() for tensor in besides}
         self.peak = 0
         self.held = 0
         self._users: Counter[int] = Counter()
@@ -33,6 +36,8 @@ class SavedTensors:
 
     def _pack(self, tensor: Tensor) -> Kept:
         storage = tensor.untyped_storage()
+        if storage.data_ptr() in self.besides:
+            return Kept(None, tensor)
         if not self._users[storage.data_ptr()]:
             self.held += storage.nbytes()
             self.peak = max(self.peak, self.held)
@@ -50,8 +55,9 @@ class SavedTensors:
 class Kept:
     """A saved tensor that reports its end."""
 
-    def __init__(self, owner: SavedTensors, tensor: Tensor) -> None:
+    def __init__(self, owner: SavedTensors | None, tensor: Tensor) -> None:
         self.owner, self.tensor = owner, tensor
 
     def __del__(self) -> None:
-        self.owner.release(self.tensor)
+        if self.owner is not None:
+            self.owner.release(self.tensor)

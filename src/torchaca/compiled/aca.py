@@ -1,0 +1,191 @@
+"""ACA compiled: the forward pass and the sweep back over its checkpoints are one compiled loop each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..control import Adaptive, FixedSteps
+from ..core import Gradient, Outcome, Problem
+from ..dynamics import Dynamics
+from ..errors import warn
+from ..gradients import ACA
+from ..gradients.replay import Ambience, refuse_derivative, without_graph
+from ..methods import RungeKutta
+from ..state import Structure
+from .field import CannotCompile, capture
+from .loops import Spec, sweep_loop
+from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
+from .run import Forward, Run
+
+SECOND = "second derivatives of a compiled solve are not available: use compile=False"
+
+
+def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Outcome | None:
+    """Solve compiled; None where there is nothing to step over, or, after a warning, where it cannot be.
+
+    `transformed`: a torch.func transform is active.
+
+    Raises
+    ------
+    ValueError
+        For options that the compiled solve does not have yet.
+    """
+    refuse(p, gradient, transformed)
+    if p.ts.values[0] == p.ts.values[-1]:
+        return None
+    try:
+        return _solved(p, f)
+    except CannotCompile as reason:
+        p.stats.__init__()
+        warn(f"compile=True: {reason}; this solve runs in the eager loop")
+        return None
+
+
+def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
+    """One sentence for every combination that is not there yet."""
+    control = p.control
+    grid = control.grid if isinstance(control, FixedSteps) else None
+    norm = control.norm if isinstance(control, Adaptive) else "rms"
+    known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
+    method = p.method if isinstance(p.method, RungeKutta) else None
+    extra = method is not None and method.f1_index is not None and len(method.nodes) > method.f1_index + 1
+    reasons = {
+        "gradient='aca' with all checkpoints is compiled so far": gradient != ACA(),
+        "explicit Runge-Kutta methods are compiled so far": method is None,
+        f"{p.method.name} has no compiled outputs between t0 and t1": extra and len(set(p.ts.values)) > 2,
+        "a solve inside a torch.func transform is not compiled": transformed,
+        "dense output is not compiled": p.dense,
+        "debug=True is not compiled": p.trace is not None,
+        "jump times are not compiled": bool(p.jumps) or p.one_sided,
+        "callbacks of f are not compiled": p.watch is not None,
+        "a norm of your own is not compiled": not known_norm,
+        "times that require gradients are not compiled": p.ts.tensor is not None
+        or (grid is not None and grid.tensor is not None),
+        "complex states are not compiled": p.y0.is_complex(),
+        f"the device {p.y0.device.type!r} has no compiled loop": p.y0.device.type != "cpu",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"{reason}: use compile=False")
+
+
+def _solved(p: Problem, f: Dynamics) -> Outcome:
+    p.stats.nfe += 1
+    seen = capture(f, f.time(p.ts.values[0]), p.y0)
+    p = replace(p, f0=seen.value)
+    differentiate = torch.is_grad_enabled()
+    wanted = tuple(differentiate and x.requires_grad for x in seen.inputs)
+    keep = any(wanted) or (differentiate and p.y0.requires_grad)
+    ambience = Ambience.here(p.y0)
+    inside = bool(set(p.ts.values) - {p.ts.values[0], p.ts.values[-1]})
+    spec = Spec.of(p, f.structure, inside, ambience.dtype if ambience.enabled else None)
+    run = Run(without_graph(p), seen, spec, wanted, keep)
+    if keep:
+        with torch.no_grad():
+            Sweep(run, seen.inputs).warm_up()
+        ys = _Solve.apply(run, ambience, p.y0, *seen.inputs)
+    else:
+        with torch.no_grad():
+            ys = Forward(run).ys
+    return Outcome(ys, run.failure, run.times)
+
+
+class Sweep:
+    """The backward pass of a run: chunk after chunk, from the last to the first."""
+
+    def __init__(self, run: Run, inputs: Sequence[Tensor]) -> None:
+        self.run, self.inputs = run, [x.detach() for x in inputs]
+        chosen = [x for x, want in zip(self.inputs, run.wanted, strict=True) if want]
+        self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
+        y0 = run.problem.y0
+        self.lam, self.f1 = torch.zeros_like(y0), torch.zeros_like(y0)
+        method = run.spec.method
+        self.carries = run.spec.inside and method.f1_index is not None
+
+    def warm_up(self) -> None:
+        """Compile: what fails has to fail before the forward pass."""
+        run = self.run
+        if run.has(("sweep", run.wanted)):
+            return
+        y0 = run.problem.y0
+        T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
+        self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)))
+
+    def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> list[Tensor]:
+        """Gradients of y0 and of the chosen inputs, from those of the outputs."""
+        run, p = self.run, self.run.problem
+        for k in range(len(run.chunks) - 1, -1, -1):
+            chunk, before = run.chunks[k], run.chunks[k - 1] if k else None
+            if chunk is run.chunks[-1] and self.carries and chunk.n - 1 in chunk.inside:
+                self._tail(chunk, y1, grad_ys)
+            self._replay(chunk, states[k], before, grad_ys)
+        p.stats.nfe_backward += sum(chunk.n for chunk in run.chunks) * (
+            p.method.stages - run.spec.method.fsal
+        )
+        return [self.lam + grad_ys[: p.ts.at_start()].sum(0), *self.totals]
+
+    def _replay(self, chunk: Chunk, Y: Tensor, before: Chunk | None, grad_ys: Tensor) -> None:
+        """One chunk's steps in reverse."""
+        run = self.run
+        tables = [table_of_ends(chunk, run.room, grad_ys)]
+        if run.spec.inside:
+            tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, self.carries, grad_ys)
+        self.lam, self.f1, self.totals = run.call(
+            ("sweep", run.wanted),
+            lambda: sweep_loop(run.capture.field, run.spec, run.wanted),
+            *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.totals, self.inputs),
+        )
+
+    def _tail(self, chunk: Chunk, y1: Tensor, grad_ys: Tensor) -> None:
+        """f(t1, y1) at the end of the solve, which outputs inside the last step depend on, and its product."""
+        run, p = self.run, self.run.problem
+        cotangent = f1_cotangent(p, chunk, chunk.n - 1, grad_ys)
+        y = y1.detach().requires_grad_()
+        leaves = [x.detach().requires_grad_(want) for x, want in zip(self.inputs, run.wanted, strict=True)]
+        with torch.enable_grad():
+            t = torch.tensor(chunk.times[-1], dtype=y.dtype)
+            k = run.capture.field(t, y, leaves)
+        p.stats.nfe_backward += 1
+        self.f1 = k.detach()
+        if not k.requires_grad:
+            return
+        wrt = [y, *(x for x in leaves if x.requires_grad)]
+        grads = torch.autograd.grad(k, wrt, cotangent, allow_unused=True)
+        old = [self.lam, *self.totals]
+        self.lam, *self.totals = [a if g is None else a + g for a, g in zip(old, grads, strict=True)]
+
+
+class _Solve(torch.autograd.Function):
+    """Forward: compiled chunks without a graph. Backward: the compiled sweep over them."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, ambience: Ambience, y0: Tensor, *inputs: Tensor) -> Tensor:
+        forward = Forward(run)
+        end = run.drop_behind_outputs(forward.y)
+        ctx.run, ctx.ambience = run, ambience
+        # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
+        ctx.save_for_backward(*(chunk.Y for chunk in run.chunks), end, *inputs)
+        for chunk in run.chunks:
+            chunk.Y = chunk.Y.new_empty(0)
+        run.capture = replace(run.capture, inputs=())
+        return forward.ys
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        (grad_ys,) = cotangents
+        run: Run = ctx.run
+        n = len(run.chunks)
+        states, y1, inputs = ctx.saved_tensors[:n], ctx.saved_tensors[n], ctx.saved_tensors[n + 1 :]
+        second = torch.is_grad_enabled()
+        with torch.no_grad(), ctx.ambience.restored():
+            lam, *totals = Sweep(run, inputs).over(states, y1, grad_ys)
+        grads = iter(totals)
+        found = [lam, *(next(grads) if want else None for want in run.wanted)]
+        if second:
+            found = refuse_derivative(found, (grad_ys, *inputs), SECOND)
+        return (None, None, *found)

@@ -1,0 +1,238 @@
+"""f as a pure function of tensors: its graph, and the tensors that it reads.
+
+Dynamo evaluates f once at the door of every solve. That is the solve's first evaluation; beside its value it gives
+the graph of f with everything that f reads (parameters, buffers, arguments, captured tensors) as inputs, and guards:
+where an attribute of f has changed, f gets another graph, and where only values have, the same one.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo import config as dynamo_config
+from torch._dynamo import exc
+from torch.utils import _pytree as pytree
+
+from ..dynamics import Dynamics
+from ..effects import generator_states, set_generator_states
+from ..state import Structure
+
+KEPT_GRAPHS = 64  # of one f: other shapes, dtypes and attributes
+
+
+class CannotCompile(Exception):
+    """Why a solve runs in the eager loop; the text ends a sentence."""
+
+
+@dataclass(eq=False)
+class Field:
+    """`f(t, y)` on packed states as a graph; `t_at` and `y_at` are the places of t and y among its inputs.
+
+    `dynamic` are the (input, dimension) pairs whose sizes may change. `loops` holds what was compiled for it;
+    `effects` says what it leaves behind beside its value, None before its first evaluation.
+    """
+
+    graph: fx.GraphModule
+    effects: str | None = None
+    dynamic: tuple[tuple[int, int], ...] = ()
+    n_inputs: int = 0
+    t_at: int | None = None
+    y_at: int | None = None
+    loops: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+
+    def __call__(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """The derivative; `inputs` are the tensors that f reads."""
+        own, everything = iter(inputs), []
+        for at in range(self.n_inputs):
+            everything.append(t if at == self.t_at else y if at == self.y_at else next(own))
+        return self.graph(*everything)[0]
+
+
+@dataclass
+class Capture:
+    """One evaluation of f: its graph, the tensors it read, its value, and those sizes that may change."""
+
+    field: Field
+    inputs: tuple[Tensor, ...]
+    value: Tensor
+    sizes: frozenset[int]
+
+
+def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
+    """Evaluate f through Dynamo.
+
+    Raises
+    ------
+    CannotCompile
+        Where f has no graph, or is more than a function.
+    """
+    time, y = time.clone(), y0.detach().clone()  # nothing that f may hold itself
+    caught: list[tuple[Field, list[Tensor]]] = []
+    key = _identity(f.func)
+    owner = key if isinstance(key, types.CodeType) else f.func  # that class may have other, traceable objects
+    if owner in _UNTRACED:
+        raise CannotCompile(_UNTRACED[owner])
+    evaluate = _entry(key)
+    _CAUGHT.append(caught)
+    try:
+        with torch.no_grad(), _settings():
+            value = evaluate(f.func, f.structure, f.fit, time, y, f.args)
+    except CannotCompile:
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error.__cause__, CannotCompile) else None
+        if cause is not None:
+            raise cause from None
+        reason = f"f cannot be traced ({first_line(error)})"
+        if isinstance(error, exc.Unsupported | exc.InternalTorchDynamoError) and "bserved exc" not in str(
+            error
+        ):
+            _UNTRACED[owner] = (
+                reason  # another attempt would take as long; an error that f raises may be gone then
+            )
+        raise CannotCompile(reason) from error
+    finally:
+        _CAUGHT.pop()
+    if len(caught) != 1:
+        raise CannotCompile("f has no operation on tensors that could be compiled")
+    graph, tensors = caught[0]
+    return _pure(graph, tensors, time, y, value)
+
+
+def _pure(graph: Field, tensors: Sequence[Tensor], time: Tensor, y: Tensor, value: Tensor) -> Capture:
+    sizes = frozenset(tensors[at].shape[dim] for at, dim in graph.dynamic)
+    places = {id(x): i for i, x in enumerate(tensors)}
+    graph.n_inputs = len(tensors)
+    graph.t_at, graph.y_at = places.get(id(time)), places.get(id(y))
+    inputs = tuple(x for x in tensors if x is not time and x is not y)
+    return Capture(graph, inputs, value, sizes)
+
+
+_UNTRACED: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_CAUGHT: list[list[tuple[Field, list[Tensor]]]] = []
+
+
+def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A compiler for Dynamo that keeps the graph, and hands over what it is called with."""
+    kept = Field(_without_sizes(graph), dynamic=_dynamic(graph))
+
+    def run(*inputs: Any) -> Any:
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        if kept.effects is None:
+            out, kept.effects = _watched(kept.graph, tensors)
+        else:
+            out = kept.graph(*tensors) if not kept.effects else ()
+        if kept.effects:
+            raise CannotCompile(kept.effects)
+        _CAUGHT[-1].append((kept, tensors))
+        return out
+
+    return run
+
+
+def _dynamic(graph: fx.GraphModule) -> tuple[tuple[int, int], ...]:
+    shapes = [node.meta["example_value"].shape for node in graph.graph.find_nodes(op="placeholder")]
+    return tuple(
+        (at, dim)
+        for at, shape in enumerate(shapes)
+        for dim, size in enumerate(shape)
+        if isinstance(size, torch.SymInt)
+    )
+
+
+def _watched(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> tuple[Any, str]:
+    """The graph's value, and what it leaves behind, in words; random numbers are given back."""
+    device = tensors[0].device if tensors else torch.device("cpu")
+    generators, own = generator_states(device), [x for x in tensors if not x.is_inference()]
+    versions = [x._version for x in own]
+    out = graph(*tensors)
+    if any(not torch.equal(a, b) for a, b in zip(generators, generator_states(device), strict=True)):
+        set_generator_states(device, generators)
+        return out, "f draws random numbers (Dropout?)"
+    moved = versions != [x._version for x in own]
+    return out, "f changes a tensor in place (BatchNorm in training mode?)" if moved else ""
+
+
+def _without_sizes(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with tensors as its only inputs: dynamic sizes are read from them."""
+    placeholders = graph.graph.find_nodes(op="placeholder")
+    tensors = [node for node in placeholders if isinstance(node.meta["example_value"], Tensor)]
+    for node in placeholders:
+        size = node.meta["example_value"]
+        if isinstance(size, Tensor):
+            continue
+        found = [
+            (owner, dim)
+            for owner in tensors
+            for dim, length in enumerate(owner.meta["example_value"].shape)
+            if isinstance(length, torch.SymInt) and length.node.expr == size.node.expr
+        ]
+        if found and node.users:
+            owner, dim = found[0]
+            with graph.graph.inserting_after(placeholders[-1]):
+                read = graph.graph.call_method("size", (owner, dim))
+                read.meta["example_value"] = size
+            node.replace_all_uses_with(read)
+        if node.users:
+            raise CannotCompile("f depends on a number that changes from call to call")
+        graph.graph.erase_node(node)
+    (output,) = graph.graph.find_nodes(op="output")
+    if len(pytree.tree_leaves(output.args)) != 1:
+        raise CannotCompile("f leaves something behind beside its value")
+    graph.recompile()
+    return graph
+
+
+def evaluate(
+    func: Callable[..., Any], structure: Structure, fit: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]
+) -> Tensor:
+    """What Dynamo sees: one call of the user's function, packed and checked."""
+    if not structure.plain:
+        return structure.pack(fit(func(t, structure.unpack(y), *args), structure, func))
+    k = func(t, y, *args)
+    if not isinstance(k, Tensor) or k.shape != y.shape or k.dtype != y.dtype:
+        k = fit(k, structure, func)
+    return k
+
+
+def _identity(func: Any) -> Any:
+    """What two objects share that have the same Python code: functions by their code, other callables by class."""
+    if isinstance(func, functools.partial):
+        return ("partial", _identity(func.func))
+    inner = getattr(func, "__func__", func)
+    return getattr(inner, "__code__", type(func))
+
+
+@functools.cache
+def _entry(key: Any) -> Callable[..., Tensor]:
+    """`evaluate` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
+    return torch.compile(renamed(evaluate, f"evaluate_{hash(key):x}"), backend=_backend, fullgraph=True)
+
+
+def renamed(function: Any, name: str) -> Any:
+    """The same function with a code object of its own."""
+    code = function.__code__.replace(co_name=name)
+    return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+
+
+def _settings() -> Any:
+    return dynamo_config.patch(
+        recompile_limit=KEPT_GRAPHS,
+        fail_on_recompile_limit_hit=True,
+        side_effect_replay_policy="error",
+        specialize_float=True,
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of the compiler says, in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation: ")]
+    return (told or lines or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,397 @@
+"""The loops that are compiled whole: a search for step sizes, a march over given times, and the sweep back.
+
+Each is one function of tensors around `while_loop`; the arithmetic is `Method.step` and `Control`, the same as in the
+eager loop (`torchaca.stepping`). What may change from call to call (times, tolerances, limits) is a tensor; what
+cannot is in `Spec`. Accepted states are written into buffers of the caller, in place.
+
+    T `(K + 1,)`, float64   step times: step n of the chunk runs from T[n] to T[n + 1]
+    Y `(K, *y.shape)`       the state that step n starts from
+    bases `(K, m, *y.shape)`    `Step.basis` of those steps with outputs inside, in their order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
+from torch.func import vjp
+
+from ..control import Adaptive
+from ..core import Problem, VectorField
+from ..methods import RungeKutta
+from ..state import Structure
+from ..stepping import BAD_RATIO, LANDING, TOO_SMALL
+from .field import Field, renamed
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a compiled loop is made for. `inside`: there are outputs inside of steps."""
+
+    method: RungeKutta = field(hash=False)
+    inside: bool
+    autocast: torch.dtype | None
+    control: Adaptive | None
+    structure: Structure | None
+
+    @staticmethod
+    def of(p: Problem, structure: Structure, inside: bool, autocast: torch.dtype | None) -> Spec:
+        method = p.method
+        assert isinstance(method, RungeKutta)
+        if not isinstance(p.control, Adaptive):
+            return Spec(method, inside, autocast, None, None)
+        mixed = not isinstance(p.control.norm, str)
+        # Of a control only what is no number in `Limits`.
+        control = Adaptive(
+            pid=p.control.pid,
+            safety=p.control.safety,
+            factor_min=p.control.factor_min,
+            factor_max=p.control.factor_max,
+            norm="rms" if mixed else p.control.norm,
+            accept_at_dt_min=p.control.accept_at_dt_min,
+        )
+        return Spec(method, inside, autocast, control, structure if mixed else None)
+
+    @property
+    def f1_extra(self) -> bool:
+        """Whether f(t1, y1), which outputs inside a step need, is an evaluation of its own."""
+        index = self.method.f1_index
+        return index is not None and (index >= self.method.stages or self.control is None)
+
+
+class Tolerances(Adaptive):
+    """A control with tensors in it; what it was made from has been checked."""
+
+    def __post_init__(self) -> None:
+        """Nothing to check."""
+
+
+@dataclass
+class Limits:
+    """What a search reads from one tensor, in this order."""
+
+    stop: Any
+    sign: Any
+    smallest: Any
+    max_trials: Any
+    dt_min: Any
+    dt_max: Any
+    reach: Any
+    fallback: Any
+
+    @staticmethod
+    def of(vector: Tensor) -> Limits:
+        return Limits(*(vector[i] for i in range(N_LIMITS)))
+
+
+N_LIMITS = len(fields(Limits))
+
+
+@dataclass
+class State:
+    """What a search carries from trial to trial, beside y and f0; 0-dim tensors.
+
+    `n` steps are accepted in this chunk, `m` of them with outputs inside; `trials` and `calls` of f count through all
+    chunks; `known`: f0 is f(t, y) already.
+    """
+
+    n: Any
+    m: Any
+    trials: Any
+    calls: Any
+    rejections: Any
+    t: Any
+    dt: Any
+    ratio: Any
+    older: Any
+    rejected_size: Any
+    known: Any
+
+
+def propose(s: State, limit: Limits) -> tuple[Tensor, Tensor]:
+    """`Pace.propose` on tensors: where the next trial ends, and whether the stop cut it short."""
+    size = torch.minimum(s.dt, limit.dt_max)
+    left = (limit.stop - s.t).abs()
+    lands = left <= size * LANDING
+    return torch.where(lands, limit.stop, s.t + limit.sign * size), lands & (left < size)
+
+
+def ulp(t: Tensor) -> Tensor:
+    """The distance from t to the next larger number."""
+    return torch.nextafter(t.abs(), torch.full_like(t, torch.inf)) - t.abs()
+
+
+def at_dt_min(s_t: Tensor, size: Tensor, limit: Limits) -> Tensor:
+    """Whether a step is as small as it may be, up to the rounding of t + dt - t."""
+    return size <= limit.dt_min * LANDING + ulp(s_t)
+
+
+def next_dt(
+    s: State,
+    limit: Limits,
+    control: Adaptive,
+    order: int,
+    size: Tensor,
+    clipped: Tensor,
+    ok: Tensor,
+    ratio: Tensor,
+) -> Tensor:
+    """`Pace.accept` and `Pace.reject` on tensors: the step size after a trial of this size and error ratio."""
+    ratios = [ratio, s.ratio, s.older]
+    calmed = control.factor(ratios, order, after_rejection=True)
+    grown = torch.where(s.rejections > 0, calmed, control.factor(ratios, order))
+    shrunk = control.factor([ratio], order, after_rejection=True)
+    wanted = size * torch.where(ok, grown, shrunk)
+    restored = ok & clipped & (wanted < s.dt)
+    return torch.where(restored, s.dt, torch.maximum(wanted, limit.dt_min))
+
+
+def first_dt(
+    control: Adaptive, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, limit: Limits, order: int
+) -> Tensor:
+    """The size of the first step; zero, which ends the search, where f has no finite value."""
+    size = control.guessed_step(f, t, y, f0, limit.sign, limit.reach, order).double()
+    usable = torch.isfinite(size) & (size >= limit.dt_min)
+    hopeless = ~torch.isfinite(size) & ~torch.isfinite(f0).all()
+    return torch.where(usable, size, torch.where(hopeless, 0.0, limit.fallback))
+
+
+def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
+    """Whether another trial makes sense, and its step has a place in the chunk; see `stepping._refuse`."""
+    t1, _ = propose(s, limit)
+    stuck = (limit.dt_min > 0) & (s.rejections > 0) & at_dt_min(s.t, s.rejected_size, limit)
+    fits = (t1 - s.t).abs() > torch.maximum(TOO_SMALL * ulp(s.t), limit.smallest)
+    goes = (s.n < room) & (s.t != limit.stop) & fits & (s.trials < limit.max_trials)
+    return goes if force else goes & ~stuck
+
+
+def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
+    """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
+
+    `(limits, ts, tolerances, T, Y, bases, y, f0, state, inputs)` -> y, f0, the state, and its numbers as one tensor.
+    """
+    method, control = spec.method, spec.control
+    assert control is not None
+    fsal, order, force = method.fsal, method.order, control.accept_at_dt_min
+    pid, safety, low, high = control.pid, control.safety, control.factor_min, control.factor_max
+    norm = control.norm if spec.structure is None else spec.structure.mixed_rms
+
+    def search(
+        limits: Tensor,
+        ts: Tensor,
+        tolerances: Sequence[Tensor],
+        T: Tensor,
+        Y: Tensor,
+        bases: Tensor,
+        y: Tensor,
+        f0: Tensor,
+        scalars: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+    ) -> Any:
+        room = Y.shape[0]
+
+        def f(t: Any, y: Tensor) -> Tensor:
+            return func(t.to(y.dtype), y, inputs)
+
+        def tolerant() -> Adaptive:
+            rtol, atol = tolerances
+            return Tolerances(rtol, atol, pid, safety, low, high, norm)
+
+        def goes_on(y: Tensor, f0: Tensor, *scalars: Tensor) -> Tensor:
+            return may_go_on(State(*scalars), Limits.of(limits), room, force)
+
+        def trial(y: Tensor, f0: Tensor, *scalars: Tensor) -> Any:
+            s, limit = State(*scalars), Limits.of(limits)
+            t1, clipped = propose(s, limit)
+            size = (t1 - s.t).abs()
+            calls = s.calls + (method.stages - 1)
+            if not fsal:
+                calls = calls + torch.where(s.known, 0, 1)
+                f0 = torch.cond(s.known, lambda t, y, k: k.clone(), lambda t, y, k: f(t, y), (s.t, y, f0))
+            chooser = tolerant()
+            step = method.step(f, s.t, t1, y, f0)
+            error = chooser.ratio(step).double()
+            finite = torch.isfinite(error)
+            ok = error <= 1.0
+            if force:
+                ok = ok | (finite & at_dt_min(s.t, size, limit))
+            ratio = torch.where(finite, error, BAD_RATIO)
+            dt = next_dt(s, limit, chooser, order, size, clipped, ok, ratio)
+            Y.index_copy_(0, s.n.view(1), y[None])
+            T.index_copy_(0, (s.n + 1).view(1), t1.view(1))
+            m, known = s.m, ~ok
+            f1 = step.known_f1 if fsal else None
+            if spec.inside:
+                within = ((ts > limit.sign * s.t) & (ts < limit.sign * t1)).any() & ok
+                if spec.f1_extra:
+                    f1 = torch.cond(within, f, lambda t, y: torch.zeros_like(y), (t1, step.y1))
+                    step.give_f1(f1)
+                    calls, known = calls + torch.where(within, 1, 0), known | within
+                bases.index_copy_(0, s.m.view(1), step.basis()[None])
+                m = s.m + torch.where(within, 1, 0)
+            return (
+                torch.where(ok, step.y1, y),
+                step.f0.clone() if f1 is None else torch.where(ok, f1, step.f0),
+                s.n + torch.where(ok, 1, 0),
+                m + 0,
+                s.trials + 1,
+                calls,
+                torch.where(ok, 0, s.rejections + 1),
+                torch.where(ok, t1, s.t),
+                dt,
+                torch.where(ok, ratio, s.ratio),
+                torch.where(ok, s.ratio, s.older),
+                torch.where(ok, torch.inf, size),
+                known | False,
+            )
+
+        def first(t: Tensor, y: Tensor, f0: Tensor) -> Tensor:
+            return first_dt(tolerant(), f, t, y, f0, Limits.of(limits), order)
+
+        start = State(*scalars)
+        dt, guessed = start.dt, torch.isnan(start.dt)
+        start.dt = torch.cond(guessed, first, lambda t, y, f0: dt.clone(), (start.t, y, f0))
+        start.calls = start.calls + torch.where(guessed, 1, 0)
+        carried = (y.clone(), f0.clone(), *(x.clone() for x in vars(start).values()))
+        y, f0, *scalars = while_loop(goes_on, trial, carried)
+        return y, f0, scalars, torch.stack([x.double() for x in scalars])
+
+    return compiled(search)
+
+
+def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
+    """Steps between given times.
+
+    `(n_steps, ts, sign, T, Y, bases, y, f0, known, calls, inputs)` -> y, f0, known, calls. The chunk's times are in T.
+    """
+    method = spec.method
+
+    def march(
+        n_steps: Tensor,
+        ts: Tensor,
+        sign: Tensor,
+        T: Tensor,
+        Y: Tensor,
+        bases: Tensor,
+        y: Tensor,
+        f0: Tensor,
+        known: Tensor,
+        calls: Tensor,
+        inputs: Sequence[Tensor],
+    ) -> Any:
+        def f(t: Any, y: Tensor) -> Tensor:
+            return func(t.to(y.dtype), y, inputs)
+
+        def goes_on(y: Tensor, f0: Tensor, known: Tensor, n: Tensor, m: Tensor, calls: Tensor) -> Tensor:
+            return n < n_steps
+
+        def advance(y: Tensor, f0: Tensor, known: Tensor, n: Tensor, m: Tensor, calls: Tensor) -> Any:
+            t0, t1 = T.index_select(0, n.view(1))[0], T.index_select(0, (n + 1).view(1))[0]
+            calls = calls + (method.stages - 1 - method.fsal) + torch.where(known, 0, 1)
+            f0 = torch.cond(known, lambda t, y, k: k.clone(), lambda t, y, k: f(t, y), (t0, y, f0))
+            step = method.step(f, t0, t1, y, f0)
+            Y.index_copy_(0, n.view(1), y[None])
+            next_f0, known = step.f0, torch.zeros_like(known)
+            if spec.inside:
+                known = ((ts > sign * t0) & (ts < sign * t1)).any()
+                if spec.f1_extra:
+                    next_f0 = torch.cond(known, f, lambda t, y: torch.zeros_like(y), (t1, step.y1))
+                    step.give_f1(next_f0)
+                    calls = calls + torch.where(known, 1, 0)
+                bases.index_copy_(0, m.view(1), step.basis()[None])
+                m = m + torch.where(known, 1, 0)
+                if not spec.f1_extra:
+                    known = torch.zeros_like(known)
+            return step.y1, next_f0.clone(), known, n + 1, m + 0, calls
+
+        zero = torch.zeros((), dtype=torch.int64)
+        y, f0, known, _, _, calls = while_loop(
+            goes_on, advance, (y.clone(), f0.clone(), known.clone(), zero, zero.clone(), calls.clone())
+        )
+        return y, f0, known, calls
+
+    return compiled(march)
+
+
+def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
+    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, totals, inputs)` -> lam, f0, totals.
+
+    `wanted` says which inputs are differentiated. `tables` hold the cotangents of outputs: of y1, and where there
+    are outputs inside steps, of the basis, and of f0, which is the f1 of the step before.
+    """
+    method = spec.method
+    carries = spec.inside and method.f1_index is not None
+
+    def sweep(
+        n_steps: Tensor,
+        T: Tensor,
+        Y: Tensor,
+        tables: Sequence[tuple[Tensor, Tensor]],
+        lam: Tensor,
+        f1: Tensor,
+        totals: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+    ) -> Any:
+        chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
+
+        def f(now: Sequence[Tensor], t: Any, y: Tensor) -> Tensor:
+            return func(t.to(y.dtype), y, now)
+
+        def goes_on(n: Tensor, lam: Tensor, f1: Tensor, *totals: Tensor) -> Tensor:
+            return n > 0
+
+        def replay(n: Tensor, lam: Tensor, f1: Tensor, *totals: Tensor) -> Any:
+            at = (n - 1).view(1)
+            y, t0, t1 = Y.index_select(0, at)[0], T.index_select(0, at)[0], T.index_select(0, n.view(1))[0]
+            ending, *others = [_row(table, at) for table in tables]
+
+            def outs(y: Tensor, *chosen: Tensor) -> Any:
+                own = iter(chosen)
+                now = [next(own) if want else x for x, want in zip(inputs, wanted, strict=True)]
+                step = method.step(partial(f, now), t0, t1, y)
+                if not spec.inside:
+                    return (step.y1,)
+                if not carries:
+                    return step.y1, step.basis()
+                step.give_f1(f1)
+                return step.y1, step.basis(), step.f0
+
+            product: Any = vjp(outs, y, *chosen)
+            values, pull = product
+            dy, *grads = pull((lam + ending, *others))
+            next_f1 = values[2] if carries else f1
+            return n - 1, dy.clone(), next_f1.clone(), *(a + b for a, b in zip(totals, grads, strict=True))
+
+        _, lam, f1, *totals = while_loop(
+            goes_on, replay, (n_steps.clone(), lam.clone(), f1.clone(), *(g.clone() for g in totals))
+        )
+        return lam, f1, totals
+
+    return compiled(sweep)
+
+
+def _row(table: tuple[Tensor, Tensor], at: Tensor) -> Tensor:
+    """`rows[which[at]]`."""
+    rows, which = table
+    return rows.index_select(0, which.index_select(0, at))[0]
+
+
+KEPT_GUARDS = {"TENSOR_MATCH", "SHAPE_ENV"}
+COUNT = iter(range(10**9))
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One graph, its loop in C++. What else the function holds never changes: no guards on it."""
+
+    def kept(guards: Any) -> list[bool]:
+        return [guard.guard_type in KEPT_GUARDS for guard in guards]
+
+    options = {"cpp_wrapper": True, "guard_filter_fn": kept}
+    return torch.compile(
+        renamed(function, f"{function.__name__}_{next(COUNT)}"), fullgraph=True, options=options
+    )

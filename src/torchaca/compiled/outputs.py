@@ -1,0 +1,127 @@
+"""From the steps of a chunk to outputs at the requested times, and from the outputs' cotangents back to the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..core import Problem, Times, combined
+
+BLOCK = 2**16  # numbers that are interpolated from at a time
+
+
+@dataclass
+class Chunk:
+    """`n` accepted steps: their times `T[:n + 1]`, also on the host, and the states `Y[:n]` that they start from.
+
+    `ending` are the outputs at the end of a step, by step; `inside` those strictly inside one. The latter are also
+    the rows of the chunk's bases, in this order.
+    """
+
+    n: int
+    T: Tensor
+    Y: Tensor
+    times: list[float]
+    ending: dict[int, list[int]] = field(default_factory=dict)
+    inside: dict[int, list[int]] = field(default_factory=dict)
+
+    def find_outputs(self, ts: Times, done: int) -> int:
+        """Sort the outputs from `done` on to the steps; the number of outputs up to the chunk's end."""
+        if len(ts) == done or ts.up_to(self.times[-1]) == done:
+            return done
+        for n, end in enumerate(self.times[1:]):
+            reached = ts.up_to(end)
+            for i in range(done, reached):
+                place = self.ending if ts.values[i] == end else self.inside
+                place.setdefault(n, []).append(i)
+            done = reached
+        return done
+
+
+def weights(p: Problem, chunk: Chunk, steps: Sequence[int]) -> tuple[list[int], Tensor]:
+    """The outputs inside of these steps, and their weights `(outputs, steps, m)` of the steps' bases."""
+    outputs = [(i, k, n) for k, n in enumerate(steps) for i in chunk.inside[n]]
+    t, t0, t1 = torch.tensor(
+        [[p.ts.values[i], chunk.times[n], chunk.times[n + 1]] for i, _, n in outputs], dtype=torch.float64
+    ).unbind(1)
+    own = p.method.basis_weights((t - t0) / (t1 - t0)).to(p.y0.dtype)
+    spread = own.new_zeros(len(outputs), len(steps), own.shape[1])
+    spread[torch.arange(len(outputs)), torch.tensor([k for _, k, _ in outputs])] = own
+    return [i for i, _, _ in outputs], spread
+
+
+def blocks(chunk: Chunk, size: int) -> Iterator[tuple[int, list[int]]]:
+    """The steps with outputs inside, several at a time where a basis is of small `size`, and the first's row."""
+    steps, length = list(chunk.inside), max(1, BLOCK // max(size, 1))
+    for first in range(0, len(steps), length):
+        yield first, steps[first : first + length]
+
+
+def emit(p: Problem, chunk: Chunk, bases: Tensor, y1: Tensor, ys: Tensor) -> None:
+    """Write the chunk's outputs into `ys`; `y1` is the state at the chunk's end."""
+    for n, outputs in chunk.ending.items():
+        ys[outputs] = chunk.Y[n + 1] if n + 1 < chunk.n else y1
+    for first, steps in blocks(chunk, bases[0].numel() if chunk.inside else 0):
+        outputs, spread = weights(p, chunk, steps)
+        basis = bases[first : first + len(steps)].flatten(0, 1)
+        ys[outputs] = combined(spread.flatten(1), basis)
+
+
+def pulled(p: Problem, chunk: Chunk, steps: Sequence[int], grad_ys: Tensor) -> Tensor:
+    """Cotangents `(steps, m, *y.shape)` of the steps' bases."""
+    outputs, spread = weights(p, chunk, steps)
+    return combined(spread.flatten(1).T, grad_ys[outputs]).unflatten(0, spread.shape[1:])
+
+
+def f1_cotangent(p: Problem, chunk: Chunk, n: int, grad_ys: Tensor) -> Tensor:
+    """What the outputs inside of step n put on f(t1, y1), the last row of its basis."""
+    return pulled(p, chunk, [n], grad_ys)[0, -1] * (chunk.times[n + 1] - chunk.times[n])
+
+
+Table: TypeAlias = tuple[Tensor, Tensor]
+"""Rows of cotangents, the first one zero, and which row belongs to step n."""
+
+
+def table_of_ends(chunk: Chunk, room: int, grad_ys: Tensor) -> Table:
+    """What the outputs at the ends of steps put on y1."""
+    rows = grad_ys.new_zeros((room + 1, *grad_ys.shape[1:]))
+    for row, outputs in enumerate(chunk.ending.values(), 1):
+        rows[row] = grad_ys[outputs].sum(0)
+    return rows, _which({n: row for row, n in enumerate(chunk.ending, 1)}, room)
+
+
+def tables_of_inner(
+    p: Problem, chunk: Chunk, before: Chunk | None, room: int, m: int, carries: bool, grad_ys: Tensor
+) -> list[Table]:
+    """What the outputs inside of steps put on their bases; and (`carries`) on f0 of the step that follows."""
+    shape = grad_ys.shape[1:]
+    rows = grad_ys.new_empty((room + 1, m, *shape))
+    rows[0] = 0
+    for first, steps in blocks(chunk, rows[0].numel()):
+        rows[first + 1 : first + 1 + len(steps)] = pulled(p, chunk, steps, grad_ys)
+    places = {n: row for row, n in enumerate(chunk.inside, 1)}
+    tables = [(rows, _which(places, room))]
+    if carries:
+        carried, used = grad_ys.new_empty((room + 2, *shape)), len(places)
+        carried[0] = 0
+        if places:
+            h = torch.tensor([chunk.times[n + 1] - chunk.times[n] for n in places], dtype=torch.float64)
+            lengths = h.to(rows.dtype).reshape(-1, *[1] * len(shape))
+            torch.mul(rows[1 : used + 1, -1], lengths, out=carried[1 : used + 1])
+        follows = {n + 1: row for n, row in places.items() if n + 1 < chunk.n}
+        if before is not None and before.n - 1 in before.inside:
+            carried[used + 1] = f1_cotangent(p, before, before.n - 1, grad_ys)
+            follows[0] = used + 1
+        tables.append((carried, _which(follows, room)))
+    return tables
+
+
+def _which(places: Mapping[int, int], room: int) -> Tensor:
+    which = torch.zeros(room, dtype=torch.int64)
+    if places:
+        which[list(places)] = torch.tensor([*places.values()])
+    return which

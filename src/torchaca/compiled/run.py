@@ -1,0 +1,257 @@
+"""The forward pass: compiled loops, chunk after chunk of steps.
+
+A chunk holds at most K accepted steps. Nothing but memory bounds how many chunks there are, and a solve holds at most
+one chunk more than its steps need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo import maybe_mark_dynamic
+from torch.utils import _pytree as pytree
+
+from ..control import Adaptive, FixedSteps
+from ..core import Problem, value
+from ..diagnosis import RECENT, History, diagnose
+from ..errors import SolverError
+from ..stepping import TINY, Pace, _refuse
+from .field import CannotCompile, Capture, first_line
+from .loops import Limits, Spec, State, march_loop, search_loop
+from .outputs import Chunk, emit
+
+CHUNK_BYTES = 2**21  # of states in a chunk, where that is between 8 and 256 of them
+DOUBLE, WHOLE = torch.float64, torch.int64
+
+
+@dataclass
+class Run:
+    """One solve: its problem, f as a graph, and the steps that the forward pass found. Holds none of the outputs.
+
+    `wanted` says which of f's inputs are differentiated; `keep`: there will be a backward pass; `times` are the
+    boundaries of all accepted steps.
+    """
+
+    problem: Problem
+    capture: Capture
+    spec: Spec
+    wanted: tuple[bool, ...]
+    keep: bool
+    chunks: list[Chunk] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    failure: SolverError | None = None
+
+    def __post_init__(self) -> None:
+        self.times.append(self.problem.ts.values[0])
+
+    @property
+    def room(self) -> int:
+        """How many steps a chunk holds."""
+        return min(256, max(8, CHUNK_BYTES // max(self.problem.y0.nbytes, 1)))
+
+    @property
+    def rows(self) -> int:
+        """How many states `Step.basis` has, 0 where nobody asks for it."""
+        return len(self.spec.method.nodes) + 1 if self.spec.inside else 0
+
+    def drop_behind_outputs(self, y1: Tensor) -> Tensor:
+        """Forget the steps behind the last output: where a solve failed, they have no gradient.
+
+        Returns the state where the remaining steps end, which was `y1`.
+        """
+        while self.chunks:
+            chunk = self.chunks[-1]
+            n = max([*chunk.ending, *chunk.inside], default=-1) + 1
+            y1 = chunk.Y[n].clone() if n < chunk.n else y1
+            chunk.n = n
+            if n:
+                break
+            self.chunks.pop()
+        del self.times[sum(chunk.n for chunk in self.chunks) + 1 :]
+        return y1
+
+    def has(self, key: Any) -> bool:
+        """Whether that loop has been compiled."""
+        return (self.spec, key) in self.capture.field.loops
+
+    def call(self, key: Any, build: Callable[[], Callable[..., Any]], *args: Any) -> Any:
+        """Call a compiled loop of this f, which is compiled first where it has not been.
+
+        Raises
+        ------
+        CannotCompile
+            Where the compiler fails.
+        """
+        loops, place = self.capture.field.loops, (self.spec, key)
+        if place in loops:
+            return loops[place](*args)
+        loop = build()
+        for x in pytree.tree_leaves(args):
+            for dim, size in enumerate(x.shape):
+                if size in self.capture.sizes:
+                    maybe_mark_dynamic(x, dim)
+        try:
+            out = loop(*args)
+        except Exception as error:
+            loops[place] = _failing(f"the compiler failed ({first_line(error)})")
+            return loops[place]()
+        loops[place] = loop
+        return out
+
+
+class Forward:
+    """The forward pass of a run: `Forward(run).ys` are the outputs that were reached."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.p = run, run.problem
+        self.y, self.f0 = run.problem.y0.detach(), run.capture.value
+        p, y = self.p, self.y
+        ys = y.new_empty((len(p.ts), *y.shape))
+        self.done = p.ts.at_start()
+        ys[: self.done] = y
+        self.signed = padded([p.ts.sign * t for t in p.ts.values] if run.spec.inside else [])
+        self.bases = y.new_empty((run.room, run.rows, *y.shape) if run.spec.inside else (0,))
+        self.free: tuple[Tensor, Tensor] | None = None
+        try:
+            if isinstance(p.control, FixedSteps):
+                self._march([value(t) for t in p.control.times(p.ts)], ys)
+            else:
+                self._search(p.control, ys)
+        except SolverError as error:
+            run.failure = error.with_traceback(None)
+        self.ys = ys[: self.done]
+
+    def _buffers(self) -> tuple[Tensor, Tensor]:
+        """For the times and states of a chunk; the same ones again where nobody needs the old contents."""
+        if self.free is None or self.run.keep:
+            room, y = self.run.room, self.y
+            self.free = torch.empty(room + 1, dtype=DOUBLE), y.new_empty((room, *y.shape))
+        return self.free
+
+    def _finish(self, chunk: Chunk, ys: Tensor) -> None:
+        """Write a chunk's outputs."""
+        self.p.stats.accepted += chunk.n
+        self.done = chunk.find_outputs(self.p.ts, self.done)
+        emit(self.p, chunk, self.bases, self.y, ys)
+        self.run.times += chunk.times[1:]
+        if chunk.n:
+            self.run.chunks.append(chunk)
+
+    def _march(self, boundaries: list[float], ys: Tensor) -> None:
+        """Steps between given times."""
+        run, p = self.run, self.p
+        sign, known = torch.tensor(p.ts.sign, dtype=DOUBLE), torch.tensor(True)
+        calls = torch.zeros((), dtype=WHOLE)
+        for first in range(0, len(boundaries) - 1, run.room):
+            times = boundaries[first : first + run.room + 1]
+            T, Y = self._buffers()
+            T[: len(times)] = torch.tensor(times, dtype=DOUBLE)
+            self.y, self.f0, known, calls = run.call(
+                "march",
+                lambda: march_loop(run.capture.field, run.spec),
+                torch.tensor(len(times) - 1),
+                *(self.signed, sign, T, Y, self.bases, self.y, self.f0, known, calls, run.capture.inputs),
+            )
+            self._finish(Chunk(len(times) - 1, T, Y, times), ys)
+        p.stats.nfe += int(calls)
+
+    def _search(self, control: Adaptive, ys: Tensor) -> None:
+        """Steps whose sizes follow the error estimate."""
+        run, p = self.run, self.p
+        start, end = p.ts.values[0], p.ts.values[-1]
+        span, evaluated = abs(end - start), p.stats.nfe
+        stops = control.stops(p.ts)
+        reach = min(0.5 * abs(stops[0] - start), control.dt_max)
+        dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
+        s = State(*_scalars(start, dt))
+        now = start
+        for stop in stops:
+            limits = Limits(
+                stop=stop,
+                sign=p.ts.sign,
+                smallest=TINY * span,
+                max_trials=control.max_steps,
+                dt_min=control.dt_min,
+                dt_max=control.dt_max,
+                reach=reach,
+                fallback=max(control.dt_min, 1e-6 * span),
+            )
+            limits = torch.tensor([*vars(limits).values()], dtype=DOUBLE)
+            tolerances = [
+                torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else DOUBLE)
+                for x in (control.rtol, control.atol)
+            ]
+            while now != stop:
+                T, Y = self._buffers()
+                T[0] = now
+                self.y, self.f0, scalars, numbers = run.call(
+                    "search",
+                    lambda: search_loop(run.capture.field, run.spec),
+                    *(
+                        limits,
+                        self.signed,
+                        tolerances,
+                        T,
+                        Y,
+                        self.bases,
+                        self.y,
+                        self.f0,
+                        [*vars(s).values()],
+                        run.capture.inputs,
+                    ),
+                )
+                seen = State(*numbers.tolist())
+                n = int(seen.n)
+                p.stats.nfe = evaluated + int(seen.calls)
+                p.stats.rejected = int(seen.trials) - p.stats.accepted - n
+                chunk = Chunk(n, T, Y, T[: n + 1].tolist())
+                self._finish(chunk, ys)
+                s = State(*scalars)
+                s.n, s.m = (torch.zeros((), dtype=WHOLE) for _ in range(2))
+                now = seen.t
+                if seen.t != stop and n < run.room:
+                    self._stopped(control, seen, stop)
+
+    def _stopped(self, control: Adaptive, seen: State, stop: float) -> None:
+        """Raise where the loop has given up."""
+        p, times = self.p, self.run.times[-RECENT - 1 :]
+        if seen.trials == 0 and seen.dt == 0.0:
+            raise diagnose(p, control, History(), "first-step", seen.t, 0.0, self.y)
+        history = History()
+        history.sizes.extend(abs(b - a) for a, b in pairwise(times))
+        history.rejections, history.rejected_size = int(seen.rejections), seen.rejected_size
+        pace = Pace(control, p.method.order, p.ts.sign, seen.dt, through=False)
+        t1, _ = pace.propose(seen.t, stop, stop)
+        size = abs(value(t1) - seen.t)
+        _refuse(p, control, history, seen.t, size, self.y)
+        raise diagnose(p, control, history, "step-size", seen.t, size, self.y)
+
+
+def _failing(reason: str) -> Callable[..., Any]:
+    """Instead of a loop that could not be compiled: another attempt would take as long."""
+
+    def fail(*args: Any) -> Any:
+        raise CannotCompile(reason)
+
+    return fail
+
+
+def padded(times: list[float]) -> Tensor:
+    """Times with infinities behind them, so that few lengths have to be compiled for."""
+    length = 16 if times else 0
+    while length < len(times):
+        length *= 4
+    return torch.tensor([*times, *[torch.inf] * (length - len(times))], dtype=DOUBLE)
+
+
+def _scalars(t: float, dt: float) -> list[Tensor]:
+    """What a search starts with, in the order of `State`."""
+    whole = [torch.zeros((), dtype=WHOLE) for _ in range(5)]
+    reals = [torch.tensor(x, dtype=DOUBLE) for x in (t, dt, 1.0, 1.0, torch.inf)]
+    return [*whole, *reals, torch.tensor(True)]

@@ -1,0 +1,120 @@
+"""Solves inside somebody else's `torch.compile`.
+
+With fixed steps between host numbers, the steps are unrolled into that graph; autograd of it is plain backpropagation
+through all steps, which gives the gradient of "aca" and "direct". Any other solve is one graph break.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..control import FixedSteps
+from ..core import Stats, Time, Times
+from ..dynamics import fit
+from ..gradients import ACA, Direct
+from ..methods import ALIASES, METHODS, RungeKutta
+from ..outputs import emit
+from ..state import structure_of
+from .field import evaluate
+
+P = ParamSpec("P")
+R = TypeVar("R")
+UNROLLED = {"args", "method", "gradient", "dt", "n_steps", "grid", "compile"}
+BREAK = (
+    "a torchaca solve with adaptive steps, or with times that are tensors, is not part of the graph around it: it has "
+    "compiled loops of its own with compile=True"
+)
+
+
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which is one graph break where Dynamo traces a call of it."""
+    apart: Any = torch.compiler.disable(function, reason=BREAK)
+
+    @functools.wraps(function)
+    def door(*args: P.args, **kwargs: P.kwargs) -> R:
+        return apart(*args, **kwargs) if torch.compiler.is_compiling() else function(*args, **kwargs)
+
+    return door
+
+
+class HostTimes(Times):
+    """Times without the caches, which Dynamo does not trace."""
+
+    @property
+    def sign(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return -1.0 if self.values[-1] < self.values[0] else 1.0
+
+    def __getitem__(self, i: int) -> Time:
+        return self.values[i]
+
+    def up_to(self, t: float) -> int:
+        return sum(self.sign * other <= self.sign * t for other in self.values)
+
+
+def can_be_unrolled(positional: Sequence[Any], options: Mapping[str, Any]) -> bool:
+    """Whether a call of `solve` can become a part of a graph."""
+    if len(positional) != 3 or not options.keys() <= UNROLLED:
+        return False
+    _, y0, t = positional
+    times = [t, options["grid"]] if "grid" in options else [t]
+    method, gradient = options.get("method", "dopri5"), options.get("gradient", "aca")
+    return (
+        len(options.keys() & {"dt", "n_steps", "grid"}) == 1
+        and isinstance(y0, Tensor)
+        and y0.dtype in (torch.float32, torch.float64)
+        and all(_steps_one_way(ts) for ts in times)
+        and times[0][0] == times[-1][0]
+        and times[0][-1] == times[-1][-1]
+        and (
+            method in METHODS or method in ALIASES
+            if isinstance(method, str)
+            else isinstance(method, RungeKutta)
+        )
+        and (
+            gradient in ("aca", "direct") if isinstance(gradient, str) else isinstance(gradient, ACA | Direct)
+        )
+    )
+
+
+def _steps_one_way(ts: Any) -> bool:
+    """Whether these are host numbers that all increase or all decrease."""
+    if not (isinstance(ts, list | tuple) and len(ts) > 1 and all(isinstance(x, int | float) for x in ts)):
+        return False
+    pairs = [(b - a) * (ts[-1] - ts[0]) for a, b in pairwise(ts)]
+    return all(0 < x < math.inf for x in pairs)
+
+
+def unrolled(
+    positional: Sequence[Any], options: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Stats, list[float]]:
+    """Times, outputs, costs and step times of a call of `solve` with fixed steps, made so that Dynamo can trace it."""
+    f, y0, t = positional
+    args, method = options.get("args", ()), options.get("method", "dopri5")
+    if isinstance(method, str):
+        method = METHODS[method] if method in METHODS else ALIASES[method]
+    grid = HostTimes(tuple(map(float, options["grid"]))) if "grid" in options else None
+    control = FixedSteps(options.get("dt"), options.get("n_steps"), grid)
+    ts, stats, structure = HostTimes(tuple(map(float, t))), Stats(), structure_of(y0)
+
+    def packed(time: Time, y: Tensor) -> Tensor:
+        stats.nfe += 1
+        return evaluate(f, structure, fit, torch.as_tensor(time, dtype=y.dtype, device=y.device), y, args)
+
+    boundaries = [float(time) for time in control.times(ts)]
+    done, y, f0 = ts.at_start(), y0, None
+    parts = [torch.stack([y0] * done)]
+    for t0, t1 in pairwise(boundaries):
+        step = method.step(packed, t0, t1, y, f0)
+        reached = ts.up_to(t1)
+        if reached > done:
+            parts.append(emit(ts, step, done, reached))
+        done, y, f0 = reached, step.y1, step.known_f1
+    stats.accepted = len(boundaries) - 1
+    return torch.tensor(ts.values, dtype=y0.dtype, device=y0.device), torch.cat(parts), stats, boundaries

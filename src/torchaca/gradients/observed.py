@@ -1,0 +1,74 @@
+"""`debug=True` for gradients that keep a graph: hooks on the states between the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..core import Problem, Step, value
+from ..effects import Mark
+from ..params import Inputs
+from ..reach import reach
+from ..stepping import steps
+from ..trace import Trace
+from .replay import Ambience, backward_pass, vjp, without_graph
+
+
+def observed(p: Problem) -> Iterator[Step]:
+    """The accepted steps; where the problem has a trace, each tells it what its backward pass does.
+
+    A hook sees the cotangent of the step's end state, and replays the step to know the gradients in it.
+    """
+    if p.trace is None or p.source is None:
+        yield from steps(p)
+        return
+    seen = reach(p.source, getattr(p.f, "args", ())).tensors
+    tensors = tuple(x for _, x in seen if x.requires_grad and (x.is_leaf or not x.retains_grad))
+    replay = Replay(replace(without_graph(p), f0=None, watch=None), p.trace, tensors, Ambience.here(p.y0))
+    mark = p.effects.mark() if p.effects else None
+    start = p.y0
+    for n, step in enumerate(steps(p)):
+        p.trace.n_steps = n + 1
+        end = p.handed(step)
+        if end.requires_grad:
+            end.register_hook(replay.of(n, step, start, mark))
+        yield step
+        start = end
+        mark = p.effects.mark() if p.effects else None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What it takes to compute a step of a solve again, and its vector-Jacobian product."""
+
+    p: Problem
+    trace: Trace
+    tensors: tuple[Tensor, ...]
+    ambience: Ambience
+
+    def of(self, n: int, step: Step, start: Tensor, mark: Mark | None) -> Hook:
+        return Hook(self, n, (value(step.t0), value(step.t1)), start.detach(), mark)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """On what step n hands on; `start` is what was handed to it."""
+
+    replay: Replay
+    n: int
+    span: tuple[float, float]
+    start: Tensor
+    mark: Mark | None
+
+    def __call__(self, cotangent: Tensor) -> None:
+        p, tensors, lam = self.replay.p, self.replay.tensors, cotangent.detach()
+        with backward_pass(p, Inputs(captured=tensors), self.replay.ambience), torch.enable_grad():
+            if p.effects and self.mark:
+                p.effects.restore(self.mark)
+            start = self.start.detach().requires_grad_()
+            end = p.handed(p.step(*self.span, start))
+            grad_y, *grads = vjp([end], [start, *tensors], [lam], keep=True)
+        self.replay.trace.passed(self.n, self.span, [lam], grad_y, list(zip(tensors, grads, strict=True)))

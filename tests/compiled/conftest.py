@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from torchaca.compiled import field, loops
+
+
+def _loop(goes_on, body, carried):
+    while goes_on(*carried):
+        carried = body(*carried)
+    return carried
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The compiled loops' own code, run by Python: everything but the compiler."""
+    field._entry.cache_clear()
+    monkeypatch.setattr(loops, "while_loop", _loop)
+    monkeypatch.setattr(torch, "cond", lambda p, yes, no, operands: (yes if p else no)(*operands))
+    monkeypatch.setattr(loops, "compiled", lambda function: traced(monkeypatch, function))
+    yield
+    field._entry.cache_clear()
+
+
+def traced(monkeypatch, function):
+    """The function in a world that takes itself for a graph."""
+
+    def run(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            return function(*args)
+
+    return run

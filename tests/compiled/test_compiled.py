@@ -1,0 +1,173 @@
+"""`compile=True` with the compiler: what is compiled once, what runs in the eager loop after all, what is refused."""
+
+import time
+import warnings
+
+import pytest
+import torch
+from compiled_helpers import Net, assert_equal, both, loss_of
+from torch import nn
+
+import torchaca as aca
+from torchaca import solve
+from torchaca.compiled import loops, run
+
+INSIDE = [0.0, 0.3, 0.31, 1.0, 1.7, 2.0]
+OPTIONS = {"method": "bosh3", "rtol": 1e-4}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often a loop was compiled."""
+    made = []
+    plain = loops.compiled
+    monkeypatch.setattr(loops, "compiled", lambda function: made.append(function.__name__) or plain(function))
+    return made
+
+
+def grads_of(f, y0, t, **options):
+    start = y0.clone().requires_grad_()
+    ys = solve(f, start, t, **{**OPTIONS, **options}).ys
+    return ys, torch.autograd.grad(loss_of(ys), (start, *f.parameters()))
+
+
+def assert_compiled_equals_eager(f, y0, t, tolerance=1e-12, **options):
+    found = []
+    for compiled in (True, False):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "compile=True")
+            found.append(grads_of(f, y0, t, compile=compiled, **options))
+    torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
+
+
+def test_compiled_once_for_all_values(counted):
+    f, y0 = Net(), torch.randn(3, 2, dtype=torch.float64)
+    assert_equal(*both(f, y0, INSIDE, tuple(f.parameters()), **OPTIONS))
+    assert counted == ["sweep", "search"]
+    limit = torch._dynamo.config.patch(error_on_recompile=True)
+    start = time.perf_counter()
+    with limit:
+        assert_compiled_equals_eager(f, 0.5 * y0, [2.0, 1.1, 0.0])
+        assert_compiled_equals_eager(
+            f, y0, torch.linspace(0, 1, 7), rtol=1e-3, atol=1e-4, dt0=0.1, max_steps=77
+        )
+        with torch.no_grad():
+            for p in f.parameters():
+                p.mul_(0.9)
+            f.gain.mul_(0.5)
+        assert_compiled_equals_eager(f, y0, INSIDE)
+        other = Net()
+        assert_compiled_equals_eager(other, y0, INSIDE)
+    assert time.perf_counter() - start < 5
+    assert counted == ["sweep", "search"]
+
+
+@pytest.mark.slow
+def test_float32_under_autocast_with_chunks_of_eight(counted, monkeypatch):
+    monkeypatch.setattr(run, "CHUNK_BYTES", 1)
+    f, y0 = Net(dtype=torch.float32), torch.randn(3, 2)
+    options = {"method": "heun_euler", "rtol": None, "n_steps": 19}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_compiled_equals_eager(f, y0, [0.0, 0.95, 2.0], 1e-2, **options)
+    assert counted == ["sweep", "march"]
+
+
+@pytest.mark.slow
+def test_a_batch_of_any_size_is_compiled_for_twice(counted):
+    f = Net(hidden=3)
+    for batch in (3, 5, 6, 9):
+        assert_compiled_equals_eager(f, torch.randn(batch, 2, dtype=torch.float64), [0.0, 1.0])
+    assert counted == ["sweep", "search"] * 2
+
+
+def branching(t, y):
+    return -y if y.sum() > 0 else y
+
+
+class Counting(nn.Module):
+    """Counts its calls, which no compiled loop would do."""
+
+    calls = 0
+
+    def forward(self, t, y):
+        self.calls += 1
+        return -y
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, t, y):
+        return self.norm(y)
+
+
+class Dropping(nn.Module):
+    def forward(self, t, y):
+        return nn.functional.dropout(y, 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("f", "reason"),
+    [
+        (branching, "cannot be traced .*data-dependent"),
+        (Counting(), "cannot be traced .*side effects"),
+        (Normed(), "changes a tensor in place"),
+        (Dropping(), "draws random numbers"),
+    ],
+    ids=["branch", "counter", "batch norm", "dropout"],
+)
+def test_what_cannot_be_compiled_runs_in_the_eager_loop(f, reason):
+    y0 = torch.randn(3, 2)
+    for _ in range(2):
+        torch.manual_seed(1)
+        with pytest.warns(
+            UserWarning, match=f"compile=True: f {reason}.*; this solve runs in the eager loop"
+        ):
+            got = solve(f, y0, [0.0, 1.0], method="rk4", n_steps=4, compile=True)
+        torch.manual_seed(1)
+        want = solve(f, y0, [0.0, 1.0], method="rk4", n_steps=4)
+        assert got.stats == want.stats
+        if not isinstance(f, Normed):  # whose statistics move on
+            assert torch.equal(got.ys, want.ys)
+
+
+def test_an_error_of_f_stays_an_error():
+    with pytest.warns(UserWarning, match="cannot be traced"), pytest.raises(RuntimeError, match="shapes"):
+        solve(lambda t, y: y @ torch.ones(3, 3), torch.ones(2, 2), [0.0, 1.0], compile=True)
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    f, y0 = Net(hidden=5), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="the compiler failed.*runs in the eager loop"):
+            got = solve(f, y0, [0.0, 1.0], method="euler", n_steps=2, compile=True)
+        assert torch.equal(got.ys, solve(f, y0, [0.0, 1.0], method="euler", n_steps=2).ys)
+        got.ys.sum().backward()
+
+
+REFUSED = {
+    "gradient='aca'": {"gradient": "direct"},
+    "with all checkpoints": {"gradient": aca.ACA(checkpoints="sqrt")},
+    "dense output": {"dense": True},
+    "jump times": {"jump_ts": [0.5]},
+    "a norm of your own": {"norm": lambda x: x.abs().max()},
+    "debug=True": {"debug": True},
+    "times that require gradients": {"t": torch.tensor([0.0, 1.0], requires_grad=True)},
+    "complex states": {"y0": torch.ones(2, dtype=torch.complex64)},
+    "dopri8 has no compiled outputs": {"method": "dopri8", "t": [0.0, 0.5, 1.0]},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_not_there_yet_is_refused(reason):
+    options = {"y0": torch.ones(2), "t": [0.0, 1.0], "compile": True, **REFUSED[reason]}
+    with pytest.raises(ValueError, match=f"{reason}.*: use compile=False"):
+        solve(lambda t, y: -y, options.pop("y0"), options.pop("t"), **options)
+
+
+def test_refused_inside_transforms():
+    with pytest.raises(ValueError, match=r"torch.func transform.*: use compile=False"):
+        torch.func.grad(lambda y: solve(lambda t, y: -y, y, [0.0, 1.0], compile=True).ys.sum())(torch.ones(2))

@@ -1,0 +1,160 @@
+"""The compiled loops' arithmetic against the eager loop, run by Python (see `interpreted`); no compiler needed."""
+
+import pytest
+import torch
+from compiled_helpers import Net, assert_equal, both
+
+import torchaca
+from torchaca import METHODS, Adaptive, SolverError
+from torchaca.compiled import run
+
+pytestmark = pytest.mark.usefixtures("interpreted")
+
+ADAPTIVE = {"rtol": 1e-4}
+COARSE = {"heun_euler": {"rtol": 1e-2, "atol": 1e-3}, "fehlberg2": {"rtol": 1e-2, "atol": 1e-3}}
+TIMES = {
+    "two": [0.0, 2.0],
+    "backwards": [2.0, 0.0],
+    "inside": [0.0, 0.3, 0.31, 1.0, 1.7, 2.0],
+    "inside, backwards": [2.0, 1.99, 0.5, 0.0],
+    "repeated": [0.0, 0.0, 0.4, 0.4, 2.0, 2.0],
+    "many": torch.linspace(0, 2, 50, dtype=torch.float64),
+}
+
+
+def net():
+    f = Net()
+    return f, tuple(f.parameters()), torch.randn(3, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("method", ["heun_euler", "fehlberg2", "bosh3", "fehlberg5", "dopri5", "tsit5"])
+def test_adaptive_solves_equal_the_eager_loop(method, times):
+    f, weights, y0 = net()
+    assert_equal(*both(f, y0, TIMES[times], weights, method=method, **COARSE.get(method, ADAPTIVE)))
+
+
+def test_dopri8_between_two_times():
+    f, weights, y0 = net()
+    assert_equal(*both(f, y0, [0.0, 2.0], weights, method="dopri8", rtol=1e-9, atol=1e-9, dt0=0.3), 1e-9)
+
+
+@pytest.mark.parametrize("times", ["two", "inside", "inside, backwards", "repeated"])
+@pytest.mark.parametrize("steps", [{"n_steps": 7}, {"dt": 0.3}, {"grid": [0.0, 0.3, 0.7, 1.9, 2.0]}], ids=str)
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "fehlberg5"])
+def test_fixed_steps_equal_the_eager_loop(method, steps, times):
+    f, weights, y0 = net()
+    if "grid" in steps and TIMES[times][0] == 2.0:
+        steps = {"grid": steps["grid"][::-1]}
+    assert_equal(*both(f, y0, TIMES[times], weights, method=method, **steps))
+
+
+@pytest.mark.parametrize("method", [m.name for m in METHODS.values() if not m.adaptive])
+def test_every_fixed_step_method(method):
+    f, weights, y0 = net()
+    assert_equal(*both(f, y0, TIMES["inside"], weights, method=method, n_steps=3))
+
+
+@pytest.mark.parametrize("times", ["two", "inside", "inside, backwards"])
+@pytest.mark.parametrize("method", ["dopri5", "heun_euler"])
+def test_chunks_join_without_a_seam(method, times, monkeypatch):
+    monkeypatch.setattr(run, "CHUNK_BYTES", 1)  # eight steps a chunk
+    f, weights, y0 = net()
+    eager, compiled = both(f, y0, TIMES[times], weights, method=method, dt_max=0.1)
+    assert compiled[0].stats.accepted > 16
+    assert_equal(eager, compiled)
+    assert_equal(*both(f, y0, TIMES[times], weights, method=method, n_steps=21))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dt0": 0.01, "dt_max": 0.1},
+        {"dt_min": 0.02, "rtol": 1e-3},
+        {"norm": "max"},
+        {"rtol": torch.tensor([1e-3, 1e-6], dtype=torch.float64)},
+        {"control": Adaptive(rtol=1e-4, pid=torchaca.PI_CONTROL)},
+        {"control": Adaptive(rtol=1e-5, pid=torchaca.PID_CONTROL, safety=0.8, factor_max=3.0)},
+        {"control": Adaptive(rtol=1e-9, dt_min=0.1, accept_at_dt_min=True)},
+        {"control": Adaptive(rtol=1e-4, stop_ts=(0.5, 0.9))},
+    ],
+    ids="-".join,
+)
+def test_controls_equal_the_eager_loop(options):
+    f, weights, y0 = net()
+    assert_equal(*both(f, y0, TIMES["inside"], weights, **options))
+
+
+def test_rejected_steps_are_counted_and_leave_nothing():
+    k = torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
+    y0 = torch.ones(2, dtype=torch.float64)
+    for method in ("dopri5", "heun_euler", "fehlberg5"):
+        options = {"method": method, "rtol": 1e-3, "dt0": 0.5}
+        eager, compiled = both(lambda t, y: -k * torch.cos(k * t) * y, y0, TIMES["inside"], (k,), **options)
+        assert compiled[0].stats.rejected >= 1
+        assert_equal(eager, compiled)
+
+
+@pytest.mark.parametrize("norm", ["rms", "mixed"])
+def test_nested_states(norm):
+    k = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    y0 = {"x": torch.ones(2), "v": (torch.randn(3, 2, dtype=torch.float64),)}
+
+    def f(t, y):
+        return {"x": -k.float() * y["x"], "v": (y["v"][0] * torch.sin(t) - k,)}
+
+    assert_equal(*both(f, y0, TIMES["inside"], (k,), norm=norm), 1e-6)
+
+
+def test_everything_that_f_may_read():
+    captured = torch.randn(2, dtype=torch.float64, requires_grad=True)
+    made = captured.exp()  # a tensor with a history, captured beside what it was made from
+    frozen = torch.randn(2, dtype=torch.float64)
+    scale, unused = (torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    y0 = torch.randn(3, 2, dtype=torch.float64)
+
+    def f(t, y, inputs, shift):
+        return -made * y * inputs["scale"] + captured * frozen * t - shift * y0
+
+    options = {"args": ({"scale": scale, "unused": unused}, 0.3)}
+    assert_equal(*both(f, y0, TIMES["inside"], (captured, scale, unused), **options))
+
+
+FAILURES = {
+    "max-steps": (lambda t, y: -y, {"max_steps": 7, "rtol": 1e-9}),
+    "blow-up": (lambda t, y: y * y, {}),
+    "f": (lambda t, y: torch.sqrt(1 - t) * y, {}),
+    "dt-min": (lambda t, y: torch.cos(40 * t) * y, {"dt_min": 0.3, "rtol": 1e-9, "atol": 1e-9}),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_failures_are_those_of_the_eager_loop(kind):
+    f, options = FAILURES[kind]
+    y0 = torch.full((2,), 1.5, dtype=torch.float64)
+    eager, compiled = both(f, y0, [0.0, 0.1, 0.2, 2.0], on_failure="status", **options)
+    assert compiled[0].status == eager[0].status == kind
+    assert str(compiled[0].failure)[:60] == str(eager[0].failure)[:60]
+    if kind == "f":  # the last steps before the edge are as small as the rounding of t: one more or less
+        torch.testing.assert_close(compiled[0].ys, eager[0].ys, rtol=1e-12, atol=0)
+    else:
+        assert_equal(eager, compiled)
+    with pytest.raises(SolverError) as raised:
+        torchaca.solve(f, y0, [0.0, 0.1, 0.2, 2.0], compile=True, **options)
+    assert len(raised.value.partial.ys) == len(eager[0].ys)
+
+
+def test_no_graph_where_nothing_needs_a_gradient():
+    y0 = torch.ones(2, dtype=torch.float64)
+    f = Net()
+    with torch.no_grad():
+        eager, compiled = (torchaca.solve(f, y0, TIMES["many"], compile=c) for c in (False, True))
+    torch.testing.assert_close(eager.ys, compiled.ys, rtol=1e-13, atol=0)
+    assert eager.stats == compiled.stats
+    assert not compiled.ys.requires_grad
+
+
+def test_equal_times_and_a_single_time():
+    y0 = torch.ones(2, dtype=torch.float64)
+    for t in ([1.0], [1.0, 1.0]):
+        assert torch.equal(torchaca.solve(Net(), y0, t, compile=True).ys, y0.expand(len(t), 2))
