@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from gradient_cases import ALL
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import torchaca
-from torchaca import GRADIENTS
 from torchaca.nn import NeuralODE
 
 RANKS = 2
@@ -159,20 +159,20 @@ def fsdp_inside_without_grad(rank: int) -> Result:
 
 
 CASES: dict[str, Any] = {
-    **{f"ddp {g}": (ddp, g) for g in GRADIENTS},
+    **{f"ddp {g}": (ddp, g) for g in ALL},
     "ddp sqrt": (ddp, torchaca.ACA(checkpoints="sqrt")),
     "ddp none": (ddp, torchaca.ACA(checkpoints="none")),
     "ddp stagewise": (ddp, torchaca.ACA(stagewise=True)),
-    **{f"ddp find-unused {g}": (ddp, g, True) for g in GRADIENTS},
+    **{f"ddp find-unused {g}": (ddp, g, True) for g in ALL},
     "ddp hooks": (ddp_hooks,),
     "ddp accumulates": (ddp_accumulates,),
 }
 SHARDED: dict[str, Any] = {
-    **{f"fsdp {g}": (fsdp, g) for g in GRADIENTS},
+    **{f"fsdp {g}": (fsdp, g) for g in ALL},
     "fsdp sqrt": (fsdp, torchaca.ACA(checkpoints="sqrt")),
 }
 INSIDE: dict[str, Any] = {
-    **{f"inside {g}": (fsdp_inside, g) for g in GRADIENTS},
+    **{f"inside {g}": (fsdp_inside, g) for g in ALL},
     "inside none": (fsdp_inside, torchaca.ACA(checkpoints="none")),
 }
 

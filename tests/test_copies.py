@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from gradient_cases import DOUBLE
+from gradient_cases import ALL, DOUBLE
 
 import torchaca
 from torchaca import GRADIENTS, METHODS, PI_CONTROL, Adaptive, FixedSteps, solve
@@ -56,7 +56,7 @@ def leaves(sol):
 @pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("wanted", [False, True], ids=["values", "graph"])
 @pytest.mark.parametrize("dense", [False, True], ids=["outputs", "dense"])
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", ALL)
 def test_solutions(gradient, dense, wanted, make):
     w = torch.tensor(0.5, dtype=DOUBLE, requires_grad=wanted)
     times = torch.tensor(T, dtype=DOUBLE, requires_grad=wanted)

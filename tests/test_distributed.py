@@ -6,9 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from distributed_cases import CASES, FIXED, INSIDE, RANKS, SHARDED, TIGHT, data, gradients, loss, model, work
-from gradient_cases import CONTINUOUS, assert_same
-
-from torchaca import GRADIENTS
+from gradient_cases import ALL, CONTINUOUS, assert_same
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
@@ -38,7 +36,7 @@ def alone(**options):
 @pytest.mark.parametrize("case", [*CASES, *SHARDED])
 def test_gradients_are_those_of_one_process(results, case):
     name = case.split()[-1]
-    gradient = name if name in GRADIENTS else "aca"
+    gradient = name if name in ALL else "aca"
     want = alone(gradient=gradient, **TIGHT)
     # Halves of a rank's share have grids of their own, and a backward integration looks at unused parameters as well.
     tolerance = 1e-7 if case == "ddp accumulates" or gradient in CONTINUOUS else 1e-11
