@@ -11,15 +11,22 @@ class Peak(TorchDispatchMode):
     def __init__(self, known):
         super().__init__()
         self.known = {x.untyped_storage()._cdata for x in known}
-        self.alive, self.peak, self.largest = {}, 0, 0
+        self.alive, self.total, self.peak, self.largest = {}, 0, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else [out]:
             storage = x.untyped_storage() if isinstance(x, torch.Tensor) else None
             if storage is not None and storage._cdata not in self.known:
-                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes() // 8
-                self.largest = max(self.largest, storage.nbytes() // 8)
-        self.alive = {key: pair for key, pair in self.alive.items() if not pair[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+                self._add(storage)
         return out
+
+    def _add(self, storage):
+        size = storage.nbytes() // 8
+        self.largest = max(self.largest, size)
+        self.total += size - self.alive.get(storage._cdata, (None, 0))[1]
+        self.alive[storage._cdata] = StorageWeakRef(storage), size
+        if self.total > self.peak:  # only then does it matter which of them are gone
+            self.alive = {key: pair for key, pair in self.alive.items() if not pair[0].expired()}
+            self.total = sum(size for _, size in self.alive.values())
+            self.peak = max(self.peak, self.total)

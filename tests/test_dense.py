@@ -151,7 +151,9 @@ def test_complex_and_half_precision():
     sol = solve(p.f, p.y0, p.times(2), rtol=1e-8, atol=1e-8, dense=True)
     times = torch.tensor([0.5, 2.5], dtype=DOUBLE)
     torch.testing.assert_close(sol(times), p.exact(times), rtol=0, atol=1e-6)
-    half = solve(lambda t, y: -y, torch.ones(2, dtype=torch.bfloat16), [0.0, 1.0], dense=True)
+    half = solve(
+        lambda t, y: -y, torch.ones(2, dtype=torch.bfloat16), [0.0, 1.0], dense=True, rtol=1e-2, atol=1e-2
+    )
     assert half(0.5).dtype == torch.bfloat16
     assert half(0.5)[0].item() == pytest.approx(math.exp(-0.5), abs=0.01)
 

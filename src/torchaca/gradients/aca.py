@@ -25,7 +25,7 @@ from ..outputs import gather, inside
 from ..params import Inputs, check_replay
 from ..stepping import march, steps
 from ..trace import Trace
-from .checkpoints import Shelf, limit_of, parse_bytes, reverse
+from .checkpoints import Shelf, limit_of, parse_bytes, reverse, worth_keeping
 from .observed import observed
 from .refinement import Pull, check_setting, refined
 from .replay import (
@@ -67,9 +67,11 @@ class ACA:
     "all" (the paper)    N                          N
     "none"               the graph of all N steps   0
     "sqrt"               about 3 sqrt(N)            2 N - (states kept)
-    k                    at most k at a time        N + Revolve's optimum for k states
-    "binomial"           at most 1 + log2(N + 1)    about N log2(N) / 2 and N
+    k                    at most k at a time        at most N + Revolve's optimum for k
+    "binomial"           at most 2 + log2(N + 1)    at most N + N log2(N) / 2
     ===================  =========================  ======================================
+
+    Revolve's optimum for k states is r N - C(k + r, k + 1), r being the least number with C(k + r, k) >= N.
 
     Parameters
     ----------
@@ -242,6 +244,7 @@ def forward(run: Run) -> tuple[Outcome, list[Tensor]]:
     if outcome.failure is not None and not p.dense:  # steps behind the last output have no gradient
         run.times = reached(p.ts, outcome)
     run.kept = [n for n in shelf.states if n < run.n_steps]
+    run.kept = worth_keeping(run.kept, run.n_steps, run.checkpoints)
     return outcome, [shelf.states[n] for n in run.kept]
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 S = TypeVar("S")
@@ -51,7 +52,7 @@ def limit_of(checkpoints: str | int) -> Callable[[int], float]:
 
 
 def free_slots(checkpoints: str | int, n_steps: int, kept: int) -> float:
-    """How many further states may be alive while the stretch after the last of `kept` states is filled."""
+    """How many further states may be alive beside the `kept` ones, all of which autograd holds to the end."""
     if checkpoints == "all":
         return 0
     if checkpoints == "sqrt":
@@ -59,17 +60,41 @@ def free_slots(checkpoints: str | int, n_steps: int, kept: int) -> float:
     return limit_of(checkpoints)(n_steps) - kept
 
 
+def revolve(length: int, states: int) -> int:
+    """Steps to compute anew, at least, to reverse `length` steps with so many states, the first one among them.
+
+    Griewank and Walther, ACM TOMS 26 (2000) 19, equation 3.
+    """
+    if length <= 1:
+        return 0
+    repeats = 1
+    while math.comb(states + repeats, states) < length:
+        repeats += 1
+    return repeats * length - math.comb(states + repeats, states + 1)
+
+
+def worth_keeping(kept: Sequence[int], n_steps: int, checkpoints: str | int) -> Sequence[int]:
+    """Of the kept states those that save most: all of them stay alive, and leave less for what lies between them.
+
+    Never more work than with the first state alone, which is Revolve's optimum.
+    """
+    if checkpoints in ("all", "sqrt") or not kept:
+        return kept
+
+    def cost(states: Sequence[int]) -> int:
+        free = int(free_slots(checkpoints, n_steps, len(states)))
+        return sum(revolve(end - start, 1 + free) for start, end in pairwise([*states, n_steps]))
+
+    return min((kept[::stride] for stride in range(1, len(kept) + 1)), key=cost)
+
+
 def reverse(
     kept: Mapping[int, S], n_steps: int, checkpoints: str | int, advance: Advance[S]
 ) -> Iterator[tuple[int, S]]:
     """`(n, state at the start of step n)` for n = n_steps - 1, ..., 0."""
-    end = n_steps
-    indices = sorted(kept)
-    for i in range(len(indices) - 1, -1, -1):
-        yield from _stretch(
-            kept[indices[i]], indices[i], end, free_slots(checkpoints, n_steps, i + 1), advance
-        )
-        end = indices[i]
+    slots = free_slots(checkpoints, n_steps, len(kept))
+    for start, end in reversed([*pairwise([*sorted(kept), n_steps])]):
+        yield from _stretch(kept[start], start, end, slots, advance)
 
 
 def _stretch(y: S, low: int, high: int, slots: float, advance: Advance[S]) -> Iterator[tuple[int, S]]:
