@@ -389,7 +389,8 @@ def failure(case, **options):
 
 
 def test_every_kind_is_shown():
-    assert {kind_of(case) for case in FAILURES} == set(KINDS)
+    elsewhere = {"gradient"}  # tests/gradients/test_grad_rtol.py
+    assert {kind_of(case) for case in FAILURES} == set(KINDS) - elsewhere
 
 
 @WARNS

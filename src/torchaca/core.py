@@ -75,7 +75,8 @@ class Stats:
     accepted_backward, rejected_backward : int
         Steps of the backward integration; only the continuous adjoint has one.
     gradient_error : float or None
-        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it.
+        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it. What it took is in
+        `nfe`; only the final steps are in `accepted`.
     """
 
     nfe: int = 0

@@ -93,11 +93,12 @@ def _refined(coarse: Level, grad_rtol: float, rehearse: Rehearse) -> tuple[Level
     """The finest solve, and why it is not fine enough, if it is not."""
     p = coarse.problem
     rate = 2.0 ** -min(p.method.order, SHORTEST)
-    limit = p.control.max_steps if isinstance(p.control, Adaptive) else STEPS
+    adaptive = isinstance(p.control, Adaptive)
+    limit, name = (p.control.max_steps, "max_steps=") if adaptive else (STEPS, "")
     found = [math.inf, math.inf]
     for _ in range(REFINEMENTS):
         if 2 * (len(coarse.times) - 1) > limit:
-            return coarse, f"finer steps are more than {limit:,}"
+            return coarse, f"finer steps are more than {name}{limit}"
         fine = _finer(coarse, rate, rehearse)
         if fine.failure is not None:
             return coarse, f"a finer solve failed ({fine.failure})"
@@ -120,11 +121,10 @@ def _unreached(p: Problem, grad_rtol: float, finest: Level, why: str) -> SolverE
     estimate = p.stats.gradient_error
     reached = "could not be estimated" if estimate is None else f"is estimated as {estimate:.1e}"
     wide = p.y0.dtype in (torch.float64, torch.complex128)
-    advice = "a larger grad_rtol, a shorter time span" if wide else "float64, a larger grad_rtol"
     message = (
-        f"the relative error of the gradients {reached} on {len(finest.times) - 1} steps, above "
-        f"grad_rtol={grad_rtol:g}; {why}. Try {advice}, or a smoother f: chaos, kinks and random numbers in f defeat "
-        "refinement"
+        f"grad_rtol={grad_rtol:g} was not reached: the relative error of the gradients {reached} on "
+        f"{len(finest.times) - 1} steps; {why}. Try {'' if wide else 'float64, '}a larger grad_rtol or max_steps, a "
+        "shorter time span, or a smoother f: chaos, kinks and noise defeat refinement"
     )
     return SolverError("gradient", message, t=p.ts.values[-1], dt=0.0, stats=p.stats)
 
