@@ -207,6 +207,19 @@ def test_a_small_gradient_does_not_hide_behind_a_large_one():
     assert error(case.solve(gradient=ACA(grad_rtol=1e-4))) < 1e-4
 
 
+def test_a_conserved_sum_of_squares():
+    """The gradient of the first probe would be zero, and its relative error would never fall."""
+    w = leaf(1.0, -2.0)
+    y0 = torch.tensor([1, 0.5 + 0.5j], dtype=torch.complex128, requires_grad=True)
+
+    def gradients(**options: Any) -> dict[str, Any]:
+        sol = solve(lambda t, y: 1j * w * y * (1 + 0.3 * y.abs().square()), y0, [0.0, 3.0], **options)
+        return gradients_of(sol.ys[-1], {"w": w, "y0": y0})
+
+    want = gradients(rtol=1e-10, atol=1e-10, gradient="direct")
+    assert_same(gradients(rtol=1e-2, max_steps=100, gradient=ACA(grad_rtol=1e-3)), want, 1e-3)
+
+
 # --- what it leaves as it was ---
 
 

@@ -2,11 +2,11 @@
 
 Step control bounds the local error of the state. What a loss wants is the vector-Jacobian product of the solution,
 whose error can be larger by any factor. The loss is unknown in the forward pass, so the products are taken with
-probes in its place: the outputs themselves (the cotangent of a sum of squares), random numbers on all outputs, and
-where there are several, random numbers on the last one. They are computed on the accepted steps and on those of a
-finer solve: tolerances smaller by the factor that halves the steps, or halved steps where the steps are given. What
-the difference says about the finer solve is Richardson's estimate (Hairer, Norsett, Wanner, "Solving Ordinary
-Differential Equations I", section II.4), with the rate of the method or the one that was observed, the slower one.
+probes in its place: the outputs themselves (the cotangent of a sum of squares, with a little noise), random numbers
+on all outputs, and where there are several, random numbers on the last one. They are computed on the accepted steps
+and on those of a finer solve: tolerances smaller by the factor that halves the steps, or halved steps where the steps
+are given. What the difference says about the finer solve is Richardson's estimate (Hairer, Norsett, Wanner, "Solving
+Ordinary Differential Equations I", section II.4), with the rate of the method or the observed one, whichever is slower.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ TRUSTED = 0.5  # a relative difference above it says nothing about the finer sol
 CAUTION = 3.0  # the error falls this much slower than in theory, within what was measured
 SHORTEST = 5  # of 2^-order: a smaller factor between tolerances is too far to extrapolate
 GROWTH = 1.2  # a search that finds hardly more steps is limited by something else than its tolerance
+MIXED = 0.1  # of noise in the outputs as a cotangent: where their sum of squares is conserved, its gradient is zero
 RESOLUTION = 50.0  # in units of the dtype's rounding: no gradient is better than that
 
 Pull = Callable[[Tensor], Sequence[Tensor | None]]
@@ -178,11 +179,15 @@ def probes(ts: Times, ys: Tensor) -> list[Tensor]:
     """
     start = ts.at_start()
     generator = torch.Generator(device=ys.device).manual_seed(0)  # the user's random numbers stay as they are
-    noise = torch.randn(ys.shape, generator=generator, dtype=ys.dtype, device=ys.device)
-    cotangents = [ys.clone(), noise]
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    spread = MIXED * torch.linalg.vector_norm(ys[start:]) / math.sqrt(max(1, ys[start:].numel()))
+    cotangents = [ys + spread * noise(ys), noise(ys)]
     if len(ts) - start > 1:
         at_end = torch.zeros_like(ys)
-        at_end[-1] = torch.randn(ys.shape[1:], generator=generator, dtype=ys.dtype, device=ys.device)
+        at_end[-1] = noise(ys[-1])
         cotangents.append(at_end)
     for cotangent in cotangents:
         cotangent[:start] = 0
