@@ -440,9 +440,14 @@ def test_probes_leave_out_what_is_exact():
 
 def test_differences_count_by_input():
     big, small = torch.full((2,), 1e6, dtype=DOUBLE), torch.full((2,), 1e-3, dtype=DOUBLE)
-    assert refinement.difference([[big, 1.1 * small]], [[big, small]]) == pytest.approx(0.1, rel=1e-3)
-    assert (
-        refinement.difference([[big, 1e-9 * small]], [[big, 2e-9 * small]]) < 1e-6
-    )  # rounding beside the other
-    assert refinement.difference([[None, torch.zeros(2)]], [[None, torch.zeros(2)]]) == 0
-    assert refinement.difference([[big / 0]], [[big]]) == float("inf")
+    ones = torch.ones(2, dtype=DOUBLE)
+
+    def apart(coarse: list[Tensor | None], fine: list[Tensor | None], noise: Tensor = 0 * ones) -> float:
+        return refinement.difference([coarse, [noise] * 2], [fine, [noise] * 2])
+
+    assert apart([big, 1.1 * small], [big, small]) == pytest.approx(0.1, rel=1e-3)
+    assert apart([big, 1e-9 * small], [big, 2e-9 * small]) < 1e-6  # rounding beside the other
+    assert apart([None, 0 * small], [None, 0 * small]) == 0
+    assert apart([big / 0, small], [big, small]) == float("inf")
+    # A sum of squares that may be conserved: its gradient counts as a tenth of the noise's at least.
+    assert apart([0 * ones, ones], [1e-6 * ones, ones], noise=ones) == pytest.approx(1e-5)

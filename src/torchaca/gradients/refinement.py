@@ -2,7 +2,7 @@
 
 Step control bounds the local error of the state. What a loss wants is the vector-Jacobian product of the solution,
 whose error can be larger by any factor. The loss is unknown in the forward pass, so the products are taken with
-probes in its place: the outputs themselves (the cotangent of a sum of squares, with a little noise), random numbers
+probes in its place: the outputs themselves (the cotangent of a sum of squares), random numbers
 on all outputs, and where there are several, random numbers on the last one. They are computed on the accepted steps
 and on those of a finer solve: tolerances smaller by the factor that halves the steps, or halved steps where the steps
 are given. What the difference says about the finer solve is Richardson's estimate (Hairer, Norsett, Wanner, "Solving
@@ -30,7 +30,9 @@ TRUSTED = 0.5  # a relative difference above it says nothing about the finer sol
 CAUTION = 3.0  # the error falls this much slower than in theory, within what was measured
 SHORTEST = 5  # of 2^-order: a smaller factor between tolerances is too far to extrapolate
 GROWTH = 1.2  # a search that finds hardly more steps is limited by something else than its tolerance
-MIXED = 0.1  # of noise in the outputs as a cotangent: where their sum of squares is conserved, its gradient is zero
+CONSERVED = (
+    0.1  # of the second probe's gradient: a smaller one of the first may be zero, its sum being conserved
+)
 RESOLUTION = 50.0  # in units of the dtype's rounding: no gradient is better than that
 
 Pull = Callable[[Tensor], Sequence[Tensor | None]]
@@ -183,8 +185,8 @@ def probes(ts: Times, ys: Tensor) -> list[Tensor]:
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
-    spread = MIXED * torch.linalg.vector_norm(ys[start:]) / math.sqrt(max(1, ys[start:].numel()))
-    cotangents = [ys + spread * noise(ys), noise(ys)]
+    spread = torch.linalg.vector_norm(ys[start:]) / math.sqrt(max(1, ys[start:].numel()))
+    cotangents = [ys.clone(), spread * noise(ys)]
     if len(ts) - start > 1:
         at_end = torch.zeros_like(ys)
         at_end[-1] = noise(ys[-1])
@@ -199,18 +201,26 @@ def difference(coarse: Sequence[Sequence[Tensor | None]], fine: Sequence[Sequenc
 
     Each input's gradient counts by itself, however small; only what is rounding beside the largest does not.
     """
-    found = []
-    for ours, theirs in zip(fine, coarse, strict=True):
-        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
-        if not pairs:
-            continue
-        apart = torch.stack([torch.linalg.vector_norm(a - b).cpu().double() for a, b in pairs])
-        sizes = torch.stack([torch.linalg.vector_norm(a).cpu().double() for a, _ in pairs])
-        eps = max(torch.finfo(a.dtype).eps for a, _ in pairs)
-        least = (eps**0.75 * sizes.max()).clamp(min=torch.finfo(torch.float64).tiny)
-        found.append((apart / torch.maximum(sizes, least)).max())
-    worst = torch.stack(found).max().item() if found else 0.0
+    if not fine[0]:
+        return 0.0
+    sizes = torch.stack([torch.stack([_size(a) for a in ours]) for ours in fine])
+    apart = torch.stack(
+        [
+            torch.stack(
+                [_size(None if a is None or b is None else a - b) for a, b in zip(*both, strict=True)]
+            )
+            for both in zip(fine, coarse, strict=True)
+        ]
+    )
+    eps = max((torch.finfo(a.dtype).eps for a in fine[0] if a is not None), default=0.0)
+    least = eps**0.75 * sizes.amax(1, keepdim=True)
+    sizes[0] = torch.maximum(sizes[0], CONSERVED * sizes[1])
+    worst = (apart / torch.maximum(sizes, least).clamp(min=torch.finfo(sizes.dtype).tiny)).max().item()
     return worst if math.isfinite(worst) else math.inf
+
+
+def _size(x: Tensor | None) -> Tensor:
+    return torch.zeros((), dtype=torch.float64) if x is None else torch.linalg.vector_norm(x).cpu().double()
 
 
 def extrapolated(apart: float, last: float, rate: float) -> float:
