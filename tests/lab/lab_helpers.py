@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from torchaca.lab import cli, three_body, toy
+from torchaca.lab import cli, three_body, toy, van_der_pol
 
 EPOCHS = 3
 
@@ -28,6 +28,12 @@ def small_three_body():
 def small_toy():
     """The toy experiment at one T."""
     return replace(toy.EXPERIMENT, sizes={"smoke": {"times": (5.0,)}}, size="smoke")
+
+
+def small_van_der_pol():
+    """The van der Pol experiment at one T and one pair of tolerances."""
+    sizes = {"smoke": {"times": (25.0,), "tolerances": ((1e-3, 1e-6),)}}
+    return replace(van_der_pol.EXPERIMENT, sizes=sizes, size="smoke")
 
 
 def run(*args):

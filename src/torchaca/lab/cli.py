@@ -15,6 +15,7 @@ from .experiment import DTYPES, Experiment, UsageError, check_name
 
 EXPERIMENTS = {
     "toy": "torchaca.lab.toy",
+    "van-der-pol": "torchaca.lab.van_der_pol",
     "three-body": "torchaca.lab.three_body",
 }
 """Name on the command line -> the module whose `EXPERIMENT` it is."""
