@@ -43,7 +43,8 @@ class Experiment:
     size : str
         The size that is run when none is asked for.
     check : callable, optional
-        `check(settings)` raises `UsageError` for settings that cannot be run, before anything is written.
+        `check(settings)` raises `UsageError` where something that the settings name is missing, before
+        anything is written.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Experiment:
     sizes: Mapping[str, Mapping[str, Any]]
     main: Callable[[Run, Any, Console], Report]
     size: str = "cpu"
-    check: Callable[[Any], None] | None = None
+    check: Callable[[Any], None] = lambda settings: None
 
     def resolve(self, options: Mapping[str, Any]) -> Any:
         """The settings for the options of the command: defaults, then the size's, then the options' own.
@@ -74,8 +75,6 @@ class Experiment:
         settings = dataclasses.replace(self.defaults, **self.sizes[size])
         settings = dataclasses.replace(settings, **given)
         _check(settings)
-        if self.check:
-            self.check(settings)
         return settings
 
 
