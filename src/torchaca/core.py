@@ -94,7 +94,8 @@ class Stats:
         The largest relative difference between the states that the last backward pass reconstructed and those that the
         forward pass had kept; only the gradient "mali" reconstructs states.
     gradient_error : float or None
-        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it.
+        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it. What it took is in
+        `nfe`; only the final steps are in `accepted`.
     """
 
     nfe: int = 0

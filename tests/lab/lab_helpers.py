@@ -1,9 +1,14 @@
 """Small experiments that end in a second, and how to compare runs."""
 
+import io
 import json
+import zipfile
 from dataclasses import replace
 
-from torchaca.lab import cli, three_body, toy
+import numpy as np
+from PIL import Image
+
+from torchaca.lab import cli, conv_reconstruct, cost, three_body, toy, van_der_pol
 
 EPOCHS = 3
 
@@ -28,6 +33,37 @@ def small_three_body():
 def small_toy():
     """The toy experiment at one T."""
     return replace(toy.EXPERIMENT, sizes={"smoke": {"times": (5.0,)}}, size="smoke")
+
+
+def small_van_der_pol():
+    """The van der Pol experiment at one T and one pair of tolerances."""
+    sizes = {"smoke": {"times": (25.0,), "tolerances": ((1e-3, 1e-6),)}}
+    return replace(van_der_pol.EXPERIMENT, sizes=sizes, size="smoke")
+
+
+def small_cost():
+    """The cost experiment at two or three points an axis."""
+    sizes = {"smoke": {"spans": (1.0, 2.0, 4.0), "layers": (1, 4), "trials": (1, 3)}}
+    return replace(cost.EXPERIMENT, sizes=sizes, size="smoke")
+
+
+def small_conv_reconstruct():
+    """The reconstruction of two images at two T."""
+    sizes = {"smoke": {"times": (1.0, 3.0), "seeds": 1, "images": 2, "activations": ("relu", "linear")}}
+    return replace(conv_reconstruct.EXPERIMENT, sizes=sizes, size="smoke")
+
+
+def mosaic(path, count=4, columns=3):
+    """A zip of `count` images in the mosaic format, and the images, `(count, 32, 32, 3)`."""
+    rows = -(-count // columns)
+    tiles = np.random.default_rng(0).integers(0, 256, (rows * columns, 32, 32, 3), dtype=np.uint8)
+    whole = tiles.reshape(rows, columns, 32, 32, 3).swapaxes(1, 2).reshape(rows * 32, columns * 32, 3)
+    part = io.BytesIO()
+    Image.fromarray(whole).save(part, "PNG")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("meta.json", json.dumps({"tile": 32, "columns": columns, "count": {"test": count}}))
+        archive.writestr("test_00.png", part.getvalue())
+    return tiles[:count]
 
 
 def run(*args):

@@ -92,3 +92,12 @@ def test_saved_tensors_are_counted_once_until_they_are_released():
         z.sum().backward()
     assert saved.held == 0
     assert saved.peak == 1600
+
+
+def test_a_graph_that_is_dropped_holds_nothing():
+    x = torch.ones(100, dtype=torch.float64, requires_grad=True)
+    with SavedTensors() as saved:
+        for _ in range(3):
+            (x * x).exp()  # exp saves its own result
+    assert saved.held == 0
+    assert saved.peak == 1600

@@ -9,13 +9,14 @@ from lab_helpers import metrics, run, summary
 from torchaca.errors import SolverError
 from torchaca.lab.toy import errors
 from torchaca.lab.toy.errors import Case, Settings, exact_gradient, gradients
+from torchaca.lab.toy.outcome import _cell, wanted
 from torchaca.lab.toy.plots import plot
 
 
 @pytest.mark.parametrize("k", [1.0, -1.0])
 def test_the_exact_gradient_is_the_limit(k):
     case = Case(k, "float64", 2.0)
-    found = gradients(Settings(rtol=1e-10, atol=1e-12), case, "aca")
+    found = gradients(Settings(rtol=1e-10, atol=1e-12), case, "aca", "dopri5")
     exact = exact_gradient(case, 1.0)
     assert found["dz0"] == pytest.approx(exact["dz0"], rel=1e-8)
     assert found["dk"] == pytest.approx(exact["dk"], rel=1e-8)
@@ -25,10 +26,10 @@ def test_from_command_to_page(small, tmp_path, capsys):
     folder = tmp_path / "run"
     assert run("toy", "--out", folder, "--docs", tmp_path / "docs") == 0
     lines = metrics(folder)
-    assert len(lines) == 2 * 2 * 4
+    assert len(lines) == 2 * 2 * 5
     for line in lines:
         assert line["exact dz0"] < 1e-2, line
-        if line["gradient"] in ("aca", "direct"):
+        if line["gradient"] in ("aca", "direct", "mali"):
             assert line["discrete dz0"] <= 1e-6, line
             assert line["discrete dk"] <= 1e-6, line
     assert summary(folder)["rows"][0]["row"] == "k=+1 float32 T=5 naive"
@@ -49,11 +50,11 @@ def test_options_reach_the_run(small, tmp_path):
 def test_a_failed_solve_is_a_row(small, tmp_path, monkeypatch, capsys):
     original = errors.gradients
 
-    def failing(settings, case, gradient):
+    def failing(settings, case, gradient, method):
         if gradient == "adjoint":
-            found = original(settings, case, "aca")
+            found = original(settings, case, "aca", method)
             raise SolverError("step-size", "lost", t=1.0, dt=0.0, stats=found, backward=True)
-        return original(settings, case, gradient)
+        return original(settings, case, gradient, method)
 
     monkeypatch.setattr(errors, "gradients", failing)
     assert run("toy", "--out", tmp_path / "run") == 0
@@ -85,6 +86,13 @@ def test_the_plots(tmp_path):
     ]
     plot(lines, settings, "exact", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_mali_is_measured_at_its_own_times(tmp_path):
+    settings = Settings(times=(4.0, 5.0), mali_times=(5.0,))
+    assert wanted(settings, 4.0) == ["naive", "direct", "adjoint", "aca"]
+    assert wanted(settings, 5.0)[-1] == "mali"
+    assert _cell(None, "exact") == "-"
 
 
 def test_growth_overflows_nothing():

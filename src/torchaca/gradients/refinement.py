@@ -2,11 +2,11 @@
 
 Step control bounds the local error of the state. What a loss wants is the vector-Jacobian product of the solution,
 whose error can be larger by any factor. The loss is unknown in the forward pass, so the products are taken with
-probes in its place: the outputs themselves (the cotangent of a sum of squares), random numbers on all outputs, and
-where there are several, random numbers on the last one. They are computed on the accepted steps and on those of a
-finer solve: tolerances smaller by the factor that halves the steps, or halved steps where the steps are given. What
-the difference says about the finer solve is Richardson's estimate (Hairer, Norsett, Wanner, "Solving Ordinary
-Differential Equations I", section II.4), with the rate of the method or the one that was observed, the slower one.
+probes in its place: the outputs themselves (the cotangent of a sum of squares), random numbers
+on all outputs, and where there are several, random numbers on the last one. They are computed on the accepted steps
+and on those of a finer solve: tolerances smaller by the factor that halves the steps, or halved steps where the steps
+are given. What the difference says about the finer solve is Richardson's estimate (Hairer, Norsett, Wanner, "Solving
+Ordinary Differential Equations I", section II.4), with the rate of the method or the observed one, whichever is slower.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ TRUSTED = 0.5  # a relative difference above it says nothing about the finer sol
 CAUTION = 3.0  # the error falls this much slower than in theory, within what was measured
 SHORTEST = 5  # of 2^-order: a smaller factor between tolerances is too far to extrapolate
 GROWTH = 1.2  # a search that finds hardly more steps is limited by something else than its tolerance
+CONSERVED = (
+    0.1  # of the second probe's gradient: a smaller one of the first may be zero, its sum being conserved
+)
 RESOLUTION = 50.0  # in units of the dtype's rounding: no gradient is better than that
 
 Pull = Callable[[Tensor], Sequence[Tensor | None]]
@@ -93,11 +96,12 @@ def _refined(coarse: Level, grad_rtol: float, rehearse: Rehearse) -> tuple[Level
     """The finest solve, and why it is not fine enough, if it is not."""
     p = coarse.problem
     rate = 2.0 ** -min(p.method.order, SHORTEST)
-    limit = p.control.max_steps if isinstance(p.control, Adaptive) else STEPS
+    adaptive = isinstance(p.control, Adaptive)
+    limit, name = (p.control.max_steps, "max_steps=") if adaptive else (STEPS, "")
     found = [math.inf, math.inf]
     for _ in range(REFINEMENTS):
         if 2 * (len(coarse.times) - 1) > limit:
-            return coarse, f"finer steps are more than {limit:,}"
+            return coarse, f"finer steps are more than {name}{limit}"
         fine = _finer(coarse, rate, rehearse)
         if fine.failure is not None:
             return coarse, f"a finer solve failed ({fine.failure})"
@@ -120,11 +124,10 @@ def _unreached(p: Problem, grad_rtol: float, finest: Level, why: str) -> SolverE
     estimate = p.stats.gradient_error
     reached = "could not be estimated" if estimate is None else f"is estimated as {estimate:.1e}"
     wide = p.y0.dtype in (torch.float64, torch.complex128)
-    advice = "a larger grad_rtol, a shorter time span" if wide else "float64, a larger grad_rtol"
     message = (
-        f"the relative error of the gradients {reached} on {len(finest.times) - 1} steps, above "
-        f"grad_rtol={grad_rtol:g}; {why}. Try {advice}, or a smoother f: chaos, kinks and random numbers in f defeat "
-        "refinement"
+        f"grad_rtol={grad_rtol:g} was not reached: the relative error of the gradients {reached} on "
+        f"{len(finest.times) - 1} steps; {why}. Try {'' if wide else 'float64, '}a larger grad_rtol or max_steps, a "
+        "shorter time span, or a smoother f: chaos, kinks and noise defeat refinement"
     )
     return SolverError("gradient-error", message, t=p.ts.values[-1], dt=0.0, stats=p.stats)
 
@@ -178,11 +181,15 @@ def probes(ts: Times, ys: Tensor) -> list[Tensor]:
     """
     start = ts.at_start()
     generator = torch.Generator(device=ys.device).manual_seed(0)  # the user's random numbers stay as they are
-    noise = torch.randn(ys.shape, generator=generator, dtype=ys.dtype, device=ys.device)
-    cotangents = [ys.clone(), noise]
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    spread = torch.linalg.vector_norm(ys[start:]) / math.sqrt(max(1, ys[start:].numel()))
+    cotangents = [ys.clone(), spread * noise(ys)]
     if len(ts) - start > 1:
         at_end = torch.zeros_like(ys)
-        at_end[-1] = torch.randn(ys.shape[1:], generator=generator, dtype=ys.dtype, device=ys.device)
+        at_end[-1] = noise(ys[-1])
         cotangents.append(at_end)
     for cotangent in cotangents:
         cotangent[:start] = 0
@@ -194,18 +201,26 @@ def difference(coarse: Sequence[Sequence[Tensor | None]], fine: Sequence[Sequenc
 
     Each input's gradient counts by itself, however small; only what is rounding beside the largest does not.
     """
-    found = []
-    for ours, theirs in zip(fine, coarse, strict=True):
-        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
-        if not pairs:
-            continue
-        apart = torch.stack([torch.linalg.vector_norm(a - b).cpu().double() for a, b in pairs])
-        sizes = torch.stack([torch.linalg.vector_norm(a).cpu().double() for a, _ in pairs])
-        eps = max(torch.finfo(a.dtype).eps for a, _ in pairs)
-        least = (eps**0.75 * sizes.max()).clamp(min=torch.finfo(torch.float64).tiny)
-        found.append((apart / torch.maximum(sizes, least)).max())
-    worst = torch.stack(found).max().item() if found else 0.0
+    if not fine[0]:
+        return 0.0
+    sizes = torch.stack([torch.stack([_size(a) for a in ours]) for ours in fine])
+    apart = torch.stack(
+        [
+            torch.stack(
+                [_size(None if a is None or b is None else a - b) for a, b in zip(*both, strict=True)]
+            )
+            for both in zip(fine, coarse, strict=True)
+        ]
+    )
+    eps = max((torch.finfo(a.dtype).eps for a in fine[0] if a is not None), default=0.0)
+    least = eps**0.75 * sizes.amax(1, keepdim=True)
+    sizes[0] = torch.maximum(sizes[0], CONSERVED * sizes[1])
+    worst = (apart / torch.maximum(sizes, least).clamp(min=torch.finfo(sizes.dtype).tiny)).max().item()
     return worst if math.isfinite(worst) else math.inf
+
+
+def _size(x: Tensor | None) -> Tensor:
+    return torch.zeros((), dtype=torch.float64) if x is None else torch.linalg.vector_norm(x).cpu().double()
 
 
 def extrapolated(apart: float, last: float, rate: float) -> float:

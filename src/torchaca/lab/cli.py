@@ -15,14 +15,17 @@ from .experiment import DTYPES, Experiment, UsageError, check_name
 
 EXPERIMENTS = {
     "toy": "torchaca.lab.toy",
+    "van-der-pol": "torchaca.lab.van_der_pol",
+    "conv-reconstruct": "torchaca.lab.conv_reconstruct",
+    "cost": "torchaca.lab.cost",
     "three-body": "torchaca.lab.three_body",
 }
 """Name on the command line -> the module whose `EXPERIMENT` it is."""
 
-OPTIONS = ("size", "gradient", "method", "seeds", "dtype", "time_limit")
+OPTIONS = ("size", "gradient", "method", "seeds", "dtype", "data", "time_limit")
 """The options that an experiment may take, by the names of its settings."""
 
-EXTRA = ("rich", "matplotlib")
+EXTRA = ("rich", "matplotlib", "PIL")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--seeds", type=int, metavar="N", help="the number of repetitions")
     run.add_argument("--dtype", nargs="+", metavar="DTYPE", help=f"precisions: {', '.join(DTYPES)}")
+    run.add_argument("--data", metavar="PATH", help="where the experiment's data are")
     run.add_argument(
         "--time-limit",
         type=float,

@@ -42,6 +42,9 @@ class Experiment:
         `main(run, settings, console)` trains what is not trained yet and returns the report.
     size : str
         The size that is run when none is asked for.
+    check : callable, optional
+        `check(settings)` raises `UsageError` where something that the settings name is missing, before
+        anything is written.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Experiment:
     sizes: Mapping[str, Mapping[str, Any]]
     main: Callable[[Run, Any, Console], Report]
     size: str = "cpu"
+    check: Callable[[Any], None] = lambda settings: None
 
     def resolve(self, options: Mapping[str, Any]) -> Any:
         """The settings for the options of the command: defaults, then the size's, then the options' own.

@@ -7,8 +7,15 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLOURS = {"aca": "C0", "direct": "C2", "naive": "C1", "adjoint": "C3"}
-MARKERS = {"aca": "o", "direct": "+", "naive": "x", "adjoint": "s"}
+COLOURS = {
+    "aca": "C0",
+    "direct": "C2",
+    "naive": "C1",
+    "adjoint": "C3",
+    "adjoint interpolated": "C6",
+    "mali": "C4",
+}
+MARKERS = {"aca": "o", "direct": "+", "naive": "x", "adjoint": "s", "adjoint interpolated": "d", "mali": "^"}
 
 
 def figure(width: float, height: float) -> Figure:

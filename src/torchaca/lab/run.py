@@ -98,6 +98,7 @@ def start(experiment: Experiment, options: Mapping[str, Any], folder: Path | Non
         When the folder is in use or cannot be written.
     """
     settings = experiment.resolve(options)
+    experiment.check(settings)
     folder = folder or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if (folder / "config.json").exists():
         raise UsageError(
@@ -142,6 +143,7 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
                 f"{folder} was run with {name} = {before.get(name)}, not {after.get(name)}: "
                 "resume it with its own settings, or start a new run"
             )
+    experiment.check(settings)
     return _open(folder, config), settings
 
 

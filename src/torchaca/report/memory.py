@@ -35,6 +35,7 @@ class SavedTensors:
         self._hooks.__exit__(kind, error, trace)
 
     def _pack(self, tensor: Tensor) -> Kept:
+        tensor = tensor.detach()  # an output that its own graph keeps would keep the graph
         storage = tensor.untyped_storage()
         if storage.data_ptr() in self.besides:
             return Kept(None, tensor)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import torchaca as aca
-from torchaca.errors import SolverError
 
+from ..cases import attempt
 from ..run import Run
 
 PARAMETERS = ("dz0", "dk")
@@ -20,9 +20,12 @@ PARAMETERS = ("dz0", "dk")
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of the toy experiment; the slides give the equation, the range of T is [0, 20]."""
+    """The settings of the toy experiment; the slides give the equation, the range of T is [0, 20].
 
-    gradient: tuple[str, ...] = ("naive", "direct", "adjoint", "aca")
+    "mali" needs `mali_method`, whose order is lower and whose steps are many: it is measured at fewer T.
+    """
+
+    gradient: tuple[str, ...] = ("naive", "direct", "adjoint", "aca", "mali")
     dtype: tuple[str, ...] = ("float32", "float64")
     method: str = "dopri5"
     rtol: float = 1e-5
@@ -30,6 +33,8 @@ class Settings:
     z0: float = 1.0
     k: tuple[float, ...] = (1.0, -1.0)
     times: tuple[float, ...] = tuple(float(t) for t in range(1, 21))
+    mali_method: str = "alf"
+    mali_times: tuple[float, ...] = (5.0, 10.0, 15.0, 20.0)
     threads: int = 1
 
 
@@ -47,16 +52,28 @@ class Case:
 
 
 def measure(run: Run, settings: Settings, case: Case, gradients: list[str]) -> None:
-    """Log the gradients of one case, with their errors."""
+    """Log the gradients of one case, with their errors.
+
+    The discrete reference is `direct` with the same solver.
+    """
     exact = exact_gradient(case, settings.z0)
-    discrete = _attempt(settings, case, "direct")
+    references: dict[str, dict[str, Any]] = {}
     for gradient in gradients:
-        found = discrete if gradient == "direct" else _attempt(settings, case, gradient)
+        method = method_of(settings, gradient)
+        if method not in references:
+            references[method] = _attempt(settings, case, "direct", method)
+        discrete = references[method]
+        found = discrete if gradient == "direct" else _attempt(settings, case, gradient, method)
         line: dict[str, Any] = {"row": case.name(gradient), **asdict(case), "gradient": gradient, **found}
         for kind, reference in (("exact", exact), ("discrete", discrete)):
             for name in PARAMETERS:
                 line[f"{kind} {name}"] = relative_error(found[name], reference[name])
         run.log(line)
+
+
+def method_of(settings: Settings, gradient: str) -> str:
+    """The solver that a gradient method is measured with."""
+    return settings.mali_method if gradient == "mali" else settings.method
 
 
 def exact_gradient(case: Case, z0: float) -> dict[str, float]:
@@ -72,24 +89,14 @@ def relative_error(value: float | None, reference: float | None) -> float | None
     return abs(value - reference) / abs(reference)
 
 
-def _attempt(settings: Settings, case: Case, gradient: str) -> dict[str, Any]:
-    """The gradients and what they cost; `failed` is the kind of the error where the solve failed."""
-    begin = perf_counter()
-    try:
-        found = gradients(settings, case, gradient)
-    except SolverError as error:
-        found = {
-            "dz0": None,
-            "dk": None,
-            "failed": error.kind,
-            "backward": error.backward,
-            "message": str(error),
-        }
-    return {**found, "seconds": perf_counter() - begin}
+def _attempt(settings: Settings, case: Case, gradient: str, method: str) -> dict[str, Any]:
+    """The gradients and what they cost, or None and why the solve failed."""
+    found = attempt(partial(gradients, settings, case, gradient, method))
+    return {"dz0": None, "dk": None, **found}
 
 
-def gradients(settings: Settings, case: Case, gradient: str) -> dict[str, Any]:
-    """dL/dz0 and dL/dk by one gradient method, and the counts of the solve.
+def gradients(settings: Settings, case: Case, gradient: str, method: str) -> dict[str, Any]:
+    """dL/dz0 and dL/dk by one gradient method and solver, and the counts of the solve.
 
     Raises
     ------
@@ -107,7 +114,7 @@ def gradients(settings: Settings, case: Case, gradient: str) -> dict[str, Any]:
         f,
         z0,
         [0.0, case.T],
-        method=settings.method,
+        method=method,
         rtol=settings.rtol,
         atol=settings.atol,
         gradient=gradient,

@@ -26,7 +26,7 @@ def main(run: Run, settings: Settings, console: Console) -> Report:
     known = {line["row"] for line in run.metrics}
     with console.status("solving") as status:
         for case in cases:
-            missing = [gradient for gradient in settings.gradient if case.name(gradient) not in known]
+            missing = [name for name in wanted(settings, case.T) if case.name(name) not in known]
             if missing:
                 status.update(f"solving {case.name(', '.join(missing))}")
                 measure(run, settings, case, missing)
@@ -39,21 +39,28 @@ def main(run: Run, settings: Settings, console: Console) -> Report:
     )
 
 
+def wanted(settings: Settings, T: float) -> list[str]:
+    """The gradient methods that are measured at T."""
+    return [name for name in settings.gradient if name != "mali" or T in settings.mali_times]
+
+
 def _table(lines: Lines, settings: Settings, kind: str) -> Table:
     columns = [T for T in COLUMNS if T in settings.times]
     rows = []
     for k, dtype, gradient in product(settings.k, settings.dtype, settings.gradient):
         found = {line["T"]: line for line in select(lines, k, dtype, gradient)}
-        rows.append([gradient, f"{k:+g}", dtype, *(_cell(found[T], kind) for T in columns)])
+        rows.append([gradient, f"{k:+g}", dtype, *(_cell(found.get(T), kind) for T in columns)])
     return Table(
         title=f"Relative error of dL/dz0, dL/dk against {AGAINST[kind]}",
         columns=["gradient", "k", "dtype", *(f"T = {T:g}" for T in columns)],
         rows=rows,
-        notes=_notes(kind),
+        notes=[*_notes(kind), *_mali(settings)],
     )
 
 
-def _cell(line: Mapping[str, Any], kind: str) -> str:
+def _cell(line: Mapping[str, Any] | None, kind: str) -> str:
+    if line is None:
+        return NONE
     if "failed" in line:
         return f"failed: {line['failed']}"
     if line[f"{kind} dz0"] is None:
@@ -67,4 +74,13 @@ def _notes(kind: str) -> list[str]:
     return [
         "naive also differentiates the step sizes, so it has a discrete solution of its own: its difference "
         "from `direct` is what the step-size search contributes."
+    ]
+
+
+def _mali(settings: Settings) -> list[str]:
+    if "mali" not in settings.gradient:
+        return []
+    return [
+        f"mali needs a reversible solver, {settings.mali_method}: its reference is `direct` with that one. Where "
+        "the solution contracts (k < 0), the slope that alf carries swings and uses up all steps."
     ]
