@@ -1,8 +1,10 @@
 """Every Python block of the readme and of the pages in docs/ runs, in order, one namespace a page; every link leads."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -28,9 +30,14 @@ def anchors(text: str) -> set[str]:
 
 
 @by_page
-def test_python_blocks_run(page):
+@pytest.mark.filterwarnings("error:compile=True")  # a page that says compiled is compiled
+def test_python_blocks_run(page, monkeypatch):
     torch.manual_seed(0)
-    names = {"__name__": f"docs of {page.stem}"}
+    module = ModuleType(f"docs_{page.stem.replace('-', '_')}")
+    monkeypatch.setitem(
+        sys.modules, module.__name__, module
+    )  # where torch.compile looks for a function's globals
+    names = vars(module)
     for line, code in blocks(page.read_text()):
         # Line numbers in a traceback are those of the page.
         exec(compile("\n" * line + code, str(page), "exec"), names)

@@ -82,7 +82,7 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
     evaluate = _entry(key)
     _CAUGHT.append(caught)
     try:
-        with torch.no_grad(), _settings():
+        with torch.no_grad(), settings():
             value = evaluate(f.func, f.structure, f.fit, time, y, f.args)
     except CannotCompile:
         raise
@@ -222,7 +222,8 @@ def renamed(function: Any, name: str) -> Any:
     return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 
 
-def _settings() -> Any:
+def settings() -> Any:
+    """Dynamo's settings, as a context manager: no side effects, no numbers that become inputs, enough graphs."""
     return dynamo_config.patch(
         recompile_limit=KEPT_GRAPHS,
         fail_on_recompile_limit_hit=True,

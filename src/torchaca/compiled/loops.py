@@ -382,6 +382,8 @@ def _row(table: tuple[Tensor, Tensor], at: Tensor) -> Tensor:
 
 
 KEPT_GUARDS = {"TENSOR_MATCH", "SHAPE_ENV"}
+# Unless told otherwise, PyTorch keeps graphs with these out of its disk cache; its key holds their bodies, too.
+CACHED = {"torch.ops.higher_order.while_loop": "1", "torch.ops.higher_order.cond": "1"}
 COUNT = iter(range(10**9))
 
 
@@ -391,7 +393,6 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     def kept(guards: Any) -> list[bool]:
         return [guard.guard_type in KEPT_GUARDS for guard in guards]
 
-    options = {"cpp_wrapper": True, "guard_filter_fn": kept}
-    return torch.compile(
-        renamed(function, f"{function.__name__}_{next(COUNT)}"), fullgraph=True, options=options
-    )
+    own = renamed(function, f"{function.__name__}_{next(COUNT)}")
+    options = {"cpp_wrapper": True, "guard_filter_fn": kept, "unsafe_marked_cacheable_functions": CACHED}
+    return torch.compile(own, fullgraph=True, options=options)

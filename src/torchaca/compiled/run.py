@@ -22,7 +22,7 @@ from ..core import Problem, value
 from ..diagnosis import RECENT, History, diagnose
 from ..errors import SolverError
 from ..stepping import TINY, Pace, _refuse
-from .field import CannotCompile, Capture, first_line
+from .field import CannotCompile, Capture, first_line, settings
 from .loops import Limits, Spec, State, march_loop, search_loop
 from .outputs import Chunk, emit
 
@@ -97,7 +97,8 @@ class Run:
                 if size in self.capture.sizes:
                     maybe_mark_dynamic(x, dim)
         try:
-            out = loop(*args)
+            with settings():
+                out = loop(*args)
         except Exception as error:
             loops[place] = _failing(f"the compiler failed ({first_line(error)})")
             return loops[place]()
