@@ -82,10 +82,10 @@ def test_the_tree_is_the_tree_of_the_sources():
     assert named == modules | packages
 
 
-def test_an_error_names_the_line_of_the_page(tmp_path):
+def test_an_error_names_the_line_of_the_page(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n```python\nx = 1\n```\n\nText\n\n```python\ny = x\nassert y == 2\n```\n")
     with pytest.raises(AssertionError) as caught:
-        test_python_blocks_run(page)
+        test_python_blocks_run(page, monkeypatch)
     assert caught.traceback[-1].lineno + 1 == 11
     assert str(caught.traceback[-1].path) == str(page)
