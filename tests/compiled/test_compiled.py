@@ -1,7 +1,11 @@
 """`compile=True` with the compiler: what is compiled once, what runs in the eager loop after all, what is refused."""
 
+import os
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +82,49 @@ def test_a_batch_of_any_size_is_compiled_for_twice(counted):
     for batch in (3, 5, 6, 9):
         assert_compiled_equals_eager(f, torch.randn(batch, 2, dtype=torch.float64), [0.0, 1.0])
     assert counted == ["sweep", "search"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "dopri5", "rtol": 1e-6},
+        {"method": "tsit5", "rtol": 1e-6, "norm": "max"},
+        {"method": "fehlberg5", "rtol": 1e-5},  # f1 is an evaluation of its own
+        {"method": "heun_euler", "rtol": 1e-2},  # no evaluation is handed on
+        {"method": "dopri5", "rtol": None, "n_steps": 5},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_methods(options):
+    assert_compiled_equals_eager(Net(), torch.randn(3, 2, dtype=torch.float64), INSIDE, **options)
+
+
+PROCESS = """
+import sys; sys.path.insert(0, sys.argv[1])
+import torch
+from compiled_helpers import Net
+from torchaca import solve
+torch.manual_seed(0)
+ys = solve(Net(), torch.ones(3, 2, dtype=torch.float64), [0.0, 1.0], method="bosh3", compile=True).ys
+ys.sum().backward() if ys.requires_grad else None
+print(torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"], ys.sum().item())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_second_process_finds_the_graphs_in_the_disk_cache(tmp_path):
+    here, source = Path(__file__).parent, Path(aca.__file__).parents[1]
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(source)}
+    command = [sys.executable, "-W", "error:compile=True", "-c", PROCESS, str(here)]
+    outputs = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    ]
+    assert [hits for hits, _ in outputs] == ["0", "2"]
+    assert outputs[0][1] == outputs[1][1]
 
 
 def branching(t, y):

@@ -158,3 +158,53 @@ def test_equal_times_and_a_single_time():
     y0 = torch.ones(2, dtype=torch.float64)
     for t in ([1.0], [1.0, 1.0]):
         assert torch.equal(torchaca.solve(Net(), y0, t, compile=True).ys, y0.expand(len(t), 2))
+
+
+def grads_of(ys, wrt, **options):
+    return torch.autograd.grad(ys.square().sum(), wrt, **options)
+
+
+def test_the_graph_can_be_walked_twice_but_not_differentiated():
+    f, weights, y0 = net()
+    sol = torchaca.solve(f, y0.requires_grad_(), TIMES["inside"], compile=True)
+    first = grads_of(sol.ys, weights, retain_graph=True)
+    cost = sol.stats.nfe_backward
+    assert all(torch.equal(a, b) for a, b in zip(first, grads_of(sol.ys, weights, retain_graph=True)))
+    assert sol.stats.nfe_backward == 2 * cost
+    (grad,) = grads_of(sol.ys, y0, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives of a compiled solve"):
+        grad.sum().backward()
+
+
+def test_weights_that_changed_before_backward_are_an_error():
+    f, weights, y0 = net()
+    ys = torchaca.solve(f, y0, [0.0, 1.0], compile=True).ys
+    with torch.no_grad():
+        weights[0].add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        grads_of(ys, weights)
+
+
+def test_the_other_doors_compile_as_well():
+    f, _, y0 = net()
+    block = torchaca.NeuralODE(f, t=(0.0, 2.0), rtol=1e-5, compile=True)
+    torch.testing.assert_close(block(y0), torchaca.NeuralODE(f, t=(0.0, 2.0), rtol=1e-5)(y0))
+    t, pair = torch.linspace(0, 1, 4), (torch.ones(2), torch.ones(3))
+    found = [
+        torchaca.odeint(lambda t, y: (-y[0], y[1].sin()), pair, t, rtol=1e-4, atol=1e-4, compile=compiled)
+        for compiled in (True, False)
+    ]
+    torch.testing.assert_close(*found)
+    plain = torchaca.odeint(f, y0, t.double(), method="rk4", compile=True)
+    torch.testing.assert_close(plain, torchaca.odeint(f, y0, t.double(), method="rk4"))
+
+
+def test_a_captured_initial_state_stays_a_constant():
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    ends = [
+        torchaca.solve(lambda t, y: y0 - y, 1.0 * y0, [0.0, 1.0], compile=c).ys[-1] for c in (True, False)
+    ]
+    grads = [torch.autograd.grad(end.sum(), y0)[0] for end in ends]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=0)
+    same = torchaca.solve(lambda t, y: 2 * y0 - y, y0, [0.0, 1.0], compile=True).ys[-1]
+    torch.testing.assert_close(same, torchaca.solve(lambda t, y: 2 * y0 - y, y0, [0.0, 1.0]).ys[-1])

@@ -7,7 +7,9 @@ where an attribute of f has changed, f gets another graph, and where only values
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -77,10 +79,12 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
     caught: list[tuple[Field, list[Tensor]]] = []
     key = _identity(f.func)
     owner = key if isinstance(key, types.CodeType) else f.func  # that class may have other, traceable objects
-    if owner in _UNTRACED:
-        raise CannotCompile(_UNTRACED[owner])
+    with contextlib.suppress(TypeError):  # an object that cannot be a key is tried again each time
+        if owner in _UNTRACED:
+            raise CannotCompile(_UNTRACED[owner])
     evaluate = _entry(key)
-    _CAUGHT.append(caught)
+    stack = _stack()
+    stack.append(caught)
     try:
         with torch.no_grad(), settings():
             value = evaluate(f.func, f.structure, f.fit, time, y, f.args)
@@ -99,7 +103,7 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
             )
         raise CannotCompile(reason) from error
     finally:
-        _CAUGHT.pop()
+        stack.pop()
     if len(caught) != 1:
         raise CannotCompile("f has no operation on tensors that could be compiled")
     graph, tensors = caught[0]
@@ -116,7 +120,13 @@ def _pure(graph: Field, tensors: Sequence[Tensor], time: Tensor, y: Tensor, valu
 
 
 _UNTRACED: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-_CAUGHT: list[list[tuple[Field, list[Tensor]]]] = []
+_CALLS = threading.local()  # what is being captured in this thread, the innermost last
+
+
+def _stack() -> list[list[tuple[Field, list[Tensor]]]]:
+    if not hasattr(_CALLS, "stack"):
+        _CALLS.stack = []
+    return _CALLS.stack
 
 
 def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -131,7 +141,7 @@ def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[.
             out = kept.graph(*tensors) if not kept.effects else ()
         if kept.effects:
             raise CannotCompile(kept.effects)
-        _CAUGHT[-1].append((kept, tensors))
+        _stack()[-1].append((kept, tensors))
         return out
 
     return run
