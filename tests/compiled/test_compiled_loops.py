@@ -76,7 +76,7 @@ def test_chunks_join_without_a_seam(method, times, monkeypatch):
         {"control": Adaptive(rtol=1e-4, pid=torchaca.PI_CONTROL)},
         {"control": Adaptive(rtol=1e-5, pid=torchaca.PID_CONTROL, safety=0.8, factor_max=3.0)},
         {"control": Adaptive(rtol=1e-9, dt_min=0.1, accept_at_dt_min=True)},
-        {"control": Adaptive(rtol=1e-4, stop_ts=(0.5, 0.9))},
+        {"control": Adaptive(rtol=1e-4, stop_ts=(0.5, 0.505))},
     ],
     ids="-".join,
 )
