@@ -186,10 +186,13 @@ def test_an_error_of_f_stays_an_error():
 
 
 def test_without_a_compiler(monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    def failing(*args):  # as PyTorch does, which would remember a missing compiler for the whole process
+        raise torch._inductor.exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(loops, "compiled", lambda function: failing)
     f, y0 = Net(hidden=5), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     for _ in range(2):
-        with pytest.warns(UserWarning, match="the compiler failed.*runs in the eager loop"):
+        with pytest.warns(UserWarning, match="the compiler failed.*No working C.*runs in the eager loop"):
             got = solve(f, y0, [0.0, 1.0], method="euler", n_steps=2, compile=True)
         assert torch.equal(got.ys, solve(f, y0, [0.0, 1.0], method="euler", n_steps=2).ys)
         got.ys.sum().backward()

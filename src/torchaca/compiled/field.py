@@ -245,5 +245,6 @@ def settings() -> Any:
 def first_line(error: BaseException) -> str:
     """What an error of the compiler says, in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("backend=")]
     told = [line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation: ")]
     return (told or lines or [type(error).__name__])[0].rstrip(".")
