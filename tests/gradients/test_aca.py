@@ -757,8 +757,15 @@ def test_the_toy_problem_runs_under_every_gradient(gradient):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_the_toy_problem_runs_under_every_method(method):
-    for gradient in ("aca", "adjoint", "direct", "naive"):
+    for gradient in ("aca", "direct", "naive"):
         assert toy(gradient, 15.0, method=method) < 0.1
+    if isinstance(
+        METHODS[method], Carrying
+    ):  # undamped, useless where the solution contracts: backwards it does
+        with pytest.raises(SolverError, match=r"(?s)carries swings around f.*ALF\(eta=0\.9\)"):
+            toy("adjoint", 15.0, method=method)
+    else:
+        assert toy("adjoint", 15.0, method=method) < 0.1
 
 
 def test_the_name_and_the_object_are_the_same():
