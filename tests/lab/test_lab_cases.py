@@ -32,7 +32,7 @@ def killed(self, line):
         os.kill(os.getpid(), signal.SIGKILL)
 
 runs.Run.log = killed
-lab_helpers.run("van-der-pol", "--gradient", "aca", "adjoint", "--out", sys.argv[1])
+lab_helpers.run("van-der-pol", "--gradient", "aca", "direct", "--out", sys.argv[1])
 """
 
 
@@ -69,7 +69,7 @@ def test_killed_and_resumed_equals_uninterrupted(small, tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert len(metrics(killed)) == 4
     assert run("van-der-pol", "--resume", killed) == 0
-    assert run("van-der-pol", "--gradient", "aca", "adjoint", "--out", tmp_path / "whole") == 0
+    assert run("van-der-pol", "--gradient", "aca", "direct", "--out", tmp_path / "whole") == 0
     assert metrics(killed) == metrics(tmp_path / "whole")
 
 

@@ -57,7 +57,7 @@ def test_a_failed_solve_is_a_row(small, tmp_path, monkeypatch, capsys):
         return original(settings, case, gradient, method)
 
     monkeypatch.setattr(errors, "gradients", failing)
-    assert run("toy", "--out", tmp_path / "run") == 0
+    assert run("toy", "--gradient", "aca", "adjoint", "--out", tmp_path / "run") == 0
     failed = [line for line in metrics(tmp_path / "run") if "failed" in line]
     assert {line["gradient"] for line in failed} == {"adjoint"}
     assert all(line["exact dz0"] is None and line["backward"] for line in failed)
@@ -66,7 +66,7 @@ def test_a_failed_solve_is_a_row(small, tmp_path, monkeypatch, capsys):
 
 def test_resumed_equals_uninterrupted(small, tmp_path):
     folder = tmp_path / "run"
-    assert run("toy", "--out", folder) == 0
+    assert run("toy", "--gradient", "naive", "aca", "--out", folder) == 0
     whole = metrics(folder)
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_bytes(b"".join(lines[:6]) + lines[6][:20])
