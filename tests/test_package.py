@@ -31,6 +31,7 @@ LAYERS = (
     "trace",
     "stepping",
     "outputs",
+    "pace",
     "lanes",
     "methods",
     "resolution",

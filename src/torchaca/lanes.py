@@ -25,7 +25,8 @@ from torch.autograd import forward_ad
 from .control import Adaptive
 from .core import Outcome, Problem, Step, has_lanes
 from .errors import SolverError
-from .stepping import BAD_RATIO, LANDING, TINY, TOO_SMALL
+from .pace import at_dt_min, next_dt, propose, ulp
+from .stepping import BAD_RATIO, TINY, TOO_SMALL
 
 
 def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
@@ -141,40 +142,33 @@ class _Search:
 
     def _trial(self, active: Tensor) -> tuple[Tensor, Tensor]:
         """One trial in every lane: where it ended, and in which lanes it was accepted."""
-        control, sign, t = self.control, self.p.ts.sign, self.t
-        size = self.dt.clamp(max=control.dt_max)
-        stop = self._next_stop()
-        left = (stop - t).abs()
-        t1 = torch.where(left <= size * LANDING, stop, t + sign * size)
+        control, t = self.control, self.t
+        t1, clipped = propose(t, self.dt, self._next_stop(), self.p.ts.sign, control.dt_max)
         t1 = torch.where(active, t1, t)
-        tried, ulp = (t1 - t).abs(), _ulp(t)
-        self._refuse("step-size", active & ~(tried > torch.clamp(TOO_SMALL * ulp, min=TINY * self._span())))
+        tried = (t1 - t).abs()
+        self._refuse(
+            "step-size", active & ~(tried > torch.clamp(TOO_SMALL * ulp(t), min=TINY * self._span()))
+        )
         step = self.p.step(t, t1, self.y, self.f0)
         ratio = control.ratio(step).double()
         finite = torch.isfinite(ratio)
         ratio = torch.where(finite, ratio, BAD_RATIO)
-        smallest = (tried <= control.dt_min * LANDING + ulp) & finite
+        smallest = at_dt_min(t, tried, control.dt_min) & finite
         success = active & ((ratio <= 1.0) | (smallest & control.accept_at_dt_min))
         if control.dt_min and not control.accept_at_dt_min:
             self._refuse("dt-min", active & smallest & ~success)
-        self._pace(tried, ratio, success, clipped=left < size)
+        trial = tried, clipped, success
+        self.dt = next_dt(
+            control, self.p.method.order, self.dt, [ratio, *self.ratios], trial, self.rejected, control.dt_min
+        )
+        newest, older = self.ratios
+        self.ratios = [torch.where(success, ratio, newest), torch.where(success, newest, older)]
+        self.rejected = ~success
         self.t = torch.where(success, t1, t)
         self.y = torch.where(success, step.y1, self.y).detach()
         f1 = step.known_f1
         self.f0 = None if f1 is None else torch.where(success, f1, step.f0).detach()
         return t1, success
-
-    def _pace(self, tried: Tensor, ratio: Tensor, success: Tensor, clipped: Tensor) -> None:
-        """The next step sizes; see `stepping.Pace`."""
-        control, order = self.control, self.p.method.order
-        longer = control.factor([ratio, *self.ratios], order)
-        longer = tried * torch.where(self.rejected, longer.clamp(max=1.0), longer)
-        longer = torch.where(clipped & (longer < self.dt), self.dt, longer)
-        shorter = tried * control.factor([ratio], order, after_rejection=True)
-        self.dt = torch.where(success, longer, shorter).clamp(min=control.dt_min)
-        newest, older = self.ratios
-        self.ratios = [torch.where(success, ratio, newest), torch.where(success, newest, older)]
-        self.rejected = ~success
 
     def _next_stop(self) -> Tensor:
         """The nearest time ahead of each lane where a step has to end."""
@@ -200,11 +194,6 @@ class _Search:
         t = -float(_largest(-where))
         message = f"a lane of vmap stopped at t = {t:.10g}: {reason}. try: that lane alone, outside of vmap."
         return SolverError(kind, message, t=t, dt=float(_largest(self.dt)), stats=self.p.stats)
-
-
-def _ulp(t: Tensor) -> Tensor:
-    size = t.abs()
-    return torch.nextafter(size, torch.full_like(size, torch.inf)) - size
 
 
 def _physical(x: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from torch.func import vjp
 from ..control import Adaptive
 from ..core import Problem, VectorField
 from ..methods import RungeKutta
+from ..pace import at_dt_min, next_dt, propose, ulp
 from ..state import Structure
-from ..stepping import BAD_RATIO, LANDING, TOO_SMALL
+from ..stepping import BAD_RATIO, TOO_SMALL
 from .field import Field, renamed
 
 
@@ -113,44 +114,6 @@ class State:
     known: Any
 
 
-def propose(s: State, limit: Limits) -> tuple[Tensor, Tensor]:
-    """`Pace.propose` on tensors: where the next trial ends, and whether the stop cut it short."""
-    size = torch.minimum(s.dt, limit.dt_max)
-    left = (limit.stop - s.t).abs()
-    lands = left <= size * LANDING
-    return torch.where(lands, limit.stop, s.t + limit.sign * size), lands & (left < size)
-
-
-def ulp(t: Tensor) -> Tensor:
-    """The distance from t to the next larger number."""
-    return torch.nextafter(t.abs(), torch.full_like(t, torch.inf)) - t.abs()
-
-
-def at_dt_min(s_t: Tensor, size: Tensor, limit: Limits) -> Tensor:
-    """Whether a step is as small as it may be, up to the rounding of t + dt - t."""
-    return size <= limit.dt_min * LANDING + ulp(s_t)
-
-
-def next_dt(
-    s: State,
-    limit: Limits,
-    control: Adaptive,
-    order: int,
-    size: Tensor,
-    clipped: Tensor,
-    ok: Tensor,
-    ratio: Tensor,
-) -> Tensor:
-    """`Pace.accept` and `Pace.reject` on tensors: the step size after a trial of this size and error ratio."""
-    ratios = [ratio, s.ratio, s.older]
-    calmed = control.factor(ratios, order, after_rejection=True)
-    grown = torch.where(s.rejections > 0, calmed, control.factor(ratios, order))
-    shrunk = control.factor([ratio], order, after_rejection=True)
-    wanted = size * torch.where(ok, grown, shrunk)
-    restored = ok & clipped & (wanted < s.dt)
-    return torch.where(restored, s.dt, torch.maximum(wanted, limit.dt_min))
-
-
 def first_dt(
     control: Adaptive, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, limit: Limits, order: int
 ) -> Tensor:
@@ -163,8 +126,8 @@ def first_dt(
 
 def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
     """Whether another trial makes sense, and its step has a place in the chunk; see `stepping._refuse`."""
-    t1, _ = propose(s, limit)
-    stuck = (limit.dt_min > 0) & (s.rejections > 0) & at_dt_min(s.t, s.rejected_size, limit)
+    t1, _ = propose(s.t, s.dt, limit.stop, limit.sign, limit.dt_max)
+    stuck = (limit.dt_min > 0) & (s.rejections > 0) & at_dt_min(s.t, s.rejected_size, limit.dt_min)
     fits = (t1 - s.t).abs() > torch.maximum(TOO_SMALL * ulp(s.t), limit.smallest)
     goes = (s.n < room) & (s.t != limit.stop) & fits & (s.trials < limit.max_trials)
     return goes if force else goes & ~stuck
@@ -207,7 +170,7 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
 
         def trial(y: Tensor, f0: Tensor, *scalars: Tensor) -> Any:
             s, limit = State(*scalars), Limits.of(limits)
-            t1, clipped = propose(s, limit)
+            t1, clipped = propose(s.t, s.dt, limit.stop, limit.sign, limit.dt_max)
             size = (t1 - s.t).abs()
             calls = s.calls + (method.stages - 1)
             if not fsal:
@@ -219,9 +182,10 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
             finite = torch.isfinite(error)
             ok = error <= 1.0
             if force:
-                ok = ok | (finite & at_dt_min(s.t, size, limit))
+                ok = ok | (finite & at_dt_min(s.t, size, limit.dt_min))
             ratio = torch.where(finite, error, BAD_RATIO)
-            dt = next_dt(s, limit, chooser, order, size, clipped, ok, ratio)
+            ratios, calm = [ratio, s.ratio, s.older], s.rejections > 0
+            dt = next_dt(chooser, order, s.dt, ratios, (size, clipped, ok), calm, limit.dt_min)
             Y.index_copy_(0, s.n.view(1), y[None])
             T.index_copy_(0, (s.n + 1).view(1), t1.view(1))
             m, known = s.m, ~ok
