@@ -24,7 +24,8 @@ from .dense import DenseOutput, detached
 from .dynamics import Dynamics
 from .effects import warn_of_noise
 from .errors import SolverError, did_you_mean, shorten
-from .gradients import ACA, GRADIENTS, TRACED, Direct
+from .gradients import ACA, GRADIENTS, MALI, TRACED, Direct
+from .gradients.mali import reversible
 from .lanes import solve_in_lanes, solves_in_lanes
 from .methods import ALIASES, METHODS
 from .outputs import gather
@@ -316,6 +317,8 @@ def _solved(
     sources = (p.y0, p.ts.tensor, grid.tensor if grid else None, *inputs.tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
         return gradient(p, inputs)
+    if isinstance(gradient, MALI):
+        reversible(p)  # what training will refuse, evaluation refuses as well
     with torch.no_grad():
         return gather(p, steps(p))
 

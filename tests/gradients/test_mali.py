@@ -487,9 +487,10 @@ def test_a_solve_that_takes_no_step_is_its_initial_state():
 # --- what it refuses ---
 
 
+@pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "heun_euler"])
-def test_methods_that_cannot_be_reversed(method):
-    y0 = torch.ones(1, requires_grad=True)
+def test_methods_that_cannot_be_reversed(method, trained):
+    y0 = torch.ones(1, requires_grad=trained)
     with pytest.raises(ValueError, match="needs a reversible method") as caught:
         solve(lambda t, y: -y, y0, [0.0, 1.0], method=method, gradient="mali", n_steps=2)
     for part in ("try method='alf' or 'reversible_heun'", "or gradient='aca'"):
