@@ -300,7 +300,8 @@ def test_words_where_numbers_belong(name):
 
 def test_gradients_of_every_name_work():
     for name in GRADIENTS:
-        assert solve(decay, torch.ones(2), T, gradient=name).status == "success"
+        method = "alf" if name == "mali" else "dopri5"
+        assert solve(decay, torch.ones(2), T, method=method, gradient=name).status == "success"
 
 
 def test_did_you_mean():
