@@ -131,9 +131,8 @@ class Adaptive:
 
     def _scaled(self, error: Tensor, size: Tensor) -> Tensor:
         """`norm(error / (atol + rtol size))`, 0-dim."""
-        tiny = torch.finfo(
-            size.dtype
-        ).tiny  # without atol, a component that stays zero has no error: not 0 / 0
+        # Without atol, a component that stays zero has no error: not 0 / 0.
+        tiny = torch.finfo(size.dtype).tiny
         if self.norm == "rms" and not isinstance(self.rtol, Tensor) and not isinstance(self.atol, Tensor):
             # The mean's 1/sqrt(n) goes into the scale, and the scale is one operation: this runs every step.
             n = math.sqrt(max(error.numel(), 1))

@@ -258,8 +258,7 @@ def run(
     """`solve` behind the door: everything checked and packed. Compatible front doors start here.
 
     `declared` are tensors that get a gradient whether f uses them or not (`declared_alone`: and no captured tensor
-    does); `lenient` lets f return other dtypes and
-    shapes that broadcast; the rest is as in `Problem`.
+    does); `lenient` lets f return other dtypes and shapes that broadcast; the rest is as in `Problem`.
     """
     if not callable(f):
         raise TypeError(f"f must be callable as f(t, y), got {shorten(f)}")

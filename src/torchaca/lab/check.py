@@ -18,10 +18,9 @@ from torchaca.errors import did_you_mean
 from torchaca.report.check import COLUMNS, GradientReport
 
 from .experiment import UsageError, check_name
-from .table import Table
+from .table import Table, terminal
 
 NEEDED = ("f", "y0", "t", "loss")
-PLAIN_WIDTH = 110  # columns of a log file, which has no width of its own
 
 
 def check(target: str, gradients: Sequence[str] | None = None) -> int:
@@ -42,9 +41,7 @@ def check(target: str, gradients: Sequence[str] | None = None) -> int:
         check_name("gradient", name, aca.GRADIENTS)
     if gradients:
         call["gradients"] = gradients
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, PLAIN_WIDTH)
+    console = terminal()
     try:
         with Status("solving with every gradient method", console=console):
             report = aca.check_gradient(**call)

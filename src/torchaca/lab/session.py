@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from .experiment import Experiment, UsageError
 from .report import check_docs, publish, write_report
 from .run import Run, changed_versions, resume, start
+from .table import terminal
 
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
-PLAIN_WIDTH = 110  # columns of a log file, which has no width of its own
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -75,9 +74,7 @@ def _open(
 
 
 def _report(experiment: Experiment, run: Run, settings: Any, docs: Path | None) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, PLAIN_WIDTH)
+    console = terminal()
     console.print(f"{experiment.name}: {run.folder}", highlight=False, soft_wrap=True)
     report = experiment.main(run, settings, console)
     write_report(run, experiment, settings, report)

@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 NONE = "-"
+PLAIN_WIDTH = 110  # columns of a log file, which has no width of its own
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Table:
         for note in self.notes:
             console.print(Text(f"* {note}", "dim"))
         console.print()
+
+
+def terminal() -> Console:
+    """The terminal, or a log file that is wide enough for the tables."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, PLAIN_WIDTH)
+    return console
 
 
 def number(value: float | None, digits: int = 2) -> str:
