@@ -6,7 +6,8 @@ from lab_helpers import metrics, run, summary
 
 import torchaca as aca
 from torchaca.lab.cost.counts import Point, count
-from torchaca.lab.cost.laws import along, deviations, exponents, slope
+from torchaca.lab.cost.deviations import deviations, explanation
+from torchaca.lab.cost.laws import along, exponents, slope
 from torchaca.lab.cost.problem import DTYPE, Layers, Settings, Wasteful, chained_depth, graph_depth
 from torchaca.lab.variants import variants
 
@@ -51,15 +52,39 @@ def test_direct_and_aca_differentiate_the_same_layers():
     assert found["reverse_error"] == 0
 
 
-def test_exponents_and_deviations_of_a_known_law():
-    lines = [
-        {"variant": "adjoint", "axis": "N_f", "N_f": n, "N_t": 5, "N_r": 7, "m": 1, "memory": n**0.5}
-        for n in (1, 2, 4)
+def along_layers_and_steps(memory):
+    """Made-up measurements of ACA's memory along both axes."""
+    places = [("N_f", n, 20) for n in (1, 2, 4, 8)] + [("N_t", 4, n) for n in (10, 20, 40, 80)]
+    return [
+        {"variant": "aca", "axis": axis, "N_f": f, "N_t": t, "N_r": 0, "m": 1.0, "memory": memory(f, t)}
+        for axis, f, t in places
     ]
-    assert exponents(lines, "adjoint", "memory", "N_f") == pytest.approx((0.5, 1.0))
-    (said,) = deviations(lines, ["adjoint"], "memory")
-    assert said.startswith("adjoint, N_f, 0.50 for 1.00: the graph of one evaluation")
+
+
+def test_exponents_of_a_known_law():
+    lines = along_layers_and_steps(lambda f, t: t**0.5)
+    assert exponents(lines, "aca", "memory", "N_t")[0] == pytest.approx(0.5)
+    assert exponents(lines, "aca", "memory", "N_t")[1] == pytest.approx(0.9, abs=0.05)
     assert slope([1, 2, 3], [5, 7, 9]) == pytest.approx(2)
+
+
+def test_a_deviation_is_explained_by_the_constants_that_were_measured():
+    lines = along_layers_and_steps(lambda f, t: 12 * f + t - 2)
+    said = deviations(lines, ["aca"], "memory")
+    assert len(said) == 2
+    assert all("12.0 N_f + 1.0 N_t - 2.0 is within 0.0% of all 8 points" in sentence for sentence in said)
+    assert all(sentence.endswith("the O() with unequal constants.") for sentence in said)
+
+
+def test_a_law_without_deviation_needs_no_sentence():
+    assert deviations(along_layers_and_steps(lambda f, t: 3 * (f + t)), ["aca"], "memory") == []
+
+
+def test_what_is_not_explained_says_so():
+    assert "leaves as much unexplained" in explanation(
+        along_layers_and_steps(lambda f, t: f**2 * t), "aca", "memory"
+    )
+    assert "too few points" in explanation(along_layers_and_steps(lambda f, t: f + t)[:3], "aca", "memory")
 
 
 def test_from_command_to_page(small, tmp_path, capsys):
@@ -80,6 +105,6 @@ def test_from_command_to_page(small, tmp_path, capsys):
     assert along(lines, "adjoint", "N_t")[-1]["reverse_error"] > 1e-3
     out = capsys.readouterr().out
     assert "N_f N_t (m+1)" in out
-    assert "not explained" not in out
+    assert "unexplained" not in out
     assert summary(folder)["exponents"]
     assert (tmp_path / "docs" / "cost" / "cost.png").exists()

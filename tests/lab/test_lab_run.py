@@ -10,6 +10,7 @@ from lab_helpers import small_three_body, small_toy
 
 from torchaca.lab import run as runs
 from torchaca.lab.experiment import UsageError
+from torchaca.lab.report import check_docs
 
 
 @pytest.fixture
@@ -64,7 +65,36 @@ def test_a_full_disk_is_refused(tmp_path, full_disk):
     full_disk()
     with pytest.raises(UsageError, match="No space left"):
         runs.start(small_toy(), {}, tmp_path / "run")
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert not list(tmp_path.iterdir()), "the same command is not refused once there is room"
+
+
+def test_a_full_disk_leaves_a_run_that_was_there(tmp_path, full_disk):
+    run, _ = runs.start(small_toy(), {}, tmp_path / "run")
+    before = sorted(path.name for path in run.folder.iterdir())
+    full_disk()
+    with pytest.raises(UsageError, match="No space left"):
+        runs.resume(small_toy(), {}, run.folder)
+    assert sorted(path.name for path in run.folder.iterdir()) == before
+
+
+def test_results_that_cannot_be_copied_are_refused(tmp_path, full_disk):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "toy").touch()
+    with pytest.raises(UsageError, match=r"cannot write the results to .*docs: File exists"):
+        check_docs(tmp_path / "docs", small_toy())
+    full_disk()
+    with pytest.raises(UsageError, match=r"cannot write the results to .*: No space left"):
+        check_docs(tmp_path / "other", small_toy())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "does not read as JSON"), ('{"a": 1}', "is not what `torchaca run` writes")]
+)
+def test_a_damaged_configuration_is_refused(tmp_path, content, said):
+    run, _ = runs.start(small_toy(), {}, tmp_path / "run")
+    (run.folder / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=said):
+        runs.resume(small_toy(), {}, run.folder)
 
 
 def test_a_failed_checkpoint_leaves_the_old_one(tmp_path, full_disk):

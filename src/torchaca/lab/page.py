@@ -13,13 +13,13 @@ from markupsafe import Markup, escape
 import torchaca as aca
 
 from .experiment import UsageError
+from .files import write
 from .machine import now
 from .record import Record, duration, read
-from .run import write
 
 TEMPLATES = Path(__file__).with_name("templates")
-THEIRS = ("paper", "slides")
-"""Columns with what the paper says."""
+PAPER = "paper"
+"""The column with what the paper says."""
 
 
 def report(folders: Sequence[Path], out: Path) -> int:
@@ -58,7 +58,7 @@ def render(records: Sequence[Record]) -> str:
     )
     environment.filters.update(prose=prose, text=text, duration=duration)
     template = environment.get_template("report.html")
-    return template.render(records=records, made=now(), version=aca.__version__, theirs=THEIRS)
+    return template.render(records=records, made=now(), version=aca.__version__, paper=PAPER)
 
 
 def prose(words: str) -> Markup:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .experiment import UsageError, command_line
-from .run import changed_versions, whole_lines
+from .files import read_json, whole_lines
+from .run import CONFIG, changed_versions
 from .table import Table
 
 TYPES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
@@ -90,10 +91,10 @@ def read(folder: Path) -> Record:
     """
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} holds no run: there is no {folder / 'config.json'}")
-    config = _json(folder / "config.json", ("experiment", "options", "settings", "sessions"))
+    config = read_json(folder / "config.json", CONFIG)
     if not (folder / "summary.json").is_file():
         return Record(folder, config, {}, [], [], _progress(folder, "has not come to its end"))
-    summary = _json(folder / "summary.json", ("finished", "seconds"))
+    summary = read_json(folder / "summary.json", ("finished", "seconds"))
     again = command_line(config["experiment"], config["options"])
     if "tables" not in summary:
         raise UsageError(
@@ -106,17 +107,6 @@ def read(folder: Path) -> Record:
     tables = [Table(**table) for table in summary["tables"]]
     plots = [_plot(folder / name, caption) for name, caption in summary["plots"].items()]
     return Record(folder, config, summary, tables, plots, progress)
-
-
-def _json(path: Path, needed: Sequence[str]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} does not read as JSON: {error}") from error
-    missing = [name for name in needed if not isinstance(content, dict) or name not in content]
-    if missing:
-        raise UsageError(f"{path} is not what `torchaca run` writes: it has no {', '.join(missing)}")
-    return content
 
 
 def _progress(folder: Path, state: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .experiment import Experiment, UsageError, command_line, plain
+from .files import probe, write
 from .machine import now
-from .run import Run, write
+from .run import Run
 from .table import Table
 
 
@@ -80,7 +80,7 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def check_docs(docs: Path) -> None:
+def check_docs(docs: Path, experiment: Experiment) -> None:
     """Refuse, before anything is trained, a documentation folder that cannot be written.
 
     Raises
@@ -88,11 +88,9 @@ def check_docs(docs: Path) -> None:
     UsageError
     """
     try:
-        docs.mkdir(parents=True, exist_ok=True)
+        probe(docs / experiment.name)
     except OSError as error:
-        raise UsageError(f"cannot write the results to {docs}: {error.strerror}") from error
-    if not os.access(docs, os.W_OK):
-        raise UsageError(f"cannot write the results to {docs}: permission denied")
+        raise UsageError(f"cannot write the results to {docs}: {error.strerror or error}") from error
 
 
 def publish(run: Run, experiment: Experiment, report: Report, docs: Path) -> Path:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -19,9 +20,10 @@ from typing import Any
 import torch
 
 from .experiment import FREE, Experiment, UsageError, plain
+from .files import probe, read_json, whole_lines, write
 from .machine import machine, now, versions
 
-PROBE_BYTES = 4 << 20  # room for the checkpoints and plots of a run
+CONFIG = ("experiment", "options", "settings", "sessions")  # what config.json has to hold
 
 
 class Run:
@@ -133,7 +135,7 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
     path = folder / "config.json"
     if not path.is_file():
         raise UsageError(f"{folder} holds no run: there is no {path}")
-    config = json.loads(path.read_text())
+    config = read_json(path, CONFIG)
     if not (folder / "checkpoints").is_dir():
         raise UsageError(f"{folder} holds a copy of a run's results: only the run's own folder can go on")
     if config["experiment"] != experiment.name:
@@ -160,40 +162,21 @@ def changed_versions(config: Mapping[str, Any]) -> list[str]:
 
 def _open(folder: Path, config: dict[str, Any]) -> Run:
     config["sessions"].append({"started": now(), "versions": versions(), "machine": machine()})
-    probe = folder / "write-probe.tmp"
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write(probe, bytes(PROBE_BYTES))
-        probe.unlink()
+        probe(folder)
         write(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
     except OSError as error:
+        if len(config["sessions"]) == 1:  # so that the same command works once there is room
+            for made in (folder / "checkpoints", folder):
+                with suppress(OSError):
+                    made.rmdir()
         raise UsageError(f"cannot write the run to {folder}: {error.strerror or error}") from error
     return Run(folder, config)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 def _encode(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
-
-
-def whole_lines(path: Path) -> tuple[bytes, bool]:
-    """The whole lines of a metrics file, and whether a kill has torn another one."""
-    content = path.read_bytes() if path.exists() else b""
-    whole, newline, torn = content.rpartition(b"\n")
-    return whole + newline, bool(torn)
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:

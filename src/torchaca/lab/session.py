@@ -42,7 +42,7 @@ def carry_out(
     """
     torch.set_num_threads(experiment.resolve(options).threads)
     if docs:
-        check_docs(docs)
+        check_docs(docs, experiment)
     run, settings = _open(experiment, options, out, resumed)
     again = f"torchaca run {experiment.name} --resume {shlex.quote(str(run.folder))}"
     try:

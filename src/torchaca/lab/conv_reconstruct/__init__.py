@@ -12,7 +12,7 @@ from .outcome import main
 
 EXPERIMENT = Experiment(
     name="conv-reconstruct",
-    about="CIFAR-10 images through dz/dt = relu(conv(z)) to T and back: what is left of them.",
+    about="CIFAR-10 images through dz/dt = act(conv(z)) to T and back: what is left of them.",
     defaults=Settings(),
     sizes={
         "smoke": {"times": (1.0, 5.0), "seeds": 1, "images": 2},

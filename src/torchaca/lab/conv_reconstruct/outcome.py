@@ -40,7 +40,8 @@ def main(run: Run, settings: Settings, console: Console) -> Report:
             continue
         name = f"images-T{T:g}.png"
         plots[name] = (
-            f"{settings.shown}, T = {T:g}: input, z(T), reverse-time reconstruction, and the start that ACA recorded."
+            f"{settings.shown}, T = {T:g}: input, z(T), reverse-time reconstruction, and the start that ACA recorded "
+            f"(first kernel; errors over all {settings.images} images)."
         )
         plot_images(trip, T, run.folder / name)
     return Report(

@@ -44,8 +44,9 @@ def points_of(settings: Settings) -> list[Point]:
 def count(settings: Settings, variant: Variant, point: Point) -> dict[str, Any]:
     """The counts of one solve of |z(T)|^2 and its gradient.
 
-    `evaluations` and `vjps` are numbers of layers, `memory` is in states, `depth` in layers; `reverse_error` is
-    relative, and None where nothing is computed again.
+    `cost` and `vjps` are numbers of layers, `depth` is in layers; `memory`, the most that autograd holds, and `kept`,
+    what it holds between the passes, are in states; `reverse_error` is relative, and None where nothing is computed
+    again.
     """
     layers = Layers(settings, point.layers)
     generator = torch.Generator().manual_seed(settings.seed + 1)
@@ -58,6 +59,7 @@ def count(settings: Settings, variant: Variant, point: Point) -> dict[str, Any]:
             f, z0, [0.0, point.span], method=variant.method, control=control, gradient=variant.gradient
         )
         loss = sol.ys[-1].square().sum()
+        kept = saved.held
         whole = graph_depth(loss) if variant.name in KEEPS_GRAPH else None
         f.start, layers.watched, layers.vjps = None, whole is None, 0
         torch.autograd.grad(loss, (z0, *layers.parameters()))
@@ -72,6 +74,7 @@ def count(settings: Settings, variant: Variant, point: Point) -> dict[str, Any]:
         "cost": stats.nfe * point.layers + layers.vjps,
         "vjps": layers.vjps,
         "memory": saved.peak / z0.untyped_storage().nbytes(),
+        "kept": kept / z0.untyped_storage().nbytes(),
         "depth": _chained(layers, point, stats) if whole is None else whole,
         "reverse_error": _reverse_error(variant, f.start, z0, stats),
         **asdict(stats),

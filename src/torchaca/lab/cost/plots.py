@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..plots import colour, figure, marker, save
+from ..plots import figure, look, save
 from ..variants import Variant
 from .laws import AXES, QUANTITIES, Line, along
 
@@ -21,9 +21,8 @@ def plot_counts(lines: Sequence[Line], compared: Sequence[Variant], path: Path) 
         for axis, panel in zip(AXES, row, strict=True):
             for variant in compared:
                 points = along(lines, variant.name, axis)
-                look = {"color": colour(variant.name), "marker": marker(variant.name)}
                 xs, ys = [line[axis] for line in points], [line[quantity] for line in points]
-                panel.plot(xs, ys, label=variant.title, markersize=6, linewidth=1, **look)
+                panel.plot(xs, ys, label=variant.title, **look(variant.name))
             panel.set(xscale="log", yscale="log")
             panel.grid(alpha=0.3)
     for label, panel in zip(LABELS, panels[:, 0], strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -54,7 +55,7 @@ def _table(lines: Lines, settings: Settings, kind: str) -> Table:
         title=f"Relative error of dL/dz0, dL/dk against {AGAINST[kind]}",
         columns=["gradient", "k", "dtype", *(f"T = {T:g}" for T in columns)],
         rows=rows,
-        notes=[*_notes(kind), *_mali(settings)],
+        notes=[*_notes(kind, settings), *_mali(settings)],
     )
 
 
@@ -68,12 +69,25 @@ def _cell(line: Mapping[str, Any] | None, kind: str) -> str:
     return f"{number(line[f'{kind} dz0'])}, {number(line[f'{kind} dk'])}"
 
 
-def _notes(kind: str) -> list[str]:
+def _notes(kind: str, settings: Settings) -> list[str]:
     if kind == "exact":
-        return ["The slides show this as a curve without numbers: there is no paper column."]
+        return [
+            "The slides show this as a curve without numbers: there is no paper column.",
+            *_small(settings),
+        ]
     return [
         "naive also differentiates the step sizes, so it has a discrete solution of its own: its difference "
         "from `direct` is what the step-size search contributes."
+    ]
+
+
+def _small(settings: Settings) -> list[str]:
+    """From which T on the exact solution is smaller than the solver is asked to resolve."""
+    return [
+        f"k = {k:+g}: from T = {math.log(settings.atol / abs(settings.z0)) / k:.1f} on |z(T)| is below atol = "
+        f"{settings.atol:g}, and the solver, under every method, is not asked to resolve it."
+        for k in settings.k
+        if k < 0
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 
-from ..plots import colour, figure, marker, save
+from ..plots import colour, figure, look, save
 from .errors import Settings
 
 PLOTS = {"exact": "error-exact.png", "discrete": "error-discrete.png"}
@@ -53,9 +53,11 @@ def _curve(axes: Axes, lines: Lines, key: str, gradient: str, dtype: str) -> Non
     floor = torch.finfo(getattr(torch, dtype)).eps
     there = [line for line in lines if line[key] is not None]
     failed = [line["T"] for line in lines if "failed" in line]
-    look = {"color": colour(gradient), "marker": marker(gradient), "markersize": 5, "linewidth": 1}
     axes.plot(
-        [line["T"] for line in there], [max(line[key], floor) for line in there], label=gradient, **look
+        [line["T"] for line in there],
+        [max(line[key], floor) for line in there],
+        label=gradient,
+        **look(gradient),
     )
     if failed:
         top = axes.get_xaxis_transform()

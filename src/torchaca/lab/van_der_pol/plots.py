@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..plots import colour, figure, marker, save
+from ..plots import colour, figure, look, save
 from ..variants import Variant
 from .problem import Settings, row_of, there_and_back
 
@@ -54,13 +54,7 @@ def plot_gradients(
         found = [lines[row_of(variant.name, pair)] for pair in settings.tolerances]
         good = [(place, line["error"]) for place, line in zip(places, found, strict=True) if "error" in line]
         failed = [place for place, line in zip(places, found, strict=True) if "failed" in line]
-        look = {
-            "color": colour(variant.name),
-            "marker": marker(variant.name),
-            "markersize": 6,
-            "linewidth": 1,
-        }
-        axes.plot([x for x, _ in good], [y for _, y in good], label=variant.title, **look)
+        axes.plot([x for x, _ in good], [y for _, y in good], label=variant.title, **look(variant.name))
         if failed:
             shifted = [place + 0.05 * (i - len(compared) / 2) for place in failed]
             top = axes.get_xaxis_transform()

@@ -57,6 +57,7 @@ def control_of(name: str, settings: Settings, T: float) -> Adaptive:
     """The step-size rules of this library, or those of ode45.
 
     ode45 takes the largest component of the error, a safety factor of 0.8, factors from 0.1 to 5, steps up to T/10.
+    The first step, and what follows a second rejection in a row, are this library's.
     """
     rtol, atol = settings.rtol, settings.atol
     if name == "torchaca":
