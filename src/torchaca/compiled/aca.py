@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import Adaptive, FixedSteps
+from ..control import Adaptive
 from ..core import Gradient, Outcome, Problem
 from ..dynamics import Dynamics
 from ..errors import warn
 from ..gradients import ACA
-from ..gradients.replay import Ambience, refuse_derivative, without_graph
+from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, vjp, without_graph
 from ..methods import RungeKutta
+from ..params import Inputs
 from ..state import Structure
 from .field import CannotCompile, capture
 from .loops import Spec, sweep_loop
 from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
 from .run import Forward, Run
+from .times import MovingTimes
 
 SECOND = "second derivatives of a compiled solve are not available: use compile=False"
 
@@ -49,7 +51,6 @@ def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Ou
 def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
     """One sentence for every combination that is not there yet."""
     control = p.control
-    grid = control.grid if isinstance(control, FixedSteps) else None
     norm = control.norm if isinstance(control, Adaptive) else "rms"
     known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
     method = p.method if isinstance(p.method, RungeKutta) else None
@@ -64,8 +65,6 @@ def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
         "jump times are not compiled": bool(p.jumps) or p.one_sided,
         "callbacks of f are not compiled": p.watch is not None,
         "a norm of your own is not compiled": not known_norm,
-        "times that require gradients are not compiled": p.ts.tensor is not None
-        or (grid is not None and grid.tensor is not None),
         "complex states are not compiled": p.y0.is_complex(),
         f"the device {p.y0.device.type!r} has no compiled loop": p.y0.device.type != "cpu",
     }
@@ -80,15 +79,17 @@ def _solved(p: Problem, f: Dynamics) -> Outcome:
     p = replace(p, f0=seen.value)
     differentiate = torch.is_grad_enabled()
     wanted = tuple(differentiate and x.requires_grad for x in seen.inputs)
-    keep = any(wanted) or (differentiate and p.y0.requires_grad)
+    parts = Parts.of(p, Inputs())
+    times = (parts.ts, parts.grid)
+    keep = any(wanted) or any(x is not None for x in times) or (differentiate and p.y0.requires_grad)
     ambience = Ambience.here(p.y0)
     inside = bool(set(p.ts.values) - {p.ts.values[0], p.ts.values[-1]})
     spec = Spec.of(p, f.structure, inside, ambience.dtype if ambience.enabled else None)
     run = Run(without_graph(p), seen, spec, wanted, keep)
     if keep:
         with torch.no_grad():
-            Sweep(run, seen.inputs).warm_up()
-        ys = _Solve.apply(run, ambience, p.y0, *seen.inputs)
+            Sweep(run, seen.inputs, MovingTimes.of(run, *times)).warm_up()
+        ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
     else:
         with torch.no_grad():
             ys = Forward(run).ys
@@ -98,27 +99,32 @@ def _solved(p: Problem, f: Dynamics) -> Outcome:
 class Sweep:
     """The backward pass of a run: chunk after chunk, from the last to the first."""
 
-    def __init__(self, run: Run, inputs: Sequence[Tensor]) -> None:
-        self.run, self.inputs = run, [x.detach() for x in inputs]
+    def __init__(self, run: Run, inputs: Sequence[Tensor], times: MovingTimes | None) -> None:
+        self.run, self.inputs, self.times = run, [x.detach() for x in inputs], times
         chosen = [x for x, want in zip(self.inputs, run.wanted, strict=True) if want]
         self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
         y0 = run.problem.y0
         self.lam, self.f1 = torch.zeros_like(y0), torch.zeros_like(y0)
-        method = run.spec.method
-        self.carries = run.spec.inside and method.f1_index is not None
+        self.p, self.spec = run.problem, run.spec
+        if times is not None:
+            self.p = times.problem
+            self.spec = replace(run.spec, inside=len(self.p.ts) > 2, timed=True)
+        self.carries = self.spec.inside and self.spec.method.f1_index is not None
 
     def warm_up(self) -> None:
         """Compile: what fails has to fail before the forward pass."""
         run = self.run
-        if run.has(("sweep", run.wanted)):
+        if run.has((self.spec, run.wanted)):
             return
         y0 = run.problem.y0
         T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
         self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)))
 
-    def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> list[Tensor]:
-        """Gradients of y0 and of the chosen inputs, from those of the outputs."""
-        run, p = self.run, self.run.problem
+    def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> MaybeTensors:
+        """Gradients of y0, the times, the grid and the chosen inputs, from those of the outputs."""
+        run, p = self.run, self.p
+        if self.times is not None:
+            self.times.sort_outputs(run)
         for k in range(len(run.chunks) - 1, -1, -1):
             chunk, before = run.chunks[k], run.chunks[k - 1] if k else None
             if chunk is run.chunks[-1] and self.carries and chunk.n - 1 in chunk.inside:
@@ -127,35 +133,41 @@ class Sweep:
         p.stats.nfe_backward += sum(chunk.n for chunk in run.chunks) * (
             p.method.stages - run.spec.method.fsal
         )
-        return [self.lam + grad_ys[: p.ts.at_start()].sum(0), *self.totals]
+        moved = [None, None] if self.times is None else self.times.gradients()
+        return [self.lam + grad_ys[: p.ts.at_start()].sum(0), *moved, *self.totals]
 
     def _replay(self, chunk: Chunk, Y: Tensor, before: Chunk | None, grad_ys: Tensor) -> None:
         """One chunk's steps in reverse."""
-        run = self.run
+        run, spec, rows = self.run, self.spec, len(self.spec.method.nodes) + 1
         tables = [table_of_ends(chunk, run.room, grad_ys)]
-        if run.spec.inside:
-            tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, self.carries, grad_ys)
+        if spec.inside:
+            tables += tables_of_inner(self.p, chunk, before, run.room, rows, self.carries, grad_ys)
+        moved = [] if self.times is None else self.times.buffers(run.room, rows if spec.inside else 0)
         self.lam, self.f1, self.totals = run.call(
-            ("sweep", run.wanted),
-            lambda: sweep_loop(run.capture.field, run.spec, run.wanted),
-            *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.totals, self.inputs),
+            (spec, run.wanted),
+            lambda: sweep_loop(run.capture.field, spec, run.wanted),
+            *(torch.tensor(chunk.n), chunk.T, Y, tables, moved, self.lam, self.f1, self.totals, self.inputs),
         )
+        if self.times is not None:
+            self.times.add(chunk, moved, grad_ys)
 
     def _tail(self, chunk: Chunk, y1: Tensor, grad_ys: Tensor) -> None:
         """f(t1, y1) at the end of the solve, which outputs inside the last step depend on, and its product."""
-        run, p = self.run, self.run.problem
+        run, p = self.run, self.p
         cotangent = f1_cotangent(p, chunk, chunk.n - 1, grad_ys)
         y = y1.detach().requires_grad_()
         leaves = [x.detach().requires_grad_(want) for x, want in zip(self.inputs, run.wanted, strict=True)]
         with torch.enable_grad():
-            t = torch.tensor(chunk.times[-1], dtype=y.dtype)
-            k = run.capture.field(t, y, leaves)
+            t = torch.tensor(chunk.times[-1], dtype=torch.float64, requires_grad=self.times is not None)
+            k = run.capture.field(t.to(y.dtype), y, leaves)
         p.stats.nfe_backward += 1
         self.f1 = k.detach()
         if not k.requires_grad:
             return
         wrt = [y, *(x for x in leaves if x.requires_grad)]
-        grads = torch.autograd.grad(k, wrt, cotangent, allow_unused=True)
+        grad_t, *grads = vjp([k], [t if t.requires_grad else None, *wrt], [cotangent])
+        if self.times is not None and grad_t is not None:
+            self.times.ends[-1] += grad_t
         old = [self.lam, *self.totals]
         self.lam, *self.totals = [a if g is None else a + g for a, g in zip(old, grads, strict=True)]
 
@@ -164,12 +176,12 @@ class _Solve(torch.autograd.Function):
     """Forward: compiled chunks without a graph. Backward: the compiled sweep over them."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, ambience: Ambience, y0: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Run, ambience: Ambience, *tensors: Any) -> Tensor:
         forward = Forward(run)
         end = run.drop_behind_outputs(forward.y)
         ctx.run, ctx.ambience = run, ambience
         # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        ctx.save_for_backward(*(chunk.Y for chunk in run.chunks), end, *inputs)
+        ctx.save_for_backward(*(chunk.Y for chunk in run.chunks), end, *tensors[1:])
         for chunk in run.chunks:
             chunk.Y = chunk.Y.new_empty(0)
         run.capture = replace(run.capture, inputs=())
@@ -180,12 +192,13 @@ class _Solve(torch.autograd.Function):
         (grad_ys,) = cotangents
         run: Run = ctx.run
         n = len(run.chunks)
-        states, y1, inputs = ctx.saved_tensors[:n], ctx.saved_tensors[n], ctx.saved_tensors[n + 1 :]
+        states, (y1, ts, grid, *inputs) = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         second = torch.is_grad_enabled()
         with torch.no_grad(), ctx.ambience.restored():
-            lam, *totals = Sweep(run, inputs).over(states, y1, grad_ys)
-        grads = iter(totals)
-        found = [lam, *(next(grads) if want else None for want in run.wanted)]
+            times = MovingTimes.of(run, ts, grid)
+            lam, *totals = Sweep(run, inputs, times).over(states, y1, grad_ys)
+        grads = iter(totals[2:])
+        found = [lam, *totals[:2], *(next(grads) if want else None for want in run.wanted)]
         if second:
-            found = refuse_derivative(found, (grad_ys, *inputs), SECOND)
+            found = refuse_derivative(found, (grad_ys, ts, grid, *inputs), SECOND)
         return (None, None, *found)

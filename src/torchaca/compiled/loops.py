@@ -32,13 +32,17 @@ from .field import Field, renamed
 
 @dataclass(frozen=True)
 class Spec:
-    """What a compiled loop is made for. `inside`: there are outputs inside of steps."""
+    """What a compiled loop is made for.
+
+    `inside`: there are outputs inside of steps; `timed`: times are differentiated.
+    """
 
     method: RungeKutta = field(hash=False)
     inside: bool
     autocast: torch.dtype | None
     control: Adaptive | None
     structure: Structure | None
+    timed: bool = False
 
     @staticmethod
     def of(p: Problem, structure: Structure, inside: bool, autocast: torch.dtype | None) -> Spec:
@@ -283,10 +287,12 @@ def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
 
 
 def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
-    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, totals, inputs)` -> lam, f0, totals.
+    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, moved, lam, f1, totals, inputs)` -> lam, f0, totals.
 
     `wanted` says which inputs are differentiated. `tables` hold the cotangents of outputs: of y1, and where there
-    are outputs inside steps, of the basis, and of f0, which is the f1 of the step before.
+    are outputs inside steps, of the basis, and of f0, which is the f1 of the step before. Where times are
+    differentiated, the gradients of each step's t0 and t1 are written into `moved[0]` `(K, 2)`, and the steps' bases
+    into `moved[1]`, in the order of their rows in `tables`.
     """
     method = spec.method
     carries = spec.inside and method.f1_index is not None
@@ -296,6 +302,7 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
         T: Tensor,
         Y: Tensor,
         tables: Sequence[tuple[Tensor, Tensor]],
+        moved: Sequence[Tensor],
         lam: Tensor,
         f1: Tensor,
         totals: Sequence[Tensor],
@@ -311,11 +318,13 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
 
         def replay(n: Tensor, lam: Tensor, f1: Tensor, *totals: Tensor) -> Any:
             at = (n - 1).view(1)
-            y, t0, t1 = Y.index_select(0, at)[0], T.index_select(0, at)[0], T.index_select(0, n.view(1))[0]
+            y, times = Y.index_select(0, at)[0], (T.index_select(0, at)[0], T.index_select(0, n.view(1))[0])
+            moving = times if spec.timed else ()
             ending, *others = [_row(table, at) for table in tables]
 
-            def outs(y: Tensor, *chosen: Tensor) -> Any:
-                own = iter(chosen)
+            def outs(y: Tensor, *leaves: Tensor) -> Any:
+                t0, t1 = leaves[:2] if spec.timed else times
+                own = iter(leaves[len(moving) :])
                 now = [next(own) if want else x for x, want in zip(inputs, wanted, strict=True)]
                 step = method.step(partial(f, now), t0, t1, y)
                 if not spec.inside:
@@ -325,9 +334,14 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
                 step.give_f1(f1)
                 return step.y1, step.basis(), step.f0
 
-            product: Any = vjp(outs, y, *chosen)
+            product: Any = vjp(outs, y, *moving, *chosen)
             values, pull = product
             dy, *grads = pull((lam + ending, *others))
+            if spec.timed:
+                moved[0].index_copy_(0, at, torch.stack(grads[:2])[None])
+                grads = grads[2:]
+            if spec.timed and spec.inside:
+                moved[1].index_copy_(0, tables[1][1].index_select(0, at), values[1][None])
             next_f1 = values[2] if carries else f1
             return n - 1, dy.clone(), next_f1.clone(), *(a + b for a, b in zip(totals, grads, strict=True))
 

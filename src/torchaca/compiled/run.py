@@ -138,7 +138,7 @@ class Forward:
     def _finish(self, chunk: Chunk, ys: Tensor) -> None:
         """Write a chunk's outputs."""
         self.p.stats.accepted += chunk.n
-        self.done = chunk.find_outputs(self.p.ts, self.done)
+        self.done = chunk.find_outputs(self.p.ts, self.done, chunk.times[1:])
         emit(self.p, chunk, self.bases, self.y, ys)
         self.run.times += chunk.times[1:]
         if chunk.n:
