@@ -214,7 +214,6 @@ REFUSED = {
     "a norm of your own": {"norm": lambda x: x.abs().max()},
     "debug=True": {"debug": True},
     "complex states": {"y0": torch.ones(2, dtype=torch.complex64)},
-    "dopri8 has no compiled outputs": {"method": "dopri8", "t": [0.0, 0.5, 1.0]},
 }
 
 

@@ -14,7 +14,7 @@ from ..core import Gradient, Outcome, Problem
 from ..dynamics import Dynamics
 from ..errors import warn
 from ..gradients import ACA
-from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, vjp, without_graph
+from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, vjp
 from ..methods import RungeKutta
 from ..params import Inputs
 from ..state import Structure
@@ -22,7 +22,7 @@ from .field import CannotCompile, capture
 from .loops import Spec, sweep_loop
 from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
 from .run import Forward, Run
-from .times import MovingTimes
+from .times import MovingTimes, with_times
 
 SECOND = "second derivatives of a compiled solve are not available: use compile=False"
 
@@ -53,12 +53,9 @@ def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
     control = p.control
     norm = control.norm if isinstance(control, Adaptive) else "rms"
     known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
-    method = p.method if isinstance(p.method, RungeKutta) else None
-    extra = method is not None and method.f1_index is not None and len(method.nodes) > method.f1_index + 1
     reasons = {
         "gradient='aca' with all checkpoints is compiled so far": gradient != ACA(),
-        "explicit Runge-Kutta methods are compiled so far": method is None,
-        f"{p.method.name} has no compiled outputs between t0 and t1": extra and len(set(p.ts.values)) > 2,
+        "explicit Runge-Kutta methods are compiled so far": not isinstance(p.method, RungeKutta),
         "a solve inside a torch.func transform is not compiled": transformed,
         "dense output is not compiled": p.dense,
         "debug=True is not compiled": p.trace is not None,
@@ -80,15 +77,15 @@ def _solved(p: Problem, f: Dynamics) -> Outcome:
     differentiate = torch.is_grad_enabled()
     wanted = tuple(differentiate and x.requires_grad for x in seen.inputs)
     parts = Parts.of(p, Inputs())
-    times = (parts.ts, parts.grid)
-    keep = any(wanted) or any(x is not None for x in times) or (differentiate and p.y0.requires_grad)
+    timed = parts.ts is not None or parts.grid is not None
+    keep = any(wanted) or timed or (differentiate and p.y0.requires_grad)
     ambience = Ambience.here(p.y0)
-    inside = bool(set(p.ts.values) - {p.ts.values[0], p.ts.values[-1]})
-    spec = Spec.of(p, f.structure, inside, ambience.dtype if ambience.enabled else None)
-    run = Run(without_graph(p), seen, spec, wanted, keep)
+    own = with_times(p, parts.ts, parts.grid)
+    spec = Spec.of(own, f.structure, ambience.dtype if ambience.enabled else None, timed)
+    run = Run(own, seen, spec, wanted, keep)
     if keep:
         with torch.no_grad():
-            Sweep(run, seen.inputs, MovingTimes.of(run, *times)).warm_up()
+            Sweep(run, seen.inputs, None).warm_up()
         ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
     else:
         with torch.no_grad():
@@ -105,16 +102,12 @@ class Sweep:
         self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
         y0 = run.problem.y0
         self.lam, self.f1 = torch.zeros_like(y0), torch.zeros_like(y0)
-        self.p, self.spec = run.problem, run.spec
-        if times is not None:
-            self.p = times.problem
-            self.spec = replace(run.spec, inside=len(self.p.ts) > 2, timed=True)
-        self.carries = self.spec.inside and self.spec.method.f1_index is not None
+        self.ends = torch.zeros((run.room, 2), dtype=torch.float64)
 
     def warm_up(self) -> None:
         """Compile: what fails has to fail before the forward pass."""
         run = self.run
-        if run.has((self.spec, run.wanted)):
+        if run.has(("sweep", run.wanted)):
             return
         y0 = run.problem.y0
         T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
@@ -122,38 +115,35 @@ class Sweep:
 
     def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> MaybeTensors:
         """Gradients of y0, the times, the grid and the chosen inputs, from those of the outputs."""
-        run, p = self.run, self.p
-        if self.times is not None:
-            self.times.sort_outputs(run)
+        run, p, spec = self.run, self.run.problem, self.run.spec
         for k in range(len(run.chunks) - 1, -1, -1):
             chunk, before = run.chunks[k], run.chunks[k - 1] if k else None
-            if chunk is run.chunks[-1] and self.carries and chunk.n - 1 in chunk.inside:
+            if chunk is run.chunks[-1] and spec.carries and chunk.n - 1 in chunk.inside:
                 self._tail(chunk, y1, grad_ys)
             self._replay(chunk, states[k], before, grad_ys)
-        p.stats.nfe_backward += sum(chunk.n for chunk in run.chunks) * (
-            p.method.stages - run.spec.method.fsal
-        )
+            if self.times is not None:
+                self.times.add(chunk, self.ends, grad_ys)
+        each = p.method.stages - spec.method.fsal
+        p.stats.nfe_backward += sum(chunk.n * each + len(chunk.inside) * spec.extra for chunk in run.chunks)
         moved = [None, None] if self.times is None else self.times.gradients()
         return [self.lam + grad_ys[: p.ts.at_start()].sum(0), *moved, *self.totals]
 
     def _replay(self, chunk: Chunk, Y: Tensor, before: Chunk | None, grad_ys: Tensor) -> None:
         """One chunk's steps in reverse."""
-        run, spec, rows = self.run, self.spec, len(self.spec.method.nodes) + 1
+        run, spec = self.run, self.run.spec
         tables = [table_of_ends(chunk, run.room, grad_ys)]
         if spec.inside:
-            tables += tables_of_inner(self.p, chunk, before, run.room, rows, self.carries, grad_ys)
-        moved = [] if self.times is None else self.times.buffers(run.room, rows if spec.inside else 0)
-        self.lam, self.f1, self.totals = run.call(
-            (spec, run.wanted),
+            tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, spec.carries, grad_ys)
+        self.lam, self.f1, self.ends, self.totals = run.call(
+            ("sweep", run.wanted),
             lambda: sweep_loop(run.capture.field, spec, run.wanted),
-            *(torch.tensor(chunk.n), chunk.T, Y, tables, moved, self.lam, self.f1, self.totals, self.inputs),
+            *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.ends),
+            *(self.totals, self.inputs),
         )
-        if self.times is not None:
-            self.times.add(chunk, moved, grad_ys)
 
     def _tail(self, chunk: Chunk, y1: Tensor, grad_ys: Tensor) -> None:
         """f(t1, y1) at the end of the solve, which outputs inside the last step depend on, and its product."""
-        run, p = self.run, self.p
+        run, p = self.run, self.run.problem
         cotangent = f1_cotangent(p, chunk, chunk.n - 1, grad_ys)
         y = y1.detach().requires_grad_()
         leaves = [x.detach().requires_grad_(want) for x, want in zip(self.inputs, run.wanted, strict=True)]
@@ -181,9 +171,10 @@ class _Solve(torch.autograd.Function):
         end = run.drop_behind_outputs(forward.y)
         ctx.run, ctx.ambience = run, ambience
         # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        ctx.save_for_backward(*(chunk.Y for chunk in run.chunks), end, *tensors[1:])
+        bases = (chunk.bases for chunk in run.chunks if chunk.bases is not None)
+        ctx.save_for_backward(*(chunk.Y for chunk in run.chunks), end, *tensors[1:], *bases)
         for chunk in run.chunks:
-            chunk.Y = chunk.Y.new_empty(0)
+            chunk.Y, chunk.bases = chunk.Y.new_empty(0), None
         run.capture = replace(run.capture, inputs=())
         return forward.ys
 
@@ -192,10 +183,11 @@ class _Solve(torch.autograd.Function):
         (grad_ys,) = cotangents
         run: Run = ctx.run
         n = len(run.chunks)
-        states, (y1, ts, grid, *inputs) = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        states, (y1, ts, grid, *rest) = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        inputs, bases = rest[: len(run.wanted)], rest[len(run.wanted) :]
         second = torch.is_grad_enabled()
         with torch.no_grad(), ctx.ambience.restored():
-            times = MovingTimes.of(run, ts, grid)
+            times = MovingTimes(run, ts, grid, bases) if run.spec.timed else None
             lam, *totals = Sweep(run, inputs, times).over(states, y1, grad_ys)
         grads = iter(totals[2:])
         found = [lam, *totals[:2], *(next(grads) if want else None for want in run.wanted)]

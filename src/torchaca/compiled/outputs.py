@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -9,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..control import FixedSteps
 from ..core import Problem, Time, Times, combined
 from ..outputs import inside
 
@@ -20,7 +22,7 @@ class Chunk:
     """`n` accepted steps: their times `T[:n + 1]`, also on the host, and the states `Y[:n]` that they start from.
 
     `ending` are the outputs at the end of a step, by step; `inside` those strictly inside one. The latter are also
-    the rows of the chunk's bases, in this order.
+    the rows of the chunk's bases, in this order, which are kept where times are differentiated.
     """
 
     n: int
@@ -29,6 +31,7 @@ class Chunk:
     times: list[float]
     ending: dict[int, list[int]] = field(default_factory=dict)
     inside: dict[int, list[int]] = field(default_factory=dict)
+    bases: Tensor | None = None
 
     def find_outputs(self, ts: Times, done: int, ends: Sequence[Time]) -> int:
         """Sort the outputs from `done` on to the steps to `ends`; the number of outputs up to the chunk's end."""
@@ -43,6 +46,21 @@ class Chunk:
                 self.ending.update({n: ending} if ending else {})
             done = reached
         return done
+
+
+def inner_times(p: Problem) -> list[float]:
+    """The times of outputs that may lie on interpolants, increasing in the direction of the solve and after t0.
+
+    None, where there are no others than the first and the last. See `torchaca.outputs.inside`.
+    """
+    ts = p.ts
+    start, end = ts.values[0], ts.values[-1]
+    if ts.tensor is None:
+        return [ts.sign * t for t in ts.values] if set(ts.values) - {start, end} else []
+    ends = p.control.times(ts) if isinstance(p.control, FixedSteps) else [ts[len(ts) - 1]]
+    after = math.nextafter(ts.sign * start, math.inf)
+    within = [i for i in range(ts.at_start(), len(ts)) if all(ts[i] is not end for end in ends)]
+    return [max(ts.sign * ts.values[i], after) for i in within]
 
 
 def weights(p: Problem, chunk: Chunk, steps: Sequence[int]) -> tuple[list[int], Tensor]:
