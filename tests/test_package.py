@@ -52,7 +52,7 @@ NARROWER = {"methods": {"core"}, "torch_ACA": {"compat"}}
 
 OURS = {"torchaca", "torch_ACA"}
 DEPENDENCIES = {"torch", "numpy", *sys.stdlib_module_names}
-OPTIONAL = ("matplotlib", "rich", "scipy", "torchdiffeq")
+OPTIONAL = ("matplotlib", "pytorch_lightning", "rich", "scipy", "torchdiffeq")
 
 
 @dataclass(frozen=True)
