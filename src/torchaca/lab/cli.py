@@ -26,7 +26,7 @@ HARDWARE = ("precision", "accelerator", "devices", "strategy")
 OPTIONS = ("size", "gradient", "method", "seeds", "dtype", "data", "time_limit", *HARDWARE)
 """The options that an experiment may take, by the names of its settings."""
 
-EXTRA = ("rich", "matplotlib", "PIL", "pytorch_lightning", "lightning_fabric")
+EXTRA = ("rich", "matplotlib", "PIL", "jinja2", "pytorch_lightning", "lightning_fabric")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +74,10 @@ def _check(args: argparse.Namespace) -> int:
     return _imported("torchaca.lab.check", "the command check needs").check(args.target, args.gradient)
 
 
+def _report(args: argparse.Namespace) -> int:
+    return _imported("torchaca.lab.page", "the command report needs").report(args.runs, args.out)
+
+
 def _run(args: argparse.Namespace) -> int:
     experiment = load(args.experiment)
     from .session import carry_out  # needs the same optional packages as the experiments
@@ -102,6 +106,22 @@ def _parser() -> argparse.ArgumentParser:
         "--gradient", nargs="+", metavar="NAME", help=f"only these of: {', '.join(aca.GRADIENTS)}"
     )
     check.set_defaults(carry_out=_check)
+    report = commands.add_parser(
+        "report",
+        help="one HTML page about runs",
+        description="One HTML page, with everything in it: tables next to the paper's, plots, settings, versions.",
+    )
+    report.set_defaults(carry_out=_report)
+    report.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of its results in docs/results"
+    )
+    report.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page (default: report.html)",
+    )
     run = commands.add_parser(
         "run",
         help="run an experiment of the paper",

@@ -123,7 +123,8 @@ def start(experiment: Experiment, options: Mapping[str, Any], folder: Path | Non
         raise UsageError(f"{folder} is not empty: --out needs a new folder")
     config = {
         "experiment": experiment.name,
-        "options": dict(options),
+        "about": experiment.about,
+        "options": {"size": experiment.size, **options},
         "settings": plain(settings),
         "sessions": [],
     }
@@ -148,6 +149,8 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
     if not path.is_file():
         raise UsageError(f"{folder} holds no run: there is no {path}")
     config = json.loads(path.read_text())
+    if not (folder / "checkpoints").is_dir():
+        raise UsageError(f"{folder} holds a copy of a run's results: only the run's own folder can go on")
     if config["experiment"] != experiment.name:
         raise UsageError(f"{folder} holds a run of {config['experiment']}, not of {experiment.name}")
     settings = experiment.resolve({**config["options"], **options})
@@ -162,9 +165,9 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
     return _open(folder, config), settings
 
 
-def changed_versions(run: Run) -> list[str]:
+def changed_versions(config: Mapping[str, Any]) -> list[str]:
     """Which packages are not what the run was started with, one sentence each."""
-    first, last = run.config["sessions"][0]["versions"], run.config["sessions"][-1]["versions"]
+    first, last = config["sessions"][0]["versions"], config["sessions"][-1]["versions"]
     return [
         f"started with {name} {first[name]}, now {last[name]}" for name in first if first[name] != last[name]
     ]
@@ -208,10 +211,16 @@ def _encode(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that a kill has torn is cut off, in the file too."""
+def whole_lines(path: Path) -> tuple[bytes, bool]:
+    """The whole lines of a metrics file, and whether a kill has torn another one."""
     content = path.read_bytes() if path.exists() else b""
     whole, newline, torn = content.rpartition(b"\n")
+    return whole + newline, bool(torn)
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a torn one is cut off, in the file too."""
+    lines, torn = whole_lines(path)
     if torn:
-        write(path, whole + newline)
-    return [json.loads(line) for line in whole.splitlines()]
+        write(path, lines)
+    return [json.loads(line) for line in lines.splitlines()]
