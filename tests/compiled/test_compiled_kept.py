@@ -7,7 +7,7 @@ from torch import nn
 
 import torchaca
 from torchaca import ACA, Direct
-from torchaca.compiled import run
+from torchaca.compiled import kept, run
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
@@ -129,3 +129,26 @@ def test_no_graph_where_nothing_needs_a_gradient():
     ys = torchaca.solve(f, y0, TIMES["inside"], compile=True, **KEPT).ys
     assert not ys.requires_grad
     torch.testing.assert_close(ys, torchaca.solve(f, y0, TIMES["inside"]).ys, rtol=1e-12, atol=1e-12)
+
+
+def calls(graph):
+    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_backward_evaluates_nothing_again():
+    """The residuals are what autograd saves; neither f's operations nor the step's numbers are among them."""
+    weight = torch.randn(5, 4, dtype=torch.float64)
+    y0 = torch.randn(3, 4, dtype=torch.float64)
+    method = torchaca.METHODS["dopri5"]
+
+    def f(t, y, inputs):
+        return torch.tanh(y @ inputs[0].T) @ inputs[0] * torch.cos(t)
+
+    p = torchaca.core.Problem(f, y0, torchaca.core.Times((0.0, 1.0)), method, None)
+    split = kept.split_stages(f, method, p, (weight,), (True,))
+    shapes = sorted(tuple(x.shape) for x in split.like)
+    assert shapes == [(3, 4)] * 6 + [(3, 5)] * 6  # of each evaluation the state and tanh
+    first, second = (half.__closure__ for half in (split.forward, split.backward))
+    graphs = [c.cell_contents for c in (*first, *second) if isinstance(c.cell_contents, torch.fx.GraphModule)]
+    assert torch.ops.aten.tanh.default in calls(graphs[0])
+    assert torch.ops.aten.tanh.default not in calls(graphs[1])

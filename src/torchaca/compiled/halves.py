@@ -60,7 +60,7 @@ def halves(
         Where an output has no gradient.
     """
     joint = traced(function, args, wanted)
-    split = Split(joint, [constant[i] for i in joint.primals], [i != lost for i in joint.primals])
+    split = Split(joint, [constant[i] for i in joint.primals], wanted, lost)
     first, second, n_args = split.forward(), split.backward(), len(args)
     order = [i for i, want in enumerate(wanted) if want]
     places = [order.index(i) for i, g in zip(joint.primals, split.grads, strict=True) if g is not None]
@@ -120,7 +120,7 @@ def _as_it_is(graph: fx.GraphModule, inputs: Any) -> Graph:
 class Split:
     """The nodes of a joint graph, sorted to its halves."""
 
-    def __init__(self, joint: Joint, constant: Sequence[bool], there: Sequence[bool]) -> None:
+    def __init__(self, joint: Joint, constant: Sequence[bool], wanted: Sequence[bool], lost: int) -> None:
         self.joint = joint
         nodes = list(joint.graph.graph.nodes)
         placeholders = [node for node in nodes if node.op == "placeholder"]
@@ -129,19 +129,25 @@ class Split:
         (output,) = joint.graph.graph.find_nodes(op="output")
         self.outputs = list(output.args[0][: joint.n_outputs])
         self.grads = list(output.args[0][joint.n_outputs :])
-        self.there = {node for node, known in zip(self.primals, there, strict=True) if known}
-        self.backwards, self.cheap = (
-            set(self.tangents),
-            {node for node, fixed in zip(self.primals, constant, strict=True) if fixed},
-        )
+        known = [(node, wanted[i]) for node, i in zip(self.primals, joint.primals, strict=True) if i != lost]
+        self.there = {node for node, _ in known}
+        fixed = {n for n, i in zip(self.primals, joint.primals, strict=True) if constant[i]}
+        numbers = {node for node, want in known if not want and _is_number(node)}
+        views: set[fx.Node] = set()
+        self.backwards = set(self.tangents)
         for node in nodes:
-            if node.op == "placeholder":
+            if node.op in ("placeholder", "output"):
                 continue
             inputs = node.all_input_nodes
             if any(x in self.backwards for x in inputs):
                 self.backwards.add(node)
-            elif all(x in self.cheap for x in inputs) or _is_view(node):
-                self.cheap.add(node)
+            elif all(x in fixed for x in inputs):
+                fixed.add(node)
+            elif _is_number(node) and all(x in fixed or x in numbers for x in inputs):
+                numbers.add(node)
+            elif _is_view(node):
+                views.add(node)
+        self.cheap = fixed | numbers | views
         self.residuals: dict[fx.Node, None] = {}
         for node in nodes:
             if node in self.backwards:
@@ -177,6 +183,12 @@ class Split:
         graph.output(tuple(known[node] for node in results))
         graph.eliminate_dead_code()
         return fx.GraphModule(self.joint.graph, graph)
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether the node's value is one number, of which more can be made again for nothing."""
+    made = node.meta.get("val")
+    return isinstance(made, Tensor) and made.numel() == 1
 
 
 def _is_view(node: fx.Node) -> bool:

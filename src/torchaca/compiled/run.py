@@ -76,7 +76,9 @@ class Run:
         """How many steps a chunk holds."""
         if self.split is None:
             return min(256, max(8, CHUNK_BYTES // max(self.problem.y0.nbytes, 1)))
-        return min(256, max(1, KEPT_BYTES // sum(x.nbytes for x in (self.problem.y0, *self.split.like))))
+        return min(
+            256, max(1, KEPT_BYTES // max(1, sum(x.nbytes for x in (self.problem.y0, *self.split.like))))
+        )
 
     @property
     def rows(self) -> int:
