@@ -19,6 +19,7 @@ EXPERIMENTS = {
     "conv-reconstruct": "torchaca.lab.conv_reconstruct",
     "cost": "torchaca.lab.cost",
     "three-body": "torchaca.lab.three_body",
+    "hopper": "torchaca.lab.hopper",
 }
 """Name on the command line -> the module whose `EXPERIMENT` it is."""
 
