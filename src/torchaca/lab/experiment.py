@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .run import Run
 
 DTYPES = ("float32", "float64")
-FREE = frozenset({"time_limit"})  # may change between the sessions of one run: no number depends on it
+FREE = frozenset({"time_limit", "devices", "strategy"})
+"""Settings that may change between the sessions of one run: how long it takes, and how many devices share the work."""
 
 
 class UsageError(Exception):

@@ -7,6 +7,8 @@ than its row's checkpoint is dropped when the run is resumed, and computed again
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import io
 import json
 import os
@@ -21,6 +23,7 @@ import torch
 from .experiment import FREE, Experiment, UsageError, plain
 from .machine import machine, now, versions
 
+PART_BYTES = 16 << 20  # of a checkpoint's files
 PROBE_BYTES = 4 << 20  # room for the checkpoints and plots of a run
 
 
@@ -63,20 +66,35 @@ class Run:
             write(self.folder / "metrics.jsonl", b"".join(map(_encode, kept)))
             self.metrics = kept
 
+    def cut(self, row: str, epochs: int, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the metrics of a row that its checkpoint, which has done `epochs`, does not know of.
+
+        Raises
+        ------
+        RuntimeError
+            When there are fewer than it knows of.
+        """
+        self.keep(lambda line: line["row"] != row or keep(line))
+        there = sum(line["epoch"] < epochs for line in self.of(row))
+        if there != epochs:
+            raise RuntimeError(f"{self.folder}/metrics.jsonl has {there} of the {epochs} epochs of {row!r}")
+
+    def reread(self) -> None:
+        """Take over what other processes have logged."""
+        self.metrics = _read_metrics(self.folder / "metrics.jsonl")
+
     def of(self, row: str) -> list[dict[str, Any]]:
         """The metrics of one row."""
         return [line for line in self.metrics if line["row"] == row]
 
     def save(self, row: str, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of a row: the old one or the new one is there at every moment."""
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        write(self.checkpoint(row), buffer.getvalue())
+        save_state(self.checkpoint(row), state)
 
     def load(self, row: str) -> dict[str, Any] | None:
         """The checkpoint of a row, or None before its first one."""
         path = self.checkpoint(row)
-        return torch.load(path, weights_only=True) if path.exists() else None
+        return load_state(path) if path.exists() else None
 
     def checkpoint(self, row: str) -> Path:
         """Where the checkpoint of a row is."""
@@ -168,7 +186,7 @@ def _open(folder: Path, config: dict[str, Any]) -> Run:
     return Run(folder, config)
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all."""
     beside = path.with_name(path.name + ".tmp")
     try:
@@ -180,6 +198,46 @@ def write(path: Path, content: bytes) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and containers of them: the old state or the new one is there at every moment.
+
+    A large state goes into parts, `PATH.SUM.0`, `PATH.SUM.1`, ..., that are easier to move, and `path` lists them.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content = buffer.getbuffer()
+    if len(content) <= PART_BYTES:
+        parts = []
+        write(path, content)
+    else:
+        total = hashlib.sha256(content).hexdigest()
+        starts = range(0, len(content), PART_BYTES)
+        parts = [path.with_name(f"{path.name}.{total[:8]}.{i}") for i in range(len(starts))]
+        for part, start in zip(parts, starts, strict=True):
+            write(part, content[start : start + PART_BYTES])
+        listed = {"sha256": total, "parts": [part.name for part in parts]}
+        write(path, json.dumps(listed).encode())
+    for old in set(path.parent.glob(f"{glob.escape(path.name)}.*.*")) - set(parts):
+        old.unlink()
+
+
+def load_state(path: Path, place: Any = "cpu") -> Any:
+    """What `save_state` has written, on the device `place`.
+
+    Raises
+    ------
+    ValueError
+        Where a part is not the one that was written.
+    """
+    content = path.read_bytes()
+    if content.startswith(b"{"):
+        listed = json.loads(content)
+        content = b"".join((path.parent / name).read_bytes() for name in listed["parts"])
+        if hashlib.sha256(content).hexdigest() != listed["sha256"]:
+            raise ValueError("its parts are not those that were written with it")
+    return torch.load(io.BytesIO(content), map_location=place, weights_only=True)
 
 
 def _encode(line: Mapping[str, Any]) -> bytes:

@@ -17,8 +17,9 @@ from ..experiment import UsageError
 from . import mosaics, official
 from .kinds import CIFAR10, CIFAR100, Images, Kind
 
-__all__ = ["CIFAR10", "CIFAR100", "Data", "Images", "Kind", "find", "first_images", "load"]
+__all__ = ["CIFAR10", "CIFAR100", "KINDS", "Data", "Images", "Kind", "find", "first_images", "load", "place"]
 
+KINDS = {kind.name: kind for kind in (CIFAR10, CIFAR100)}
 READING = (
     OSError,
     EOFError,
@@ -69,6 +70,23 @@ def find(data: str | None, kind: Kind = CIFAR10) -> Path:
     return Path(data)
 
 
+def place(data: str | None, kind: Kind, *, download: bool) -> Path:
+    """As `find`; where there is nothing, the official archive is fetched into data/, if `download` allows it.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        return find(data, kind)
+    except UsageError as error:
+        if data is not None:
+            raise
+        if not download:
+            raise UsageError(f"{error}; --download does that") from error
+        return official.download(kind, Path("data"))
+
+
 def first_images(path: Path, count: int) -> Images:
     """The first `count` CIFAR-10 test images, `(count, 32, 32, 3)`.
 
@@ -78,9 +96,7 @@ def first_images(path: Path, count: int) -> Images:
         Where the file holds no CIFAR-10, or too few images.
     """
     with _told(path, CIFAR10):
-        images = (
-            mosaics.first(path, "test", count) if _is_zip(path) else official.first(path, CIFAR10, count)
-        )
+        images = mosaics.first(path, "test", count) if _is_zip(path) else official.first(path, CIFAR10, count)
     if len(images) < count:
         raise UsageError(f"{path} has {len(images)} test images, {count} are wanted")
     return images

@@ -57,7 +57,9 @@ def check(path: Path, kind: Kind) -> None:
     with path.open("rb") as file:
         found = _md5(file)
     if found != kind.md5:
-        raise ValueError(f"its MD5 sum is {found}, that of {kind.archive} {kind.md5}: cut short, or another file")
+        raise ValueError(
+            f"its MD5 sum is {found}, that of {kind.archive} {kind.md5}: cut short, or another file"
+        )
 
 
 def download(kind: Kind, folder: Path) -> Path:

@@ -34,7 +34,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "train_images": 5000,
         "test_images": 2000,
         "batch": 64,
-        "epochs": 8,
+        "epochs": 6,
         "schedule": "one-cycle",
     },
     "gpu": {

@@ -14,6 +14,7 @@ import torchaca as aca
 from ..experiment import UsageError, check_name
 from .images import Samples
 from .module import Training
+from .recipe import Settings
 
 TITLES = {
     "euler": "Euler",
@@ -111,6 +112,13 @@ def _tested(module: Training, options: Mapping[str, Any] | None) -> Iterator[Non
         module.train(training)
         for block, own in zip(blocks, before, strict=True):
             block.options = own
+
+
+def place_of(settings: Settings) -> torch.device:
+    """The device that `accelerator` means."""
+    if settings.accelerator == "cpu":
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _precision(module: Training) -> torch.autocast:

@@ -9,27 +9,28 @@ from typing import Any
 from rich.console import Console
 
 from ..cases import measure
-from ..cifar import Data, Kind, find, load
+from ..cifar import Data, Kind
 from ..engine import Batches, Loader, fit
 from ..report import Report
 from ..run import Run
 from ..table import deviation, mean
 from ..training import share
-from .evaluation import TITLES, Solver, error_rate, solvers
+from .evaluation import TITLES, Solver, error_rate, place_of, solvers
 from .images import Samples, samples
 from .loggers import tensorboard
 from .module import Training
 from .plots import plot_curves, plot_evaluations, plot_solvers, plot_spread
-from .recipe import Row, Settings, rows
+from .recipe import Row, Settings, loaded, rows
 from .tables import cost_table, error_table, solver_table
 
 Line = Mapping[str, Any]
 SOLVERS = tuple(TITLES)
+CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch
 
 
 def main(run: Run, settings: Settings, console: Console, kind: Kind) -> Report:
     """Train what is not trained yet, test it, and write tables and plots."""
-    data = load(find(settings.data, kind), kind)
+    data = loaded(settings, kind)
     train, test = samples(data, settings)
     everything = rows(settings)
     waiting = [row.name for row in everything]
@@ -44,7 +45,12 @@ def main(run: Run, settings: Settings, console: Console, kind: Kind) -> Report:
 
 
 def fit_row(
-    run: Run, console: Console, row: Row, module: Training, images: tuple[Samples, Samples], seconds: float | None
+    run: Run,
+    console: Console,
+    row: Row,
+    module: Training,
+    images: tuple[Samples, Samples],
+    seconds: float | None,
 ) -> None:
     """Train one row to its last epoch, from where the run folder says it is."""
     settings, (train, test) = module.settings, images
@@ -60,6 +66,7 @@ def fit_row(
         seconds=seconds,
         least=1 if row.seed == 0 else 0,
         validation=Loader(test, Batches(len(test), settings.batch)),
+        every=CHECKPOINT_SECONDS,
         loggers=[tensorboard(run.folder, row.name)] if settings.tensorboard else [],
     )
 
@@ -74,6 +81,7 @@ def result(run: Run, console: Console, row: Row, module: Training, test: Samples
         return {**about, "failed": failed, "solvers": {}}
     cases = {}
     if module.model.blocks():
+        module.to(place_of(module.settings))
         for solver in solvers(SOLVERS, module.settings.dt, module.settings.tolerances):
             name = f"{row.name}, {solver.title}, epoch {len(epochs)}"
             cases[name] = partial(measured, module, test, solver)
@@ -108,10 +116,12 @@ def report(
     tables = [error_table(kinds, settings, data, images), cost_table(kinds)]
     if ode:
         plots["solvers.png"] = "Test error with other solvers, without retraining: means over the seeds."
-        plots["evaluations.png"] = "Evaluations of f in each ODE block, forward, over the epochs: means over seeds."
+        plots["evaluations.png"] = (
+            "Evaluations of f in each ODE block, forward, over the epochs: means over seeds."
+        )
         plot_solvers(ode, run.folder / "solvers.png")
         plot_evaluations(found, run.folder / "evaluations.png")
-        tables.insert(1, solver_table(ode, data.kind))
+        tables.insert(1, solver_table(ode, data.kind, notes=[]))
     return Report(tables, plots, {"data": data.source, "standard": data.standard, "models": kinds})
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+import torchaca as aca
+
 from ..plots import figure, save
 from .evaluation import TITLES
 
@@ -67,9 +69,11 @@ def plot_solvers(kinds: Sequence[Row], path: Path) -> None:
         for axes in (fixed, adaptive):
             axes.axhline(100 * row["error_mean"], color=_colour(row["label"]), linestyle="--", linewidth=0.8)
         for marker, method in zip(MARKERS, TITLES, strict=True):
-            tested = [s for s in row["solvers"].values() if s["method"] == method and s["error_mean"] is not None]
+            tested = [
+                s for s in row["solvers"].values() if s["method"] == method and s["error_mean"] is not None
+            ]
             if tested:
-                axes = adaptive if "=" in method or method in ("heun_euler", "bosh3", "dopri5") else fixed
+                axes = adaptive if aca.METHODS[method].adaptive else fixed
                 axes.plot(
                     [s["value"] for s in tested],
                     [100 * s["error_mean"] for s in tested],

@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from ..cifar import Kind, find, load
+from ..cifar import Data, Kind, load, place
 from ..engine import check_hardware
 from ..experiment import UsageError, check_name
 from .models import Classifier, node18, resnet18
@@ -46,6 +46,7 @@ class Settings:
     """
 
     data: str | None = None
+    download: bool = False
     model: tuple[str, ...] = MODELS
     gradient: tuple[str, ...] = ("aca", "adjoint", "naive")
     seeds: int = 3
@@ -146,6 +147,11 @@ def check(settings: Settings, kind: Kind) -> None:
     for name in settings.model:
         check_name("model", name, MODELS)
     check_name("schedule", settings.schedule, SCHEDULES)
+    for name in ("width", "epochs", "batch", "euler_steps"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"{name} = {getattr(settings, name)}: a whole number above 0 is needed")
+    if not 0 <= settings.ema < 1:
+        raise UsageError(f"--ema {settings.ema:g}: a decay from 0 to below 1 is needed")
     if "node18" in settings.model and not settings.gradient:
         raise UsageError("node18 needs a gradient method: give one with --gradient")
     if "mali" in settings.gradient:
@@ -153,11 +159,21 @@ def check(settings: Settings, kind: Kind) -> None:
     if settings.side < 8 or 32 % settings.side:
         raise UsageError(f"side = {settings.side}: it has to be 8, 16 or 32")
     check_hardware(settings)
-    data = load(find(settings.data, kind), kind)
+    data = loaded(settings, kind)
     for split, wanted in {"train": settings.train_images, "test": settings.test_images}.items():
         there = len(getattr(data, split))
         if wanted is not None and wanted > there:
             raise UsageError(f"{data.source} has {there} {split} images, {wanted} are wanted")
+
+
+def loaded(settings: Settings, kind: Kind) -> Data:
+    """All images of the data set.
+
+    Raises
+    ------
+    UsageError
+    """
+    return load(place(settings.data, kind, download=settings.download), kind)
 
 
 def of_checkpoint(values: Mapping[str, Any]) -> Settings:

@@ -12,7 +12,13 @@ from .images import Samples
 from .recipe import Settings
 
 PAPER = {
-    "cifar10": {"resnet18": "6.98", "node18-aca": "4.85", "node18-adjoint": "9.8", "node18-naive": "9.3", "anode18": "6.8"},
+    "cifar10": {
+        "resnet18": "6.98",
+        "node18-aca": "4.85",
+        "node18-adjoint": "9.8",
+        "node18-naive": "9.3",
+        "anode18": "6.8",
+    },
     "cifar100": {
         "resnet18": "27.08",
         "node18-aca": "22.66",
@@ -99,12 +105,14 @@ def scope(settings: Settings, data: Data, images: tuple[Samples, Samples]) -> li
         f"{settings.side} x {settings.side} pixels; width {settings.width}. The paper's: all images, 32 x 32, width 64."
     ]
     if not data.standard:
-        notes.append(f"The images were compressed with loss: these are not standard {data.kind.title} numbers.")
+        notes.append(
+            f"The images were compressed with loss: these are not standard {data.kind.title} numbers."
+        )
     return notes
 
 
-def solver_table(kinds: Sequence[Row], kind: Kind) -> Table:
-    """The trained networks with every solver."""
+def solver_table(kinds: Sequence[Row], kind: Kind, notes: Sequence[str]) -> Table:
+    """The trained networks with every solver; `notes` go before its own."""
     titles = list(dict.fromkeys(title for row in kinds for title in row["solvers"]))
     paper = PAPER_SOLVERS[kind.name]
     body = []
@@ -117,6 +125,7 @@ def solver_table(kinds: Sequence[Row], kind: Kind) -> Table:
         columns=["solver", *(row["label"] for row in kinds), "paper, node18-aca"],
         rows=[["as trained", *(percent(row["error_mean"]) for row in kinds), NONE], *body],
         notes=[
+            *notes,
             "Means over the seeds; in brackets: the change from the training solver, in points, and evaluations of f "
             "for a minibatch, over all blocks.",
             f"h: step size; tol: rtol = atol. Names: {', '.join(f'{v} is {k}' for k, v in TITLES.items())}.",
@@ -136,10 +145,16 @@ def cost_table(kinds: Sequence[Row]) -> Table:
         title="Cost of training (means over epochs and seeds)",
         columns=["model", "seconds an epoch", "NFE forward", "NFE backward", "rejected"],
         rows=[
-            [row["label"], number(row["seconds"], 3), *(_one(row[name]) for name in ("nfe", "nfe_backward", "rejected"))]
+            [
+                row["label"],
+                number(row["seconds"], 3),
+                *(_one(row[name]) for name in ("nfe", "nfe_backward", "rejected")),
+            ]
             for row in kinds
         ],
-        notes=["NFE: evaluations of f for a minibatch, over all blocks; rejected: trials, forward and backward."],
+        notes=[
+            "NFE: evaluations of f for a minibatch, over all blocks; rejected: trials, forward and backward."
+        ],
     )
 
 
