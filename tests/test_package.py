@@ -52,7 +52,7 @@ NARROWER = {"methods": {"core"}, "torch_ACA": {"compat"}}
 
 OURS = {"torchaca", "torch_ACA"}
 DEPENDENCIES = {"torch", "numpy", *sys.stdlib_module_names}
-OPTIONAL = ("matplotlib", "rich", "scipy", "torchdiffeq")
+OPTIONAL = ("jinja2", "matplotlib", "pytorch_lightning", "rich", "scipy", "torchdiffeq")
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,11 @@ def test_wheel_holds_both_packages(tmp_path):
     run(python, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("torchaca-*.whl")
     in_wheel = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    in_tree = {str(path.relative_to(SRC)) for suffix in ("*.py", "py.typed") for path in SRC.rglob(suffix)}
+    in_tree = {
+        str(path.relative_to(SRC))
+        for suffix in ("*.py", "py.typed", "*.html", "*.css")
+        for path in SRC.rglob(suffix)
+    }
     assert in_wheel >= in_tree > {"torchaca/py.typed", "torch_ACA/py.typed"}
 
     pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")

@@ -101,6 +101,14 @@ def test_methods(options):
     assert_compiled_equals_eager(Net(), torch.randn(3, 2, dtype=torch.float64), INSIDE, **options)
 
 
+@pytest.mark.slow
+def test_times():
+    t, f = torch.tensor(INSIDE, dtype=torch.float64, requires_grad=True), Net()
+    eager, compiled = both(f, torch.randn(3, 2, dtype=torch.float64), t, (t, *f.parameters()), **OPTIONS)
+    assert_equal(eager, compiled)
+    assert eager[1][1].abs().min() > 0
+
+
 PROCESS = """
 import sys; sys.path.insert(0, sys.argv[1])
 import torch
@@ -205,9 +213,7 @@ REFUSED = {
     "jump times": {"jump_ts": [0.5]},
     "a norm of your own": {"norm": lambda x: x.abs().max()},
     "debug=True": {"debug": True},
-    "times that require gradients": {"t": torch.tensor([0.0, 1.0], requires_grad=True)},
     "complex states": {"y0": torch.ones(2, dtype=torch.complex64)},
-    "dopri8 has no compiled outputs": {"method": "dopri8", "t": [0.0, 0.5, 1.0]},
 }
 
 

@@ -67,7 +67,8 @@ def work(rank, port, folder):
     for name, row in ROWS.items():
         for number, batch in enumerate(minibatches()):
             step = Step(row)
-            DistributedDataParallel(step)(batch).backward()
+            wrapped = DistributedDataParallel(step)  # has to live until its gradients are reduced
+            wrapped(batch).backward()
             results[f"{name} {number}"] = {
                 "gradients": step.gradients(),
                 "nfe": step.nfe(),

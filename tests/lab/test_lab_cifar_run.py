@@ -9,8 +9,7 @@ import pytest
 import torch
 from lab_helpers import cifar_mosaics, metrics, run, summary
 
-from torchaca.lab import cli
-from torchaca.lab import run as runs
+from torchaca.lab import cli, files
 from torchaca.lab.cifar import CIFAR10, CIFAR100, load
 from torchaca.lab.cifar_node import cifar10, loggers, outcome
 from torchaca.lab.cifar_node.evaluation import Solver, solvers
@@ -98,7 +97,7 @@ def test_the_trained_solver_is_found_again(images, tmp_path, without_plots):
     folder = tmp_path / "run"
     assert aca(images, folder) == 0
     (row,) = summary(folder)["models"]
-    assert row["solvers"]["HeunEuler tol=0.01"]["change_mean"] == pytest.approx(0)
+    assert row["solvers"]["HeunEuler tol=0.01"]["change_mean"] == pytest.approx(0, abs=1e-6)
 
 
 class Killed(BaseException):
@@ -123,12 +122,12 @@ def test_killed_within_an_epoch_and_resumed(options, images, tmp_path, without_p
         aca(images, folder, *options)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    state = runs.load_state(folder / "checkpoints" / "node18-aca-seed-0.pt")
+    state = files.load_state(folder / "checkpoints" / "node18-aca-seed-0.pt")
     assert state["global_step"] == 4
     assert run("cifar10", "--resume", folder) == 0
     assert metrics(folder) == metrics(whole)
     found, want = (
-        runs.load_state(place / "checkpoints" / "node18-aca-seed-0.pt")["state_dict"]
+        files.load_state(place / "checkpoints" / "node18-aca-seed-0.pt")["state_dict"]
         for place in (folder, whole)
     )
     torch.testing.assert_close(found, want, rtol=0, atol=0)
@@ -147,18 +146,18 @@ def test_the_average_is_what_is_tested(images):
 
 
 def test_checkpoints_in_parts(images, tmp_path, without_plots, monkeypatch):
-    monkeypatch.setattr(runs, "PART_BYTES", 10_000)
+    monkeypatch.setattr(files, "PART_BYTES", 10_000)
     folder = tmp_path / "run"
     assert aca(images, folder, "--time-limit", 1e-3) == 0
-    files = list((folder / "checkpoints").iterdir())
-    assert len(files) > 3
-    assert all(path.stat().st_size <= 10_000 for path in files)
-    assert len({path.name.split(".")[2] for path in files if path.suffix != ".pt"}) == 1  # of one checkpoint
+    found = list((folder / "checkpoints").iterdir())
+    assert len(found) > 3
+    assert all(path.stat().st_size <= 10_000 for path in found)
+    assert len({path.name.split(".")[2] for path in found if path.suffix != ".pt"}) == 1  # of one checkpoint
     assert run("cifar10", "--resume", folder, "--time-limit", 600) == 0
     assert [line["epoch"] for line in metrics(folder) if "epoch" in line] == [0, 1]
     next((folder / "checkpoints").glob("*.0")).write_bytes(b"something else")
     with pytest.raises(ValueError, match="its parts are not those"):
-        runs.load_state(folder / "checkpoints" / "node18-aca-seed-0.pt")
+        files.load_state(folder / "checkpoints" / "node18-aca-seed-0.pt")
 
 
 def test_schedules():
@@ -177,7 +176,7 @@ def test_schedules():
     cosine, cycle = rates("cosine"), rates("one-cycle")
     assert cosine[0] == pytest.approx(0.1)
     assert sorted(cosine, reverse=True) == cosine
-    assert max(cycle) == pytest.approx(0.1)
+    assert 0.09 < max(cycle) <= 0.1  # its highest point lies between two steps
     assert cycle[0] < 0.01 > cycle[-1]
 
 
@@ -286,9 +285,9 @@ def test_evaluate_refuses_other_checkpoints(trained, tmp_path, capsys):
     folder = trained / "run" / "checkpoints"
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     (tmp_path / "text.pt").write_text("not a checkpoint")
-    state = runs.load_state(folder / "node18-aca-seed-0.pt")
+    state = files.load_state(folder / "node18-aca-seed-0.pt")
     state["torchaca"]["settings"]["width"] = 3
-    runs.save_state(tmp_path / "wide.pt", state)
+    files.save_state(tmp_path / "wide.pt", state)
     for path, words in {
         folder / "resnet18-seed-0.pt": "is a resnet18, which has no ODE blocks",
         tmp_path / "other.pt": "is a checkpoint of another model",

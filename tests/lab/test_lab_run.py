@@ -139,4 +139,4 @@ def test_changed_packages_are_named(tmp_path, monkeypatch):
     new = {**runs.versions(), "torch": "99.0"}
     monkeypatch.setattr(runs, "versions", lambda: new)
     run, _ = runs.resume(small_toy(), {}, tmp_path / "run")
-    assert runs.changed_versions(run) == [f"started with torch {torch.__version__}, now 99.0"]
+    assert runs.changed_versions(run.config) == [f"started with torch {torch.__version__}, now 99.0"]

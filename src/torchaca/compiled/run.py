@@ -7,7 +7,7 @@ one chunk more than its steps need.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -18,13 +18,13 @@ from torch._dynamo import maybe_mark_dynamic
 from torch.utils import _pytree as pytree
 
 from ..control import Adaptive, FixedSteps
-from ..core import Problem, value
+from ..core import Problem, Time, value
 from ..diagnosis import RECENT, History, diagnose
 from ..errors import SolverError
 from ..stepping import TINY, Pace, _refuse
 from .field import CannotCompile, Capture, first_line, settings
 from .loops import Limits, Spec, State, march_loop, search_loop
-from .outputs import Chunk, emit
+from .outputs import Chunk, emit, inner_times
 
 CHUNK_BYTES = 2**21  # of states in a chunk, where that is between 8 and 256 of them
 DOUBLE, WHOLE = torch.float64, torch.int64
@@ -116,12 +116,13 @@ class Forward:
         ys = y.new_empty((len(p.ts), *y.shape))
         self.done = p.ts.at_start()
         ys[: self.done] = y
-        self.signed = padded([p.ts.sign * t for t in p.ts.values] if run.spec.inside else [])
+        self.boundaries = p.control.times(p.ts) if isinstance(p.control, FixedSteps) else []
+        self.signed = padded(inner_times(p))
         self.bases = y.new_empty((run.room, run.rows, *y.shape) if run.spec.inside else (0,))
         self.free: tuple[Tensor, Tensor] | None = None
         try:
             if isinstance(p.control, FixedSteps):
-                self._march([value(t) for t in p.control.times(p.ts)], ys)
+                self._march([value(t) for t in self.boundaries], ys)
             else:
                 self._search(p.control, ys)
         except SolverError as error:
@@ -137,9 +138,17 @@ class Forward:
 
     def _finish(self, chunk: Chunk, ys: Tensor) -> None:
         """Write a chunk's outputs."""
-        self.p.stats.accepted += chunk.n
-        self.done = chunk.find_outputs(self.p.ts, self.done)
-        emit(self.p, chunk, self.bases, self.y, ys)
+        p, first = self.p, self.p.stats.accepted + 1
+        ends: Sequence[Time] = chunk.times[1:]
+        if self.boundaries:
+            ends = self.boundaries[first : first + chunk.n]
+        elif chunk.n and ends[-1] == p.ts.values[-1]:
+            ends = [*ends[:-1], p.ts[len(p.ts) - 1]]
+        p.stats.accepted += chunk.n
+        self.done = chunk.find_outputs(p.ts, self.done, ends)
+        emit(p, chunk, self.bases, self.y, ys)
+        if self.run.spec.timed and chunk.inside:
+            chunk.bases = self.bases[: len(chunk.inside)].clone()
         self.run.times += chunk.times[1:]
         if chunk.n:
             self.run.chunks.append(chunk)

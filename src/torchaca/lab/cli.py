@@ -36,7 +36,7 @@ OPTIONS = (
 )
 """The options that an experiment may take, by the names of its settings."""
 
-EXTRA = ("rich", "matplotlib", "PIL", "pytorch_lightning", "lightning_fabric")
+EXTRA = ("rich", "matplotlib", "PIL", "jinja2", "pytorch_lightning", "lightning_fabric")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +84,10 @@ def _check(args: argparse.Namespace) -> int:
     return _imported("torchaca.lab.check", "the command check needs").check(args.target, args.gradient)
 
 
+def _report(args: argparse.Namespace) -> int:
+    return _imported("torchaca.lab.page", "the command report needs").report(args.runs, args.out)
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     module = _imported("torchaca.lab.cifar_node.evaluate", "the command evaluate needs")
     changes = {name: getattr(args, name) for name in ("data", "test_images", "accelerator", "precision")}
@@ -119,6 +123,22 @@ def _parser() -> argparse.ArgumentParser:
         "--gradient", nargs="+", metavar="NAME", help=f"only these of: {', '.join(aca.GRADIENTS)}"
     )
     check.set_defaults(carry_out=_check)
+    report = commands.add_parser(
+        "report",
+        help="one HTML page about runs",
+        description="One HTML page, with everything in it: tables next to the paper's, plots, settings, versions.",
+    )
+    report.set_defaults(carry_out=_report)
+    report.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of its results in docs/results"
+    )
+    report.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page (default: report.html)",
+    )
     _add_evaluate(commands)
     run = commands.add_parser(
         "run",

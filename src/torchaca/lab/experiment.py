@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ class Experiment:
         takes = {field.name for field in dataclasses.fields(self.defaults)}
         for name in given:
             if name not in takes:
-                raise UsageError(f"{self.name} has no --{name.replace('_', '-')}: it would have no effect")
+                raise UsageError(f"{self.name} has no {flag(name)}: it would have no effect")
         settings = dataclasses.replace(self.defaults, **self.sizes[size])
         settings = dataclasses.replace(settings, **given)
         _check(settings)
@@ -82,6 +83,19 @@ class Experiment:
 def plain(settings: Any) -> dict[str, Any]:
     """Settings as they read back from JSON."""
     return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def flag(option: str) -> str:
+    """The option as it is given on the command line."""
+    return f"--{option.replace('_', '-')}"
+
+
+def command_line(experiment: str, options: Mapping[str, Any]) -> str:
+    """The command that runs an experiment with these options."""
+    words = ["torchaca", "run", experiment]
+    for name, value in options.items():
+        words += [flag(name), *map(str, value if isinstance(value, list | tuple) else (value,))]
+    return shlex.join(words)
 
 
 def check_name(kind: str, name: str, known: Iterable[str]) -> None:

@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .experiment import Experiment, UsageError, plain
+from .experiment import Experiment, UsageError, command_line, plain
+from .files import write
 from .machine import now
-from .run import Run, write
+from .run import Run
 from .table import Table
 
 
@@ -41,17 +42,22 @@ def write_report(run: Run, experiment: Experiment, settings: Any, report: Report
         "experiment": experiment.name,
         "finished": now(),
         "seconds": round(run.elapsed(), 1),
+        "sessions": len(run.config["sessions"]),
         "settings": plain(settings),
         "versions": session["versions"],
         "machine": session["machine"],
+        "tables": [asdict(table) for table in report.tables],
+        "plots": dict(report.plots),
         **report.numbers,
     }
     write(run.folder / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
-    write(run.folder / "summary.md", _page(experiment, summary, report).encode())
+    again = command_line(experiment.name, run.config["options"])
+    write(run.folder / "summary.md", _page(experiment, summary, report, again).encode())
 
 
-def _page(experiment: Experiment, summary: Mapping[str, Any], report: Report) -> str:
+def _page(experiment: Experiment, summary: Mapping[str, Any], report: Report, again: str) -> str:
     made = {
+        "command": f"`{again}`",
         "date": summary["finished"],
         "machine": _items(summary["machine"]),
         "versions": _items(summary["versions"]),

@@ -7,9 +7,6 @@ than its row's checkpoint is dropped when the run is resumed, and computed again
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -18,12 +15,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from .experiment import FREE, Experiment, UsageError, plain
+from .files import load_state, save_state, write
 from .machine import machine, now, versions
 
-PART_BYTES = 16 << 20  # of a checkpoint's files
 PROBE_BYTES = 4 << 20  # room for the checkpoints and plots of a run
 
 
@@ -126,7 +121,8 @@ def start(experiment: Experiment, options: Mapping[str, Any], folder: Path | Non
         raise UsageError(f"{folder} is not empty: --out needs a new folder")
     config = {
         "experiment": experiment.name,
-        "options": dict(options),
+        "about": experiment.about,
+        "options": {"size": experiment.size, **options},
         "settings": plain(settings),
         "sessions": [],
     }
@@ -151,6 +147,8 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
     if not path.is_file():
         raise UsageError(f"{folder} holds no run: there is no {path}")
     config = json.loads(path.read_text())
+    if not (folder / "checkpoints").is_dir():
+        raise UsageError(f"{folder} holds a copy of a run's results: only the run's own folder can go on")
     if config["experiment"] != experiment.name:
         raise UsageError(f"{folder} holds a run of {config['experiment']}, not of {experiment.name}")
     settings = experiment.resolve({**config["options"], **options})
@@ -165,9 +163,9 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
     return _open(folder, config), settings
 
 
-def changed_versions(run: Run) -> list[str]:
+def changed_versions(config: Mapping[str, Any]) -> list[str]:
     """Which packages are not what the run was started with, one sentence each."""
-    first, last = run.config["sessions"][0]["versions"], run.config["sessions"][-1]["versions"]
+    first, last = config["sessions"][0]["versions"], config["sessions"][-1]["versions"]
     return [
         f"started with {name} {first[name]}, now {last[name]}" for name in first if first[name] != last[name]
     ]
@@ -186,68 +184,20 @@ def _open(folder: Path, config: dict[str, Any]) -> Run:
     return Run(folder, config)
 
 
-def write(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and containers of them: the old state or the new one is there at every moment.
-
-    A large state goes into parts, `PATH.SUM.0`, `PATH.SUM.1`, ..., that are easier to move, and `path` lists them.
-    """
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    content = buffer.getbuffer()
-    if len(content) <= PART_BYTES:
-        parts = []
-        write(path, content)
-    else:
-        total = hashlib.sha256(content).hexdigest()
-        starts = range(0, len(content), PART_BYTES)
-        parts = [path.with_name(f"{path.name}.{total[:8]}.{i}") for i in range(len(starts))]
-        for part, start in zip(parts, starts, strict=True):
-            write(part, content[start : start + PART_BYTES])
-        listed = {"sha256": total, "parts": [part.name for part in parts]}
-        write(path, json.dumps(listed).encode())
-    for old in set(path.parent.glob(f"{glob.escape(path.name)}.*.*")) - set(parts):
-        old.unlink()
-
-
-def load_state(path: Path, place: Any = "cpu") -> Any:
-    """What `save_state` has written, on the device `place`.
-
-    Raises
-    ------
-    ValueError
-        Where a part is not the one that was written.
-    """
-    content = path.read_bytes()
-    if content.startswith(b"{"):
-        listed = json.loads(content)
-        content = b"".join((path.parent / name).read_bytes() for name in listed["parts"])
-        if hashlib.sha256(content).hexdigest() != listed["sha256"]:
-            raise ValueError("its parts are not those that were written with it")
-    return torch.load(io.BytesIO(content), map_location=place, weights_only=True)
-
-
 def _encode(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that a kill has torn is cut off, in the file too."""
+def whole_lines(path: Path) -> tuple[bytes, bool]:
+    """The whole lines of a metrics file, and whether a kill has torn another one."""
     content = path.read_bytes() if path.exists() else b""
     whole, newline, torn = content.rpartition(b"\n")
+    return whole + newline, bool(torn)
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a torn one is cut off, in the file too."""
+    lines, torn = whole_lines(path)
     if torn:
-        write(path, whole + newline)
-    return [json.loads(line) for line in whole.splitlines()]
+        write(path, lines)
+    return [json.loads(line) for line in lines.splitlines()]

@@ -66,7 +66,7 @@ def _open(
     if out is not None:
         raise UsageError("--out has no effect beside --resume: the run stays in its folder")
     run, settings = resume(experiment, options, resumed)
-    for change in changed_versions(run):
+    for change in changed_versions(run.config):
         print(
             f"torchaca: note: {change}: the last digits may differ from an uninterrupted run", file=sys.stderr
         )

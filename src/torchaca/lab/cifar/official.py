@@ -104,7 +104,10 @@ def _images(batch: Mapping[bytes, Any]) -> Images:
 
 
 def _md5(file: BinaryIO) -> str:
-    return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    found = hashlib.md5(usedforsecurity=False)
+    while chunk := file.read(CHUNK):
+        found.update(chunk)
+    return found.hexdigest()
 
 
 class _Arrays(pickle.Unpickler):

@@ -13,9 +13,9 @@ from ..cases import attempt
 from ..cifar import KINDS, Kind
 from ..engine import check_hardware
 from ..experiment import UsageError
+from ..files import load_state, write
 from ..machine import now
 from ..progress import bar
-from ..run import load_state, write
 from ..table import terminal
 from .evaluation import Solver, error_rate, place_of, solvers
 from .images import Samples, samples

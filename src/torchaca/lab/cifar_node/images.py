@@ -28,7 +28,7 @@ class Samples(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: Sequence[int]) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.labels[chosen], chosen
 

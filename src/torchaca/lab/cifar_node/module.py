@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..cifar import Kind
-from ..engine import Trained
+from ..engine import Batches, Trained
 from ..experiment import plain
 from .images import Batch, Normalised, crop_and_flip, draws
 from .models import Classifier, Dynamics, Residual
@@ -38,7 +38,7 @@ class Training(Trained):
         self.settings, self.kind, self.row, self.count = settings, kind, row, count
         self.model = build(settings, row, kind.classes)
         if settings.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+            _channels_last(self.model)
         if settings.compile:
             compile_layers(self.model)
         self.normalised = Normalised(kind)
@@ -49,7 +49,7 @@ class Training(Trained):
     @property
     def tested(self) -> Classifier:
         """The network that is tested: the average where there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast(Classifier, self.average.module)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tested(self.prepared(images))
@@ -83,8 +83,8 @@ class Training(Trained):
         optimizer = torch.optim.SGD(
             self.model.parameters(), lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        rates = schedule(s, optimizer, steps)
+        # Not `trainer.estimated_stepping_batches`: it opens the loader before Lightning puts it where training was.
+        rates = schedule(s, optimizer, s.epochs * len(Batches(self.count, s.batch)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def measures(self) -> Mapping[str, float]:
@@ -116,19 +116,25 @@ def compile_layers(model: Classifier) -> None:
             module.layers.compile()
 
 
+def _channels_last(model: Classifier) -> None:
+    for weight in model.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
 def _average(model: Classifier, decay: float) -> AveragedModel:
     """An exponential moving average of weights and running statistics."""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     return average.requires_grad_(False)
 
 
-def _share(labels: Tensor) -> Tensor | float:
+def _share(labels: Tensor) -> float:
     """What makes the mean over the devices of their losses the mean over the images of all of them.
 
     The last minibatch of an epoch may be of another size on each device.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return 1.0
-    total = torch.tensor(len(labels), device=labels.device, dtype=torch.float32)
+    total = torch.tensor(len(labels), device=labels.device)
     distributed.all_reduce(total)
-    return len(labels) * distributed.get_world_size() / total
+    return len(labels) * distributed.get_world_size() / int(total)

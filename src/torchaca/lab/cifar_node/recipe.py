@@ -178,4 +178,5 @@ def loaded(settings: Settings, kind: Kind) -> Data:
 
 def of_checkpoint(values: Mapping[str, Any]) -> Settings:
     """Settings from what JSON or a checkpoint has made of them."""
-    return Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Settings(**given)

@@ -136,7 +136,8 @@ def solver_table(kinds: Sequence[Row], kind: Kind, notes: Sequence[str]) -> Tabl
 def _cell(found: Row | None) -> str:
     if found is None or found["error_mean"] is None:
         return "failed" if found else NONE
-    return f"{percent(found['error_mean'])} ({100 * found['change_mean']:+.2f}, {count(found['nfe'])})"
+    change = round(100 * found["change_mean"], 2) + 0.0  # no "-0.00"
+    return f"{percent(found['error_mean'])} ({change:+.2f}, {count(found['nfe'])})"
 
 
 def cost_table(kinds: Sequence[Row]) -> Table:
