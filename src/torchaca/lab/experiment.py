@@ -47,6 +47,8 @@ class Experiment:
     check : callable, optional
         `check(settings)` raises `UsageError` where something that the settings name is missing, before
         anything is written.
+    shared : bool
+        Whether torchrun may start it: `main` then leaves all but the training to the process whose `run.writes`.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Experiment:
     main: Callable[[Run, Any, Console], Report]
     size: str = "cpu"
     check: Callable[[Any], None] = lambda settings: None
+    shared: bool = False
 
     def resolve(self, options: Mapping[str, Any]) -> Any:
         """The settings for the options of the command: defaults, then the size's, then the options' own.

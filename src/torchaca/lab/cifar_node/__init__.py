@@ -60,6 +60,7 @@ def experiment(kind: Kind) -> Experiment:
         sizes=SIZES,
         main=partial(main, kind=kind),
         check=partial(_check, kind=kind),
+        shared=True,
     )
 
 

@@ -39,8 +39,11 @@ def main(run: Run, settings: Settings, console: Console, kind: Kind) -> Report:
         module = Training(settings, kind, row, len(train))
         seconds = share(run, settings.time_limit, waiting, [])
         fit_row(run, console, row, module, (train, test), seconds)
-        found.append(result(run, console, row, module, test))
         waiting.remove(row.name)
+        if run.writes:
+            found.append(result(run, console, row, module, test))
+    if not run.writes:
+        return Report([], {}, {})
     return report(run, settings, data, (train, test), found)
 
 
