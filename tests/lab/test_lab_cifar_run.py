@@ -137,10 +137,10 @@ def test_the_average_is_what_is_tested(images):
     settings = Settings(width=2, side=8, ema=0.9, model=("anode18",))
     module = Training(settings, CIFAR10, Row("anode18", None, 0), 10)
     before = module.model.head.weight.detach().clone()
-    module.on_train_batch_end(None, None, 0)  # the first average is the weights themselves
+    module.update_average()  # the first average is the weights themselves
     with torch.no_grad():
         module.model.head.weight += 1
-    module.on_train_batch_end(None, None, 1)
+    module.update_average()
     torch.testing.assert_close(module.tested.head.weight, before + 0.1)
     assert not any(p.requires_grad for p in module.tested.parameters())
 

@@ -74,7 +74,13 @@ class Training(Trained):
         wrong = (self(images).argmax(1) != labels).float().mean()
         self.log("test_error", wrong, on_epoch=True, sync_dist=True, batch_size=len(labels))
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        # Not in `on_train_batch_end`, which comes after the checkpoint of this step.
+        super().optimizer_step(*args, **options)
+        self.update_average()
+
+    def update_average(self) -> None:
+        """Move the average, where there is one, towards the present weights."""
         if self.average is not None:
             self.average.update_parameters(self.model)
 
