@@ -219,7 +219,6 @@ REFUSED = {
     "with all checkpoints or none": {"gradient": aca.ACA(checkpoints="sqrt")},
     "the graph of all steps": {"gradient": "direct", "method": "heun_euler"},
     "dense output": {"dense": True},
-    "jump times": {"jump_ts": [0.5]},
     "a norm of your own": {"norm": lambda x: x.abs().max()},
     "debug=True": {"debug": True},
     "complex states": {"y0": torch.ones(2, dtype=torch.complex64)},
