@@ -102,14 +102,16 @@ class Lines:
 def describe(metrics: Mapping[str, Any], pace: Pace) -> str:
     """One epoch in a line: loss, evaluations forward and backward, rejected trials, time left.
 
-    What is no epoch says which `case` it is.
+    A model without a solver has no evaluations. What is no epoch says which `case` it is.
     """
     minutes, seconds = divmod(round(pace.left()), 60)
     if "case" in metrics:
         return f"{metrics['case']}  left {minutes}:{seconds:02d}"
     if "failed" in metrics:
         return f"failed: {metrics['failed']}"
-    nfe = f"NFE {metrics['nfe']:.0f} fwd {metrics['nfe_backward']:.0f} bwd"
-    return (
-        f"loss {metrics['loss']:.3g}  {nfe}  rejected {metrics['rejected']:.0f}  left {minutes}:{seconds:02d}"
+    cost = (
+        f"NFE {metrics['nfe']:.0f} fwd {metrics['nfe_backward']:.0f} bwd  rejected {metrics['rejected']:.0f}  "
+        if "nfe" in metrics
+        else ""
     )
+    return f"loss {metrics['loss']:.3g}  {cost}left {minutes}:{seconds:02d}"
