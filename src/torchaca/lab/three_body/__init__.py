@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..experiment import Experiment
 from .outcome import main
-from .settings import Settings
+from .settings import Settings, check
 
 EXPERIMENT = Experiment(
     name="three-body",
@@ -28,9 +28,10 @@ EXPERIMENT = Experiment(
             "lstm_epochs": 20,
             "reference": 1e-8,
         },
-        "demo": {"models": ("ode",), "reference": None, "time_limit": 150.0},
+        "demo": {"model": ("ode",), "reference": None, "time_limit": 150.0},
         "cpu": {"epochs": 20, "lr_decay": 0.8},
         "paper": {},
     },
     main=main,
+    check=check,
 )

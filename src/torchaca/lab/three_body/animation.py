@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from matplotlib.animation import PillowWriter
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 
-from ..plots import figure
 from .plots import BODIES
 from .problem import Data
 
@@ -24,10 +25,12 @@ def animate(data: Data, rows: Sequence[Mapping[str, Any]], path: Path, frames: i
 
     Bodies are coloured dots with their trails; predicted ones are black rings with dashed trails.
     """
-    made = figure(3.2 * len(rows), 3.5)
+    made = Figure(figsize=(2.8 * len(rows), 3.2))  # without a layout that is searched anew for every frame
+    FigureCanvasAgg(made)
+    made.subplots_adjust(0.0, 0.0, 1.0, 0.86, 0.0)
     panels = [made.add_subplot(1, len(rows), i + 1, projection="3d") for i in range(len(rows))]
     writer = PillowWriter(fps=10)
-    with writer.saving(made, str(path), dpi=65):
+    with writer.saving(made, str(path), dpi=75):
         for time in torch.linspace(0.0, float(data.test_times[-1]), frames + 1)[1:].tolist():
             for panel, row in zip(panels, rows, strict=True):
                 _draw(panel, data, row, time)
@@ -55,3 +58,4 @@ def _frame(panel: Axes3D, data: Data) -> None:
     low, high = data.test.amin((0, 1)).tolist(), data.test.amax((0, 1)).tolist()
     panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
     panel.set(xticklabels=(), yticklabels=(), zticklabels=())
+    panel.set_box_aspect(None, zoom=1.2)  # pyright: ignore[reportArgumentType]  (the stub knows whole zooms only)

@@ -15,7 +15,7 @@ from .plots import plot_losses, plot_motion
 from .problem import Data, true_motion
 from .rows import measure_gradients, search, train_rows
 from .settings import COUNTS, SOLVED, Settings
-from .tables import cost_table, error_table, gradient_table, search_table
+from .tables import cost_table, error_table, gradient_table, parts_table, search_table
 
 Row = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ def main(run: Run, settings: Settings, console: Console) -> Report:
     rows = train_rows(run, settings, data, console, found)
     gradients = measure_gradients(run, settings, data, console)
     methods = [summarise(method, rows) for method in dict.fromkeys(row["method"] for row in rows)]
-    tables = [error_table(methods, settings)]
+    tables = [error_table(methods, settings), parts_table(methods)]
     tables += [search_table(found, settings)] if found else []
     solved = [method for method in methods if method["model"] in SOLVED]
     tables += [cost_table(solved)] if solved else []
@@ -90,7 +90,8 @@ def summarise(method: str, rows: Sequence[Row]) -> dict[str, Any]:
     }
     for name in ("mse_seen", "mse_ahead", "mass_error", "best_loss"):
         found[f"{name}_median"] = median([row[name] for row in tested if name in row])
-    for name in ("seconds", "solves", *COUNTS):
+    for name in ("solves", *COUNTS):
         found[name] = mean([row[name] for row in own if row[name] is not None])
+    found["seconds"] = median([row["seconds"] for row in own if row["seconds"] is not None])
     found["saved_kib"] = max((row["saved_kib"] for row in own if row.get("saved_kib")), default=None)
     return found

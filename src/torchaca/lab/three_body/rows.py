@@ -62,7 +62,7 @@ def rows_of(settings: Settings) -> list[Row]:
     """All rows of a run, in the order of the table."""
     return [
         Row(model, gradient, seed)
-        for model in settings.models
+        for model in settings.model
         for gradient in (settings.gradient if model in SOLVED else (None,))
         for seed in range(settings.seeds)
     ]
@@ -71,7 +71,7 @@ def rows_of(settings: Settings) -> list[Row]:
 def search(run: Run, settings: Settings, data: Data, console: Console) -> dict[str, list[Result]]:
     """What the search for each LSTM of the run has found."""
     found = {}
-    for model in settings.models:
+    for model in settings.model:
         if model not in SOLVED:
             augment = model == "lstm-aug-input"
             cases = {

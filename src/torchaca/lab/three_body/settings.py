@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..experiment import check_name
+
 MODELS = ("lstm", "lstm-aug-input", "node", "ode")
 SOLVED = ("node", "ode")
 """The models that are differential equations: one row for each gradient method."""
@@ -18,6 +20,8 @@ class Settings:
 
     Attributes
     ----------
+    model
+        Those of `MODELS` that are trained.
     rtol, atol, epochs, lr, lr_decay, betas, time_weight, mass_spread
         Of the ODE rows.
     node_stages
@@ -40,7 +44,7 @@ class Settings:
         Tolerances of the gradient that every method's is compared with; None leaves the comparison out.
     """
 
-    models: tuple[str, ...] = MODELS
+    model: tuple[str, ...] = MODELS
     gradient: tuple[str, ...] = ("aca", "direct", "naive", "adjoint")
     seeds: int = 3
     method: str = "dopri5"
@@ -68,3 +72,15 @@ class Settings:
     reference: float | None = 1e-9
     time_limit: float | None = None
     threads: int = 1
+
+
+def check(settings: Settings) -> None:
+    """Refuse models that do not exist.
+
+    Raises
+    ------
+    UsageError
+        With their names.
+    """
+    for name in settings.model:
+        check_name("model", name, MODELS)
