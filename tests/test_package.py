@@ -52,7 +52,7 @@ NARROWER = {"methods": {"core"}, "torch_ACA": {"compat"}}
 
 OURS = {"torchaca", "torch_ACA"}
 DEPENDENCIES = {"torch", "numpy", *sys.stdlib_module_names}
-OPTIONAL = ("jinja2", "matplotlib", "rich", "scipy", "torchdiffeq")
+OPTIONAL = ("jinja2", "matplotlib", "pytorch_lightning", "rich", "scipy", "torchdiffeq")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,28 +33,21 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
     return Outcome(torch.cat(parts) if len(parts) > 1 else parts[0], failure, times, bases, boundaries)
 
 
-class Ended(Protocol):
-    """Anything that knows where it ends."""
-
-    @property
-    def t1(self) -> Time: ...
-
-
-def inside(ts: Times, step: Ended, first: int, last: int) -> list[int]:
-    """Which of the outputs `first:last`, all in the step, are on its interpolant; the others are its end state.
+def inside(ts: Times, t1: Time, first: int, last: int) -> list[int]:
+    """Which of the outputs `first:last`, all in a step to `t1`, are on its interpolant; the others are its end state.
 
     An output whose time carries a derivative is the end state only if the step ends there because of it;
     another one that happens to fall on the same value moves along the interpolant.
     """
     if ts.tensor is not None:
-        return [i for i in range(first, last) if ts[i] is not step.t1]
-    end = value(step.t1)
+        return [i for i in range(first, last) if ts[i] is not t1]
+    end = value(t1)
     return [i for i in range(first, last) if ts.values[i] != end]
 
 
 def emit(ts: Times, step: Step, first: int, last: int) -> Tensor:
     """The outputs `first:last`, which lie in the step: `(last - first, *y.shape)`."""
-    within = inside(ts, step, first, last)
+    within = inside(ts, step.t1, first, last)
     ends = step.y1.expand(last - first - len(within), *step.y1.shape)
     if not within:
         return ends

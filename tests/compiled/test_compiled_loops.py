@@ -1,11 +1,13 @@
 """The compiled loops' arithmetic against the eager loop, run by Python (see `interpreted`); no compiler needed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from compiled_helpers import Net, assert_equal, both
 
 import torchaca
-from torchaca import METHODS, Adaptive, SolverError
+from torchaca import METHODS, Adaptive, RungeKutta, SolverError
 from torchaca.compiled import run
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -34,9 +36,36 @@ def test_adaptive_solves_equal_the_eager_loop(method, times):
     assert_equal(*both(f, y0, TIMES[times], weights, method=method, **COARSE.get(method, ADAPTIVE)))
 
 
-def test_dopri8_between_two_times():
+@pytest.mark.parametrize("times", ["two", "inside", "inside, backwards"])
+@pytest.mark.parametrize(
+    "steps", [{"rtol": 1e-9, "atol": 1e-9, "dt0": 0.3}, {"n_steps": 3}], ids=["adaptive", "fixed"]
+)
+def test_an_interpolant_with_stages_of_its_own(times, steps):
     f, weights, y0 = net()
-    assert_equal(*both(f, y0, [0.0, 2.0], weights, method="dopri8", rtol=1e-9, atol=1e-9, dt0=0.3), 1e-9)
+    assert_equal(*both(f, y0, TIMES[times], weights, method="dopri8", **steps), 1e-11)
+
+
+RALSTON3 = RungeKutta(
+    name="ralston3",
+    order=3,
+    c="0 1/2 3/4",
+    a="1/2\n0 3/4",
+    b="2/9 1/3 4/9",
+    b_hat="1/3 0 2/3",
+    embedded_order=2,
+    dense="1 -7/9\n0 1/3\n0 4/9",
+    dense_order=2,
+)
+BOSH3 = METHODS["bosh3"]
+LONGER = replace(BOSH3, name="longer", dense_c="1/2", dense_a="1/2 0 0 0", dense=BOSH3.dense + "\n1 -1 0")
+
+
+@pytest.mark.parametrize("times", ["inside", "inside, backwards"])
+@pytest.mark.parametrize("steps", [{"rtol": 1e-4}, {"n_steps": 3}], ids=str)
+@pytest.mark.parametrize("method", [RALSTON3, LONGER], ids=["plain", "a stage after f1"])
+def test_a_method_of_your_own(method, steps, times):
+    f, weights, y0 = net()
+    assert_equal(*both(f, y0, TIMES[times], weights, method=method, **steps))
 
 
 @pytest.mark.parametrize("times", ["two", "inside", "inside, backwards", "repeated"])

@@ -38,6 +38,7 @@ def test_help_names_the_experiments(capsys):
         (["toy", "--dtype", "float16"], ["unknown dtype 'float16'", "float32, float64"]),
         (["toy", "--seeds", "3"], ["toy has no --seeds"]),
         (["toy", "--time-limit", "3"], ["toy has no --time-limit"]),
+        (["toy", "--devices", "2"], ["toy has no --devices"]),
         (["three-body", "--dtype", "float32"], ["three-body has no --dtype"]),
         (["van-der-pol", "--size", "demo"], ["unknown size 'demo'", "smoke, cpu, paper"]),
         (["van-der-pol", "--data", "x"], ["van-der-pol has no --data"]),
@@ -78,5 +79,6 @@ def test_other_import_errors_are_not_hidden(monkeypatch):
 
 
 def test_the_library_does_not_import_the_labs_packages():
-    code = "import sys, torchaca.lab.cli; sys.exit(not {'rich', 'matplotlib'}.isdisjoint(sys.modules))"
+    optional = {"rich", "matplotlib", "pytorch_lightning"}
+    code = f"import sys, torchaca.lab.cli; sys.exit(not {optional}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,14 +13,17 @@ from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Outcome, Problem
 from ..dynamics import Dynamics
 from ..errors import warn
-from ..gradients import ACA
-from ..gradients.replay import Ambience, refuse_derivative, without_graph
+from ..gradients import ACA, Direct
+from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, vjp
 from ..methods import RungeKutta
+from ..params import Inputs
 from ..state import Structure
 from .field import CannotCompile, capture
 from .loops import Spec, sweep_loop
 from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
+from .pull import Pull
 from .run import Forward, Run
+from .times import MovingTimes, with_times
 
 SECOND = "second derivatives of a compiled solve are not available: use compile=False"
 
@@ -39,7 +42,7 @@ def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Ou
     if p.ts.values[0] == p.ts.values[-1]:
         return None
     try:
-        return _solved(p, f)
+        return _solved(p, f, gradient != ACA() and torch.is_grad_enabled())
     except CannotCompile as reason:
         p.stats.__init__()
         warn(f"compile=True: {reason}; this solve runs in the eager loop")
@@ -49,23 +52,22 @@ def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Ou
 def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
     """One sentence for every combination that is not there yet."""
     control = p.control
-    grid = control.grid if isinstance(control, FixedSteps) else None
     norm = control.norm if isinstance(control, Adaptive) else "rms"
     known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
-    method = p.method if isinstance(p.method, RungeKutta) else None
-    extra = method is not None and method.f1_index is not None and len(method.nodes) > method.f1_index + 1
+    timed, kept = _timed(p), gradient in (ACA(checkpoints="none"), Direct())
+    plain = isinstance(p.method, RungeKutta) and p.method.fsal and len(p.method.nodes) == p.method.stages
     reasons = {
-        "gradient='aca' with all checkpoints is compiled so far": gradient != ACA(),
-        "explicit Runge-Kutta methods are compiled so far": method is None,
-        f"{p.method.name} has no compiled outputs between t0 and t1": extra and len(set(p.ts.values)) > 2,
+        "gradient='aca' with all checkpoints or none, and 'direct', are compiled so far": gradient != ACA()
+        and not kept,
+        "the graph of all steps is kept compiled for adaptive FSAL methods (dopri5, tsit5, bosh3) and times that "
+        "require no gradient so far": kept and not (plain and isinstance(control, Adaptive) and not timed),
+        "explicit Runge-Kutta methods are compiled so far": not isinstance(p.method, RungeKutta),
         "a solve inside a torch.func transform is not compiled": transformed,
         "dense output is not compiled": p.dense,
         "debug=True is not compiled": p.trace is not None,
         "jump times are not compiled": bool(p.jumps) or p.one_sided,
         "callbacks of f are not compiled": p.watch is not None,
         "a norm of your own is not compiled": not known_norm,
-        "times that require gradients are not compiled": p.ts.tensor is not None
-        or (grid is not None and grid.tensor is not None),
         "complex states are not compiled": p.y0.is_complex(),
         f"the device {p.y0.device.type!r} has no compiled loop": p.y0.device.type != "cpu",
     }
@@ -74,21 +76,31 @@ def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
             raise ValueError(f"{reason}: use compile=False")
 
 
-def _solved(p: Problem, f: Dynamics) -> Outcome:
+def _timed(p: Problem) -> bool:
+    """Whether times are differentiated."""
+    grid = p.control.grid if isinstance(p.control, FixedSteps) else None
+    return p.ts.tensor is not None or (grid is not None and grid.tensor is not None)
+
+
+def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
+    """`record`: keep the graph of all steps."""
     p.stats.nfe += 1
-    seen = capture(f, f.time(p.ts.values[0]), p.y0)
+    seen = capture(f, f.time(p.ts.values[0]), p.y0, record)
     p = replace(p, f0=seen.value)
     differentiate = torch.is_grad_enabled()
     wanted = tuple(differentiate and x.requires_grad for x in seen.inputs)
-    keep = any(wanted) or (differentiate and p.y0.requires_grad)
+    parts = Parts.of(p, Inputs())
+    timed = _timed(p)
+    keep = any(wanted) or timed or (differentiate and p.y0.requires_grad)
     ambience = Ambience.here(p.y0)
-    inside = bool(set(p.ts.values) - {p.ts.values[0], p.ts.values[-1]})
-    spec = Spec.of(p, f.structure, inside, ambience.dtype if ambience.enabled else None)
-    run = Run(without_graph(p), seen, spec, wanted, keep)
+    own = with_times(p, parts.ts, parts.grid)
+    kept = tuple(x.shape for x in (p.y0, *seen.inputs)) if record and keep else None
+    spec = Spec.of(own, f.structure, ambience.dtype if ambience.enabled else None, timed, kept)
+    run = Run(own, seen, spec, wanted, keep)
     if keep:
         with torch.no_grad():
-            Sweep(run, seen.inputs).warm_up()
-        ys = _Solve.apply(run, ambience, p.y0, *seen.inputs)
+            (Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)).warm_up()
+        ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
     else:
         with torch.no_grad():
             ys = Forward(run).ys
@@ -98,14 +110,13 @@ def _solved(p: Problem, f: Dynamics) -> Outcome:
 class Sweep:
     """The backward pass of a run: chunk after chunk, from the last to the first."""
 
-    def __init__(self, run: Run, inputs: Sequence[Tensor]) -> None:
-        self.run, self.inputs = run, [x.detach() for x in inputs]
+    def __init__(self, run: Run, inputs: Sequence[Tensor], times: MovingTimes | None) -> None:
+        self.run, self.inputs, self.times = run, [x.detach() for x in inputs], times
         chosen = [x for x, want in zip(self.inputs, run.wanted, strict=True) if want]
         self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
         y0 = run.problem.y0
         self.lam, self.f1 = torch.zeros_like(y0), torch.zeros_like(y0)
-        method = run.spec.method
-        self.carries = run.spec.inside and method.f1_index is not None
+        self.ends = torch.zeros((run.room, 2), dtype=torch.float64)
 
     def warm_up(self) -> None:
         """Compile: what fails has to fail before the forward pass."""
@@ -116,29 +127,32 @@ class Sweep:
         T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
         self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)))
 
-    def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> list[Tensor]:
-        """Gradients of y0 and of the chosen inputs, from those of the outputs."""
-        run, p = self.run, self.run.problem
+    def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> MaybeTensors:
+        """Gradients of y0, the times, the grid and the chosen inputs, from those of the outputs."""
+        run, p, spec = self.run, self.run.problem, self.run.spec
         for k in range(len(run.chunks) - 1, -1, -1):
             chunk, before = run.chunks[k], run.chunks[k - 1] if k else None
-            if chunk is run.chunks[-1] and self.carries and chunk.n - 1 in chunk.inside:
+            if chunk is run.chunks[-1] and spec.carries and chunk.n - 1 in chunk.inside:
                 self._tail(chunk, y1, grad_ys)
             self._replay(chunk, states[k], before, grad_ys)
-        p.stats.nfe_backward += sum(chunk.n for chunk in run.chunks) * (
-            p.method.stages - run.spec.method.fsal
-        )
-        return [self.lam + grad_ys[: p.ts.at_start()].sum(0), *self.totals]
+            if self.times is not None:
+                self.times.add(chunk, self.ends, grad_ys)
+        each = p.method.stages - spec.method.fsal
+        p.stats.nfe_backward += sum(chunk.n * each + len(chunk.inside) * spec.extra for chunk in run.chunks)
+        moved = [None, None] if self.times is None else self.times.gradients()
+        return [self.lam + grad_ys[: p.ts.at_start()].sum(0), *moved, *self.totals]
 
     def _replay(self, chunk: Chunk, Y: Tensor, before: Chunk | None, grad_ys: Tensor) -> None:
         """One chunk's steps in reverse."""
-        run = self.run
+        run, spec = self.run, self.run.spec
         tables = [table_of_ends(chunk, run.room, grad_ys)]
-        if run.spec.inside:
-            tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, self.carries, grad_ys)
-        self.lam, self.f1, self.totals = run.call(
+        if spec.inside:
+            tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, spec.carries, grad_ys)
+        self.lam, self.f1, self.ends, self.totals = run.call(
             ("sweep", run.wanted),
-            lambda: sweep_loop(run.capture.field, run.spec, run.wanted),
-            *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.totals, self.inputs),
+            lambda: sweep_loop(run.capture.field, spec, run.wanted),
+            *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.ends),
+            *(self.totals, self.inputs),
         )
 
     def _tail(self, chunk: Chunk, y1: Tensor, grad_ys: Tensor) -> None:
@@ -148,14 +162,16 @@ class Sweep:
         y = y1.detach().requires_grad_()
         leaves = [x.detach().requires_grad_(want) for x, want in zip(self.inputs, run.wanted, strict=True)]
         with torch.enable_grad():
-            t = torch.tensor(chunk.times[-1], dtype=y.dtype)
-            k = run.capture.field(t, y, leaves)
+            t = torch.tensor(chunk.times[-1], dtype=torch.float64, requires_grad=self.times is not None)
+            k = run.capture.field(t.to(y.dtype), y, leaves)
         p.stats.nfe_backward += 1
         self.f1 = k.detach()
         if not k.requires_grad:
             return
         wrt = [y, *(x for x in leaves if x.requires_grad)]
-        grads = torch.autograd.grad(k, wrt, cotangent, allow_unused=True)
+        grad_t, *grads = vjp([k], [t if t.requires_grad else None, *wrt], [cotangent])
+        if self.times is not None and grad_t is not None:
+            self.times.ends[-1] += grad_t
         old = [self.lam, *self.totals]
         self.lam, *self.totals = [a if g is None else a + g for a, g in zip(old, grads, strict=True)]
 
@@ -164,14 +180,17 @@ class _Solve(torch.autograd.Function):
     """Forward: compiled chunks without a graph. Backward: the compiled sweep over them."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, ambience: Ambience, y0: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Run, ambience: Ambience, *tensors: Any) -> Tensor:
         forward = Forward(run)
         end = run.drop_behind_outputs(forward.y)
         ctx.run, ctx.ambience = run, ambience
         # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        ctx.save_for_backward(*(chunk.Y for chunk in run.chunks), end, *inputs)
+        bases = (chunk.bases for chunk in run.chunks if chunk.bases is not None)
+        ctx.each = 1 + (len(run.split.like) if run.split else 0)
+        states = (x for chunk in run.chunks for x in (chunk.Y, *chunk.kept))
+        ctx.save_for_backward(*states, end, *tensors[1:], *bases)
         for chunk in run.chunks:
-            chunk.Y = chunk.Y.new_empty(0)
+            chunk.Y, chunk.bases, chunk.kept = chunk.Y.new_empty(0), None, []
         run.capture = replace(run.capture, inputs=())
         return forward.ys
 
@@ -179,13 +198,19 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         (grad_ys,) = cotangents
         run: Run = ctx.run
-        n = len(run.chunks)
-        states, y1, inputs = ctx.saved_tensors[:n], ctx.saved_tensors[n], ctx.saved_tensors[n + 1 :]
+        n = len(run.chunks) * ctx.each
+        states, (y1, ts, grid, *rest) = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        inputs, bases = rest[: len(run.wanted)], rest[len(run.wanted) :]
         second = torch.is_grad_enabled()
         with torch.no_grad(), ctx.ambience.restored():
-            lam, *totals = Sweep(run, inputs).over(states, y1, grad_ys)
-        grads = iter(totals)
-        found = [lam, *(next(grads) if want else None for want in run.wanted)]
+            if run.split is None:
+                times = MovingTimes(run, ts, grid, bases) if run.spec.timed else None
+                lam, *totals = Sweep(run, inputs, times).over(states, y1, grad_ys)
+            else:
+                chunks = [states[i : i + ctx.each] for i in range(0, n, ctx.each)]
+                lam, *totals = Pull(run, inputs).over(chunks, grad_ys)
+        grads = iter(totals[2:])
+        found = [lam, *totals[:2], *(next(grads) if want else None for want in run.wanted)]
         if second:
-            found = refuse_derivative(found, (grad_ys, *inputs), SECOND)
+            found = refuse_derivative(found, (grad_ys, ts, grid, *inputs), SECOND)
         return (None, None, *found)

@@ -24,28 +24,44 @@ from torch.func import vjp
 from ..control import Adaptive
 from ..core import Problem, VectorField
 from ..methods import RungeKutta
+from ..methods.runge_kutta import RungeKuttaStep
 from ..pace import at_dt_min, next_dt, propose, ulp
 from ..state import Structure
 from ..stepping import BAD_RATIO, TOO_SMALL
 from .field import Field, renamed
+from .halves import Halves
+from .outputs import inner_times
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a compiled loop is made for. `inside`: there are outputs inside of steps."""
+    """What a compiled loop is made for.
+
+    `inside`: there are outputs inside of steps, in those that they end (`closed`) as well; `timed`: times are
+    differentiated. `kept`: the graph of the steps is kept, made for tensors of these shapes.
+    """
 
     method: RungeKutta = field(hash=False)
     inside: bool
     autocast: torch.dtype | None
     control: Adaptive | None
     structure: Structure | None
+    timed: bool = False
+    closed: bool = False
+    kept: tuple[torch.Size, ...] | None = None
 
     @staticmethod
-    def of(p: Problem, structure: Structure, inside: bool, autocast: torch.dtype | None) -> Spec:
-        method = p.method
+    def of(
+        p: Problem,
+        structure: Structure,
+        autocast: torch.dtype | None,
+        timed: bool,
+        kept: tuple[torch.Size, ...] | None,
+    ) -> Spec:
+        method, inside, closed = p.method, bool(inner_times(p)), p.ts.tensor is not None
         assert isinstance(method, RungeKutta)
         if not isinstance(p.control, Adaptive):
-            return Spec(method, inside, autocast, None, None)
+            return Spec(method, inside, autocast, None, None, timed, closed)
         mixed = not isinstance(p.control.norm, str)
         # Of a control only what is no number in `Limits`.
         control = Adaptive(
@@ -56,13 +72,37 @@ class Spec:
             norm="rms" if mixed else p.control.norm,
             accept_at_dt_min=p.control.accept_at_dt_min,
         )
-        return Spec(method, inside, autocast, control, structure if mixed else None)
+        return Spec(method, inside, autocast, control, structure if mixed else None, timed, closed, kept)
+
+    def between(self, ts: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        """Which of the `inner_times` are on the interpolant of the step from t0 to t1."""
+        return (ts > t0) & ((ts <= t1) if self.closed else (ts < t1))
 
     @property
-    def f1_extra(self) -> bool:
-        """Whether f(t1, y1), which outputs inside a step need, is an evaluation of its own."""
+    def missing(self) -> int:
+        """How many stages outputs inside a step need beyond those that every step evaluates."""
+        method = self.method
+        return len(method.nodes) - (method.stages if self.control else method.stages - method.fsal)
+
+    @property
+    def gives_f1(self) -> bool:
+        """Whether f(t1, y1) is one of the missing stages."""
         index = self.method.f1_index
-        return index is not None and (index >= self.method.stages or self.control is None)
+        return index is not None and index >= len(self.method.nodes) - self.missing
+
+    @property
+    def carries(self) -> bool:
+        """Whether the sweep hands f0 of a step to the step before, whose interpolant is linear in it."""
+        index = self.method.f1_index
+        linear = index is not None and index + 1 == len(self.method.nodes)
+        return self.inside and linear and self.kept is None
+
+    @property
+    def extra(self) -> int:
+        """How many evaluations a replay of a step with outputs inside has beyond those of other replays."""
+        method = self.method
+        fewest = len(method.nodes) - (method.stages - method.fsal)
+        return fewest if self.inside and not self.carries else 0
 
 
 class Tolerances(Adaptive):
@@ -133,10 +173,11 @@ def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
     return goes if force else goes & ~stuck
 
 
-def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
+def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., Any]:
     """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
 
-    `(limits, ts, tolerances, T, Y, bases, y, f0, state, inputs)` -> y, f0, the state, and its numbers as one tensor.
+    `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, inputs)` -> y, f0, the state, and its numbers as one
+    tensor. `kept` get the residuals of the steps, where they are `split`.
     """
     method, control = spec.method, spec.control
     assert control is not None
@@ -150,6 +191,7 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
         tolerances: Sequence[Tensor],
         T: Tensor,
         Y: Tensor,
+        kept: Sequence[Tensor],
         bases: Tensor,
         y: Tensor,
         f0: Tensor,
@@ -177,7 +219,7 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
                 calls = calls + torch.where(s.known, 0, 1)
                 f0 = torch.cond(s.known, lambda t, y, k: k.clone(), lambda t, y, k: f(t, y), (s.t, y, f0))
             chooser = tolerant()
-            step = method.step(f, s.t, t1, y, f0)
+            step, residuals = step_of(f, method, split, (s.t, t1, y, f0), inputs)
             error = chooser.ratio(step).double()
             finite = torch.isfinite(error)
             ok = error <= 1.0
@@ -186,17 +228,18 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
             ratio = torch.where(finite, error, BAD_RATIO)
             ratios, calm = [ratio, s.ratio, s.older], s.rejections > 0
             dt = next_dt(chooser, order, s.dt, ratios, (size, clipped, ok), calm, limit.dt_min)
-            Y.index_copy_(0, s.n.view(1), y[None])
+            for buffer, x in zip((Y, *kept), (y, *residuals), strict=True):
+                buffer.index_copy_(0, s.n.view(1), x[None])
             T.index_copy_(0, (s.n + 1).view(1), t1.view(1))
             m, known = s.m, ~ok
             f1 = step.known_f1 if fsal else None
             if spec.inside:
-                within = ((ts > limit.sign * s.t) & (ts < limit.sign * t1)).any() & ok
-                if spec.f1_extra:
-                    f1 = torch.cond(within, f, lambda t, y: torch.zeros_like(y), (t1, step.y1))
-                    step.give_f1(f1)
-                    calls, known = calls + torch.where(within, 1, 0), known | within
-                bases.index_copy_(0, s.m.view(1), step.basis()[None])
+                within = spec.between(ts, limit.sign * s.t, limit.sign * t1).any() & ok
+                basis, own_f1 = basis_and_f1(f, spec, step, within)
+                calls = calls + torch.where(within, spec.missing, 0)
+                if spec.gives_f1:
+                    f1, known = own_f1, known | within
+                bases.index_copy_(0, s.m.view(1), basis[None])
                 m = s.m + torch.where(within, 1, 0)
             return (
                 torch.where(ok, step.y1, y),
@@ -226,6 +269,41 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
         return y, f0, scalars, torch.stack([x.double() for x in scalars])
 
     return compiled(search)
+
+
+def step_of(
+    f: VectorField,
+    method: RungeKutta,
+    split: Halves | None,
+    start: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+) -> tuple[RungeKuttaStep, Sequence[Tensor]]:
+    """The step from `(t0, t1, y, f0)`, and its residuals where its stages are split."""
+    t0, t1, y, f0 = start
+    if split is None:
+        return method.step(f, t0, t1, y, f0), ()
+    stages, residuals = split.forward(t0, t1, y, f0, *inputs)
+    return method.resumed(f, t0, t1, y, (f0, *stages)), residuals
+
+
+def basis_and_f1(f: VectorField, spec: Spec, step: RungeKuttaStep, within: Tensor) -> tuple[Tensor, Tensor]:
+    """A step's basis, and f(t1, y1) if that is one of the missing stages, else zeros.
+
+    Where stages are missing, both are zeros in a step without outputs inside, which evaluates none of them.
+    """
+    method = spec.method
+    if not spec.missing:
+        return step.basis(), torch.zeros_like(step.y1)
+
+    def whole(t0: Tensor, t1: Tensor, y0: Tensor, *stages: Tensor) -> Any:
+        own = method.resumed(f, t0, t1, y0, stages)
+        basis, f1 = own.basis(), own.known_f1
+        return basis, f1.clone() if spec.gives_f1 and f1 is not None else torch.zeros_like(y0)
+
+    def nothing(t0: Tensor, t1: Tensor, y0: Tensor, *stages: Tensor) -> Any:
+        return y0.new_zeros((len(method.nodes) + 1, *y0.shape)), torch.zeros_like(y0)
+
+    return torch.cond(within, whole, nothing, (step.t0, step.t1, step.y0, *step.known))
 
 
 def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
@@ -262,16 +340,14 @@ def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
             Y.index_copy_(0, n.view(1), y[None])
             next_f0, known = step.f0, torch.zeros_like(known)
             if spec.inside:
-                known = ((ts > sign * t0) & (ts < sign * t1)).any()
-                if spec.f1_extra:
-                    next_f0 = torch.cond(known, f, lambda t, y: torch.zeros_like(y), (t1, step.y1))
-                    step.give_f1(next_f0)
-                    calls = calls + torch.where(known, 1, 0)
-                bases.index_copy_(0, m.view(1), step.basis()[None])
-                m = m + torch.where(known, 1, 0)
-                if not spec.f1_extra:
-                    known = torch.zeros_like(known)
-            return step.y1, next_f0.clone(), known, n + 1, m + 0, calls
+                within = spec.between(ts, sign * t0, sign * t1).any()
+                basis, f1 = basis_and_f1(f, spec, step, within)
+                calls = calls + torch.where(within, spec.missing, 0)
+                if spec.gives_f1:
+                    next_f0, known = f1, within
+                bases.index_copy_(0, m.view(1), basis[None])
+                m = m + torch.where(within, 1, 0)
+            return step.y1, next_f0.clone(), known | False, n + 1, m + 0, calls
 
         zero = torch.zeros((), dtype=torch.int64)
         y, f0, known, _, _, calls = while_loop(
@@ -283,13 +359,13 @@ def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
 
 
 def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
-    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, totals, inputs)` -> lam, f0, totals.
+    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, inputs)`.
 
-    `wanted` says which inputs are differentiated. `tables` hold the cotangents of outputs: of y1, and where there
-    are outputs inside steps, of the basis, and of f0, which is the f1 of the step before.
+    Returns lam, f0, ends and totals. `wanted` says which inputs are differentiated. `tables` hold the cotangents of
+    outputs: of y1, and where there are outputs inside steps, of the basis, and of f0, which is the f1 of the step
+    before. `ends` `(K, 2)` get the gradients of the steps' t0 and t1, where times are differentiated.
     """
-    method = spec.method
-    carries = spec.inside and method.f1_index is not None
+    method, carries = spec.method, spec.carries
 
     def sweep(
         n_steps: Tensor,
@@ -298,6 +374,7 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
         tables: Sequence[tuple[Tensor, Tensor]],
         lam: Tensor,
         f1: Tensor,
+        ends: Tensor,
         totals: Sequence[Tensor],
         inputs: Sequence[Tensor],
     ) -> Any:
@@ -306,40 +383,55 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
         def f(now: Sequence[Tensor], t: Any, y: Tensor) -> Tensor:
             return func(t.to(y.dtype), y, now)
 
-        def goes_on(n: Tensor, lam: Tensor, f1: Tensor, *totals: Tensor) -> Tensor:
+        def goes_on(n: Tensor, lam: Tensor, f1: Tensor, ends: Tensor, *totals: Tensor) -> Tensor:
             return n > 0
 
-        def replay(n: Tensor, lam: Tensor, f1: Tensor, *totals: Tensor) -> Any:
+        def replay(n: Tensor, lam: Tensor, f1: Tensor, ends: Tensor, *totals: Tensor) -> Any:
             at = (n - 1).view(1)
-            y, t0, t1 = Y.index_select(0, at)[0], T.index_select(0, at)[0], T.index_select(0, n.view(1))[0]
-            ending, *others = [_row(table, at) for table in tables]
+            y, times = Y.index_select(0, at)[0], (T.index_select(0, at)[0], T.index_select(0, n.view(1))[0])
+            ending, *others = [row(table, at) for table in tables]
 
-            def outs(y: Tensor, *chosen: Tensor) -> Any:
-                own = iter(chosen)
+            leaves = (y, *times, *chosen) if spec.timed else (y, *chosen)
+
+            def outs(based: bool, y: Tensor, *leaves: Tensor) -> Any:
+                (t0, t1), own = (leaves[:2], iter(leaves[2:])) if spec.timed else (times, iter(leaves))
                 now = [next(own) if want else x for x, want in zip(inputs, wanted, strict=True)]
                 step = method.step(partial(f, now), t0, t1, y)
-                if not spec.inside:
-                    return (step.y1,)
-                if not carries:
-                    return step.y1, step.basis()
-                step.give_f1(f1)
-                return step.y1, step.basis(), step.f0
+                if carries:
+                    step.give_f1(f1)
+                    return step.y1, step.basis(), step.f0
+                return (step.y1, step.basis()) if based else (step.y1,)
 
-            product: Any = vjp(outs, y, *chosen)
-            values, pull = product
-            dy, *grads = pull((lam + ending, *others))
-            next_f1 = values[2] if carries else f1
-            return n - 1, dy.clone(), next_f1.clone(), *(a + b for a, b in zip(totals, grads, strict=True))
+            def product(based: bool) -> Any:
+                both: Any = vjp(partial(outs, based), *leaves)
+                values, pull = both
+                grads = pull((lam + ending, *others[: len(values) - 1]))
+                return values[-1], *grads
 
-        _, lam, f1, *totals = while_loop(
-            goes_on, replay, (n_steps.clone(), lam.clone(), f1.clone(), *(g.clone() for g in totals))
-        )
-        return lam, f1, totals
+            def apart(based: bool) -> Any:
+                return tuple(x.clone(memory_format=torch.contiguous_format) for x in product(based)[1:])
+
+            if spec.extra:
+                within = tables[1][1].index_select(0, at)[0] > 0
+                grads = torch.cond(within, lambda: apart(True), lambda: apart(False), ())
+                last = f1
+            else:
+                last, *grads = product(spec.inside)
+            dy, *grads = grads
+            if spec.timed:
+                ends = ends.index_copy(0, at, torch.stack(grads[:2])[None])
+                grads = grads[2:]
+            sums = (a + b for a, b in zip(totals, grads, strict=True))
+            return n - 1, dy.clone(), (last if carries else f1).clone(), ends.clone(), *sums
+
+        carried = (n_steps, lam, f1, ends, *totals)
+        _, lam, f1, ends, *totals = while_loop(goes_on, replay, tuple(x.clone() for x in carried))
+        return lam, f1, ends, totals
 
     return compiled(sweep)
 
 
-def _row(table: tuple[Tensor, Tensor], at: Tensor) -> Tensor:
+def row(table: tuple[Tensor, Tensor], at: Tensor) -> Tensor:
     """`rows[which[at]]`."""
     rows, which = table
     return rows.index_select(0, which.index_select(0, at))[0]

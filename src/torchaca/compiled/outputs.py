@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -9,7 +10,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..core import Problem, Times, combined
+from ..control import FixedSteps
+from ..core import Problem, Time, Times, combined
+from ..outputs import inside
 
 BLOCK = 2**16  # numbers that are interpolated from at a time
 
@@ -19,7 +22,8 @@ class Chunk:
     """`n` accepted steps: their times `T[:n + 1]`, also on the host, and the states `Y[:n]` that they start from.
 
     `ending` are the outputs at the end of a step, by step; `inside` those strictly inside one. The latter are also
-    the rows of the chunk's bases, in this order.
+    the rows of the chunk's bases, in this order, which are kept where times are differentiated. `kept` are the
+    residuals of the steps, where their graph is kept.
     """
 
     n: int
@@ -28,30 +32,58 @@ class Chunk:
     times: list[float]
     ending: dict[int, list[int]] = field(default_factory=dict)
     inside: dict[int, list[int]] = field(default_factory=dict)
+    bases: Tensor | None = None
+    kept: list[Tensor] = field(default_factory=list)
 
-    def find_outputs(self, ts: Times, done: int) -> int:
-        """Sort the outputs from `done` on to the steps; the number of outputs up to the chunk's end."""
+    def find_outputs(self, ts: Times, done: int, ends: Sequence[Time]) -> int:
+        """Sort the outputs from `done` on to the steps to `ends`; the number of outputs up to the chunk's end."""
         if len(ts) == done or ts.up_to(self.times[-1]) == done:
             return done
-        for n, end in enumerate(self.times[1:]):
-            reached = ts.up_to(end)
-            for i in range(done, reached):
-                place = self.ending if ts.values[i] == end else self.inside
-                place.setdefault(n, []).append(i)
+        for n, end in enumerate(ends):
+            reached = ts.up_to(self.times[n + 1])
+            if reached > done:
+                within = inside(ts, end, done, reached)
+                ending = [i for i in range(done, reached) if i not in within]
+                self.inside.update({n: within} if within else {})
+                self.ending.update({n: ending} if ending else {})
             done = reached
         return done
 
 
+def inner_times(p: Problem) -> list[float]:
+    """The times of outputs that may lie on interpolants, increasing in the direction of the solve and after t0.
+
+    None, where there are no others than the first and the last. See `torchaca.outputs.inside`.
+    """
+    ts = p.ts
+    start, end = ts.values[0], ts.values[-1]
+    if ts.tensor is None:
+        return [ts.sign * t for t in ts.values] if set(ts.values) - {start, end} else []
+    ends = p.control.times(ts) if isinstance(p.control, FixedSteps) else [ts[len(ts) - 1]]
+    after = math.nextafter(ts.sign * start, math.inf)
+    within = [i for i in range(ts.at_start(), len(ts)) if all(ts[i] is not end for end in ends)]
+    return [max(ts.sign * ts.values[i], after) for i in within]
+
+
 def weights(p: Problem, chunk: Chunk, steps: Sequence[int]) -> tuple[list[int], Tensor]:
     """The outputs inside of these steps, and their weights `(outputs, steps, m)` of the steps' bases."""
-    outputs = [(i, k, n) for k, n in enumerate(steps) for i in chunk.inside[n]]
-    t, t0, t1 = torch.tensor(
-        [[p.ts.values[i], chunk.times[n], chunk.times[n + 1]] for i, _, n in outputs], dtype=torch.float64
-    ).unbind(1)
-    own = p.method.basis_weights((t - t0) / (t1 - t0)).to(p.y0.dtype)
+    outputs, rows = zip(*((i, k) for k, n in enumerate(steps) for i in chunk.inside[n]), strict=True)
+    own = p.method.basis_weights(theta(between(p, chunk, steps))).to(p.y0.dtype)
     spread = own.new_zeros(len(outputs), len(steps), own.shape[1])
-    spread[torch.arange(len(outputs)), torch.tensor([k for _, k, _ in outputs])] = own
-    return [i for i, _, _ in outputs], spread
+    spread[torch.arange(len(outputs)), torch.tensor(rows)] = own
+    return list(outputs), spread
+
+
+def between(p: Problem, chunk: Chunk, steps: Sequence[int]) -> Tensor:
+    """The times of the outputs inside of these steps, and of their steps' ends: `(outputs, 3)`, float64."""
+    times = [[p.ts.values[i], *chunk.times[n : n + 2]] for n in steps for i in chunk.inside[n]]
+    return torch.tensor(times, dtype=torch.float64)
+
+
+def theta(times: Tensor) -> Tensor:
+    """Where in their steps these outputs are."""
+    t, t0, t1 = times.unbind(1)
+    return (t - t0) / (t1 - t0)
 
 
 def blocks(chunk: Chunk, size: int) -> Iterator[tuple[int, list[int]]]:

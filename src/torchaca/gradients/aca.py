@@ -383,7 +383,7 @@ class Backward:
 
     def _inside(self, n: int) -> list[int]:
         """The outputs on the interpolant of step n."""
-        return inside(self.p.ts, _End(self.boundaries[n + 1]), self.ends[n], self.ends[n + 1])
+        return inside(self.p.ts, self.boundaries[n + 1], self.ends[n], self.ends[n + 1])
 
     def _f1_weights(self, n: int) -> Tensor | None:
         """d outputs / d f1 of the outputs inside step n, where f1 is the first stage of step n + 1, else None."""
@@ -428,13 +428,6 @@ def _onto_state(cotangent: Tensor, grad: Tensor) -> Tensor:
     if cotangent.shape == grad.shape:
         return cotangent + grad
     return torch.cat([cotangent[:1] + grad, cotangent[1:]])
-
-
-@dataclass(frozen=True)
-class _End:
-    """Just the end of a step, for `split`."""
-
-    t1: Time
 
 
 class _Sweep(torch.autograd.Function):

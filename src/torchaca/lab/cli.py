@@ -22,10 +22,11 @@ EXPERIMENTS = {
 }
 """Name on the command line -> the module whose `EXPERIMENT` it is."""
 
-OPTIONS = ("size", "gradient", "method", "seeds", "dtype", "data", "time_limit")
+HARDWARE = ("precision", "accelerator", "devices", "strategy")
+OPTIONS = ("size", "gradient", "method", "seeds", "dtype", "data", "time_limit", *HARDWARE)
 """The options that an experiment may take, by the names of its settings."""
 
-EXTRA = ("rich", "matplotlib", "PIL", "jinja2")
+EXTRA = ("rich", "matplotlib", "PIL", "jinja2", "pytorch_lightning", "lightning_fabric")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="start no epoch after this time; every gradient method trains one at least",
     )
+    run.add_argument("--precision", metavar="NAME", help="32, or bf16-mixed: bfloat16 under autocast")
+    run.add_argument(
+        "--accelerator", metavar="NAME", help="cpu (default), gpu, mps, or auto: the fastest there is"
+    )
+    run.add_argument("--devices", type=int, metavar="N", help="devices that share each minibatch")
+    run.add_argument("--strategy", metavar="NAME", help="how they do: ddp_spawn (default) or ddp_fork")
     run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-TIME)")
     run.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
     run.add_argument(

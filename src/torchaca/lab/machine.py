@@ -13,7 +13,7 @@ import torch
 
 import torchaca as aca
 
-PACKAGES = ("torch", "numpy", "rich", "matplotlib")
+PACKAGES = ("torch", "numpy", "rich", "matplotlib", "pytorch-lightning")
 
 
 def versions() -> dict[str, str]:

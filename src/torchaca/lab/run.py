@@ -63,15 +63,30 @@ class Run:
             write(self.folder / "metrics.jsonl", b"".join(map(_encode, kept)))
             self.metrics = kept
 
+    def cut(self, row: str, epochs: int, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the metrics of a row that its checkpoint, which has done `epochs`, does not know of.
+
+        Raises
+        ------
+        RuntimeError
+            When there are fewer than it knows of.
+        """
+        self.keep(lambda line: line["row"] != row or keep(line))
+        there = sum(line["epoch"] < epochs for line in self.of(row))
+        if there != epochs:
+            raise RuntimeError(f"{self.folder}/metrics.jsonl has {there} of the {epochs} epochs of {row!r}")
+
+    def reread(self) -> None:
+        """Take over what other processes have logged."""
+        self.metrics = _read_metrics(self.folder / "metrics.jsonl")
+
     def of(self, row: str) -> list[dict[str, Any]]:
         """The metrics of one row."""
         return [line for line in self.metrics if line["row"] == row]
 
     def save(self, row: str, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of a row: the old one or the new one is there at every moment."""
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        write(self.checkpoint(row), buffer.getvalue())
+        save_state(self.checkpoint(row), state)
 
     def load(self, row: str) -> dict[str, Any] | None:
         """The checkpoint of a row, or None before its first one."""
@@ -183,6 +198,13 @@ def write(path: Path, content: bytes) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and containers of them: the old file or the new one is there at every moment."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write(path, buffer.getvalue())
 
 
 def _encode(line: Mapping[str, Any]) -> bytes:

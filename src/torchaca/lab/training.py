@@ -62,7 +62,7 @@ def train(
             failed = "failed" in metrics
             run.log({"row": row, "epoch": done, **metrics})
             done += 1
-            state = {"epochs": done, "failed": failed, "trainee": trainee.state(), "random": _random_state()}
+            state = {"epochs": done, "failed": failed, "trainee": trainee.state(), "random": random_state()}
             run.save(row, state)
             progress.advance(metrics)
 
@@ -80,26 +80,24 @@ def _restore(run: Run, row: str, trainee: Trainee, seed: int) -> tuple[int, bool
     """The number of epochs done and whether the row has failed; the metrics cut to that."""
     state = run.load(row)
     done = state["epochs"] if state else 0
-    run.keep(lambda line: line["row"] != row or line["epoch"] < done)
-    if len(run.of(row)) != done:
-        raise RuntimeError(
-            f"{run.folder}/metrics.jsonl has {len(run.of(row))} of the {done} epochs of {row!r}"
-        )
+    run.cut(row, done, keep=lambda line: line["epoch"] < done)
     if state is None:
         torch.manual_seed(seed)
         random.seed(seed)
         return 0, False
     trainee.load(state["trainee"])
-    _set_random_state(state["random"])
+    set_random_state(state["random"])
     return done, state["failed"]
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """The state of the global random generators that the experiments draw from."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"torch": torch.get_rng_state(), "cuda": devices, "python": random.getstate()}
 
 
-def _set_random_state(state: Mapping[str, Any]) -> None:
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go on drawing where `random_state` was called."""
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

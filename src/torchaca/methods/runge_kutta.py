@@ -161,7 +161,13 @@ class RungeKutta:
         self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None
     ) -> RungeKuttaStep:
         """One step from (t0, y0) to t1; see `torchaca.core.Method`."""
-        return RungeKuttaStep(self, f, t0, t1, y0, f0)
+        return RungeKuttaStep(self, f, t0, t1, y0, () if f0 is None else (f0,))
+
+    def resumed(
+        self, f: VectorField, t0: Time, t1: Time, y0: Tensor, stages: Sequence[Tensor]
+    ) -> RungeKuttaStep:
+        """The same step once more, of which these first stages are known; it evaluates the others."""
+        return RungeKuttaStep(self, f, t0, t1, y0, stages)
 
     def continuous_weights(self, theta: Tensor) -> Tensor:
         """`b_i(theta)` for `theta` of shape `(n,)`: `(n, stages)`, float64 on the CPU, differentiable."""
@@ -222,7 +228,7 @@ class RungeKuttaStep:
     __slots__ = ("_dh", "_f", "_grad", "_h", "_ks", "method", "t0", "t1", "y0", "y1")
 
     def __init__(
-        self, method: RungeKutta, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None
+        self, method: RungeKutta, f: VectorField, t0: Time, t1: Time, y0: Tensor, known: Sequence[Tensor]
     ) -> None:
         self.method = method
         self.t0, self.t1, self.y0 = t0, t1, y0
@@ -230,8 +236,8 @@ class RungeKuttaStep:
         self._grad = torch.is_grad_enabled()
         h: Time = t1 - t0
         self._h, self._dh = _split(h, y0)
-        self._ks: list[Tensor] = [f(t0, y0) if f0 is None else f0]
-        for i in range(1, method.stages - method.fsal):
+        self._ks: list[Tensor] = list(known) or [f(t0, y0)]
+        for i in range(len(self._ks), method.stages - method.fsal):
             self._ks.append(self._stage(i))
         # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
         slope = _weighted(method._b, self._ks)
@@ -268,6 +274,11 @@ class RungeKuttaStep:
     @property
     def f0(self) -> Tensor:
         return self._ks[0]
+
+    @property
+    def known(self) -> Sequence[Tensor]:
+        """The stages that have been evaluated so far."""
+        return self._ks
 
     @property
     def error(self) -> Tensor:

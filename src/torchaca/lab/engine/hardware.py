@@ -1,0 +1,130 @@
+"""Which devices a row is trained on, in which precision, and Lightning's trainer for them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from ..experiment import UsageError, check_name
+from ..run import save_state
+
+PRECISIONS = ("32", "bf16-mixed")
+ACCELERATORS = ("cpu", "gpu", "mps", "auto")
+STRATEGIES = ("auto", "ddp_spawn", "ddp_fork")
+"""Those that start their processes from this one: others run the command again, and would open the run again."""
+
+
+class Hardware(Protocol):
+    """Settings of an experiment that the command line's options of the same names set."""
+
+    @property
+    def precision(self) -> str:
+        """Of the arithmetic: "32", or "bf16-mixed", bfloat16 under autocast and weights in float32."""
+        ...
+
+    @property
+    def accelerator(self) -> str:
+        """The kind of device: "cpu", "gpu", "mps", or "auto", the fastest that there is."""
+        ...
+
+    @property
+    def devices(self) -> int:
+        """How many devices share a minibatch."""
+        ...
+
+    @property
+    def strategy(self) -> str:
+        """How several devices work together: "auto" is "ddp_spawn"."""
+        ...
+
+
+def check_hardware(hardware: Hardware) -> None:
+    """Refuse devices that do not exist, before anything is written.
+
+    Raises
+    ------
+    UsageError
+    """
+    for option, known in (("precision", PRECISIONS), ("accelerator", ACCELERATORS), ("strategy", STRATEGIES)):
+        check_name(option, getattr(hardware, option), known)
+    if hardware.devices < 1:
+        raise UsageError(f"--devices {hardware.devices}: at least one device is needed")
+    if hardware.devices == 1 and hardware.strategy != "auto":
+        raise UsageError(
+            f"--strategy {hardware.strategy} has no effect on one device: give --devices as well"
+        )
+    with silence():
+        try:
+            trainer(hardware)
+        except (MisconfigurationException, ValueError) as error:
+            raise UsageError(f"--accelerator {hardware.accelerator}: {error}") from error
+
+
+def trainer(hardware: Hardware, *, devices: int | None = None, **options: Any) -> Trainer:
+    """A trainer without files, bars and words of its own; `devices` instead of the settings' number."""
+    devices = hardware.devices if devices is None else devices
+    several = "ddp_spawn" if hardware.strategy == "auto" else hardware.strategy
+    return Trainer(
+        accelerator=hardware.accelerator,
+        devices=devices,
+        strategy="auto" if devices == 1 else several,
+        precision="32-true" if hardware.precision == "32" else "bf16-mixed",
+        # A CPU's kernels give the same digits each time for one number of threads; a GPU's are asked to.
+        deterministic=hardware.accelerator != "cpu",
+        plugins=[Checkpoints()],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"logger": False, **options},
+    )
+
+
+class Checkpoints(CheckpointIO):
+    """Lightning's checkpoints, written whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_state(Path(path), checkpoint)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+IRRELEVANT = (
+    "The .*dataloader.* does not have many workers",  # the data are in memory
+    "GPU available but not used",  # a single process on the CPU is the default
+    "MPS available but not used",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and PyTorch
+)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Without Lightning's hints; its warnings stay, but for the irrelevant ones."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in IRRELEVANT:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
