@@ -16,8 +16,6 @@ import torchaca as aca
 from torchaca.core import Stats
 from torchaca.errors import SolverError
 from torchaca.lab import run as runs
-from torchaca.lab import three_body
-from torchaca.lab.experiment import UsageError
 from torchaca.lab.three_body.animation import animate
 from torchaca.lab.three_body.lstm import Choice, SequenceFit, best_choice, validate
 from torchaca.lab.three_body.masses import MassFit, initial_masses
@@ -150,12 +148,6 @@ def test_every_model(small, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "0.16±0.06" in out
     assert "(chosen)" in out
-
-
-def test_models_that_do_not_exist_are_refused(small, tmp_path):
-    settings = replace(small_three_body().defaults, model=("node", "lstn"))
-    with pytest.raises(UsageError, match=r"unknown model 'lstn'. Did you mean 'lstm'\?"):
-        three_body.EXPERIMENT.check(settings)
 
 
 def rotation():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..experiment import check_name
+from ..experiment import UsageError, check_name
 
 MODELS = ("lstm", "lstm-aug-input", "node", "ode")
 SOLVED = ("node", "ode")
@@ -75,12 +75,14 @@ class Settings:
 
 
 def check(settings: Settings) -> None:
-    """Refuse models that do not exist.
+    """Refuse models that do not exist, and one that is named twice.
 
     Raises
     ------
     UsageError
-        With their names.
+        With the names of those that exist.
     """
     for name in settings.model:
         check_name("model", name, MODELS)
+        if settings.model.count(name) > 1:
+            raise UsageError(f"--model names {name!r} twice")
