@@ -19,7 +19,7 @@ from .record import Record, duration, read
 
 TEMPLATES = Path(__file__).with_name("templates")
 PAPER = "paper"
-"""The column with what the paper says."""
+"""What the names of columns begin with that hold what the paper says."""
 
 
 def report(folders: Sequence[Path], out: Path) -> int:

@@ -36,11 +36,16 @@ def colour(gradient: str) -> str:
     return COLOURS.get(gradient, "C7")
 
 
+def marker(gradient: str) -> str:
+    """The marker of a gradient method in every plot."""
+    return MARKERS.get(gradient, ".")
+
+
 def look(gradient: str) -> dict[str, Any]:
     """Colour, line and marker of a gradient method in every plot; aca's is hollow: direct's is often inside of it."""
     return {
         "color": colour(gradient),
-        "marker": MARKERS.get(gradient, "."),
+        "marker": marker(gradient),
         "markersize": 7 if gradient == "aca" else 6,
         "markerfacecolor": "none" if gradient == "aca" else colour(gradient),
         "linewidth": 1,
