@@ -39,6 +39,7 @@ class Spec:
 
     `inside`: there are outputs inside of steps, in those that they end (`closed`) as well; `timed`: times are
     differentiated. `kept`: the graph of the steps is kept, made for tensors of these shapes.
+    `jumps`: there are times where f jumps.
     """
 
     method: RungeKutta = field(hash=False)
@@ -49,6 +50,7 @@ class Spec:
     timed: bool = False
     closed: bool = False
     kept: tuple[torch.Size, ...] | None = None
+    jumps: bool = False
 
     @staticmethod
     def of(
@@ -72,7 +74,17 @@ class Spec:
             norm="rms" if mixed else p.control.norm,
             accept_at_dt_min=p.control.accept_at_dt_min,
         )
-        return Spec(method, inside, autocast, control, structure if mixed else None, timed, closed, kept)
+        return Spec(
+            method,
+            inside,
+            autocast,
+            control,
+            structure if mixed else None,
+            timed,
+            closed,
+            kept,
+            bool(p.jumps),
+        )
 
     def between(self, ts: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """Which of the `inner_times` are on the interpolant of the step from t0 to t1."""
@@ -176,8 +188,8 @@ def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
 def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., Any]:
     """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
 
-    `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, inputs)` -> y, f0, the state, and its numbers as one
-    tensor. `kept` get the residuals of the steps, where they are `split`.
+    `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, jumps, inputs)` -> y, f0, the state, and its numbers as
+    one tensor. `kept` get the residuals of the steps, where they are `split`.
     """
     method, control = spec.method, spec.control
     assert control is not None
@@ -196,11 +208,12 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
         y: Tensor,
         f0: Tensor,
         scalars: Sequence[Tensor],
+        jumps: Tensor,
         inputs: Sequence[Tensor],
     ) -> Any:
         room = Y.shape[0]
 
-        def f(t: Any, y: Tensor) -> Tensor:
+        def plain(t: Any, y: Tensor) -> Tensor:
             return func(t.to(y.dtype), y, inputs)
 
         def tolerant() -> Adaptive:
@@ -214,6 +227,7 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
             s, limit = State(*scalars), Limits.of(limits)
             t1, clipped = propose(s.t, s.dt, limit.stop, limit.sign, limit.dt_max)
             size = (t1 - s.t).abs()
+            f = one_sided(func, inputs, jumps, s.t, t1) if spec.jumps else plain
             calls = s.calls + (method.stages - 1)
             if not fsal:
                 calls = calls + torch.where(s.known, 0, 1)
@@ -258,7 +272,7 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
             )
 
         def first(t: Tensor, y: Tensor, f0: Tensor) -> Tensor:
-            return first_dt(tolerant(), f, t, y, f0, Limits.of(limits), order)
+            return first_dt(tolerant(), plain, t, y, f0, Limits.of(limits), order)
 
         start = State(*scalars)
         dt, guessed = start.dt, torch.isnan(start.dt)
@@ -269,6 +283,20 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
         return y, f0, scalars, torch.stack([x.double() for x in scalars])
 
     return compiled(search)
+
+
+def one_sided(func: Field, inputs: Sequence[Tensor], jumps: Tensor, t0: Tensor, t1: Tensor) -> VectorField:
+    """f in the step from t0 to t1, strictly inside of it at those of its ends where f jumps; see `Problem.between`."""
+    at_start, at_end = (jumps == t0).any(), (jumps == t1).any()
+
+    def f(t: Any, y: Tensor) -> Tensor:
+        exact = t.to(y.dtype)
+        now, start, end = (x.detach().to(y.dtype) for x in (t, t0, t1))
+        before = torch.where(at_end & (t == t1), torch.nextafter(now, start), now)
+        moved = torch.where(at_start & (t == t0), torch.nextafter(now, end), before)
+        return func(exact + (moved - now), y, inputs)
+
+    return f
 
 
 def step_of(
@@ -359,7 +387,7 @@ def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
 
 
 def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
-    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, inputs)`.
+    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, jumps, inputs)`.
 
     Returns lam, f0, ends and totals. `wanted` says which inputs are differentiated. `tables` hold the cotangents of
     outputs: of y1, and where there are outputs inside steps, of the basis, and of f0, which is the f1 of the step
@@ -376,6 +404,7 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
         f1: Tensor,
         ends: Tensor,
         totals: Sequence[Tensor],
+        jumps: Tensor,
         inputs: Sequence[Tensor],
     ) -> Any:
         chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
@@ -396,7 +425,8 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
             def outs(based: bool, y: Tensor, *leaves: Tensor) -> Any:
                 (t0, t1), own = (leaves[:2], iter(leaves[2:])) if spec.timed else (times, iter(leaves))
                 now = [next(own) if want else x for x, want in zip(inputs, wanted, strict=True)]
-                step = method.step(partial(f, now), t0, t1, y)
+                own_f = one_sided(func, now, jumps, t0, t1) if spec.jumps else partial(f, now)
+                step = method.step(own_f, t0, t1, y)
                 if carries:
                     step.give_f1(f1)
                     return step.y1, step.basis(), step.f0
