@@ -134,12 +134,14 @@ class Sweep:
         tables = [table_of_ends(chunk, run.room, grad_ys)]
         if spec.inside:
             tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, spec.carries, grad_ys)
-        self.lam, self.f1, self.ends, self.totals = run.call(
+        self.lam, carried, self.totals = run.call(
             ("sweep", run.wanted),
             lambda: sweep_loop(run.capture.field, spec, run.wanted),
             *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.ends),
             *(self.totals, self.inputs),
         )
+        if carried:
+            (self.f1,) = carried
 
     def _tail(self, chunk: Chunk, y1: Tensor, grad_ys: Tensor) -> None:
         """f(t1, y1) at the end of the solve, which outputs inside the last step depend on, and its product."""

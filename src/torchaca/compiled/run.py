@@ -179,7 +179,7 @@ class Forward:
         stops = control.stops(p.ts)
         reach = min(0.5 * abs(stops[0] - start), control.dt_max)
         dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
-        s = State(*_scalars(start, dt))
+        state = torch.tensor([0, 0, 0, 0, 0, start, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE)
         now = start
         for stop in stops:
             limits = Limits(
@@ -200,7 +200,7 @@ class Forward:
             while now != stop:
                 T, Y = self._buffers()
                 T[0] = now
-                self.y, self.f0, scalars, numbers = run.call(
+                self.y, self.f0, state = run.call(
                     "search",
                     lambda: search_loop(run.capture.field, run.spec),
                     *(
@@ -212,18 +212,17 @@ class Forward:
                         self.bases,
                         self.y,
                         self.f0,
-                        [*vars(s).values()],
+                        state,
                         run.capture.inputs,
                     ),
                 )
-                seen = State(*numbers.tolist())
+                seen = State(*state.tolist())
                 n = int(seen.n)
                 p.stats.nfe = evaluated + int(seen.calls)
                 p.stats.rejected = int(seen.trials) - p.stats.accepted - n
                 chunk = Chunk(n, T, Y, T[: n + 1].tolist())
                 self._finish(chunk, ys)
-                s = State(*scalars)
-                s.n, s.m = (torch.zeros((), dtype=WHOLE) for _ in range(2))
+                state[:2] = 0  # n and m
                 now = seen.t
                 if seen.t != stop and n < run.room:
                     self._stopped(control, seen, stop)
@@ -258,10 +257,3 @@ def padded(times: list[float]) -> Tensor:
     while length < len(times):
         length *= 4
     return torch.tensor([*times, *[torch.inf] * (length - len(times))], dtype=DOUBLE)
-
-
-def _scalars(t: float, dt: float) -> list[Tensor]:
-    """What a search starts with, in the order of `State`."""
-    whole = [torch.zeros((), dtype=WHOLE) for _ in range(5)]
-    reals = [torch.tensor(x, dtype=DOUBLE) for x in (t, dt, 1.0, 1.0, torch.inf)]
-    return [*whole, *reals, torch.tensor(True)]
