@@ -94,6 +94,8 @@ def test_a_batch_of_any_size_is_compiled_for_twice(counted):
         {"method": "fehlberg5", "rtol": 1e-5},  # f1 is an evaluation of its own
         {"method": "heun_euler", "rtol": 1e-2},  # no evaluation is handed on
         {"method": "dopri5", "rtol": None, "n_steps": 5},
+        {"method": "dopri8", "rtol": 1e-7},  # the interpolant has stages of its own
+        {"method": "tsit5", "rtol": 1e-6, "gradient": aca.ACA(checkpoints="none")},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -199,16 +201,23 @@ def test_without_a_compiler(monkeypatch):
 
     monkeypatch.setattr(loops, "compiled", lambda function: failing)
     f, y0 = Net(hidden=5), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    for _ in range(2):
+    t = torch.tensor(INSIDE, dtype=torch.float64, requires_grad=True)
+    for options in ({"method": "euler", "n_steps": 2}, {"method": "dopri8"}, {"gradient": "direct"}) * 2:
+        times = t if "gradient" not in options else INSIDE
         with pytest.warns(UserWarning, match="the compiler failed.*No working C.*runs in the eager loop"):
-            got = solve(f, y0, [0.0, 1.0], method="euler", n_steps=2, compile=True)
-        assert torch.equal(got.ys, solve(f, y0, [0.0, 1.0], method="euler", n_steps=2).ys)
-        got.ys.sum().backward()
+            got = solve(f, y0, times, compile=True, **options)
+        want = solve(f, y0, times, **options)
+        assert torch.equal(got.ys, want.ys)
+        assert got.stats == want.stats
+        wrt = (y0, *f.parameters())
+        grads = [torch.autograd.grad(loss_of(sol.ys), wrt, retain_graph=True) for sol in (got, want)]
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 REFUSED = {
-    "gradient='aca'": {"gradient": "direct"},
-    "with all checkpoints": {"gradient": aca.ACA(checkpoints="sqrt")},
+    "gradient='aca' with": {"gradient": "adjoint"},
+    "with all checkpoints or none": {"gradient": aca.ACA(checkpoints="sqrt")},
+    "the graph of all steps": {"gradient": "direct", "method": "heun_euler"},
     "dense output": {"dense": True},
     "jump times": {"jump_ts": [0.5]},
     "a norm of your own": {"norm": lambda x: x.abs().max()},

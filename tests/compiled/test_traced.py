@@ -71,6 +71,65 @@ def test_a_block_with_fixed_steps_is_part_of_the_graph():
     assert block.stats.nfe == 4
 
 
+class Driven(nn.Module):
+    """A module whose f has nested arguments."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.f, self.method, self.gain = Net(), method, nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, x):
+        args = ({"gain": self.gain, "shift": (2 * x,)}, 0.5)
+        options = {"gradient": aca.ACA(), "n_steps": 2, "args": args}
+        return aca.solve(self.driven, x, [1.0, 0.0], method=self.method, **options).ys[-1]
+
+    def driven(self, t, y, inputs, rate):
+        return self.f(t, y) * inputs["gain"] - rate * inputs["shift"][0]
+
+
+@pytest.mark.parametrize("method", [aca.METHODS["rk4"], "dopri5"], ids=["an object", "a name"])
+def test_methods_by_object_and_nested_arguments(method):
+    model, graphs, x = Driven(method), Graphs(), torch.randn(3, 2, dtype=torch.float64)
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+    torch.testing.assert_close(run(compiled, x), run(model, x), rtol=1e-12, atol=1e-12)
+    assert graphs.count == 1
+
+
+class Classifier(nn.Module):
+    """Layers around a block."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.first, self.last = (nn.Linear(2, 2).double() for _ in range(2))
+        self.block = aca.NeuralODE(Net(), **options)
+
+    def forward(self, x):
+        return self.last(self.block(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("options", "n_graphs"),
+    [({"method": "rk4", "n_steps": 2}, 1), ({"method": "bosh3", "rtol": 1e-3}, 2)],
+    ids=["fixed", "adaptive"],
+)
+def test_training_steps(options, n_graphs):
+    x, losses, graphs = torch.randn(3, 2, dtype=torch.float64), [], Graphs()
+    for compiled in (True, False):
+        torch.manual_seed(1)
+        model = Classifier(**options)
+        step = torch.compile(model, backend=graphs, fullgraph=n_graphs == 1) if compiled else model
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = step(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-12)
+    assert losses[2] < losses[0]
+    assert graphs.count == n_graphs
+
+
 @pytest.mark.parametrize(
     "solve",
     [

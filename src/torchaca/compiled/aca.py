@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import Adaptive
+from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Outcome, Problem
 from ..dynamics import Dynamics
 from ..errors import warn
-from ..gradients import ACA
+from ..gradients import ACA, Direct
 from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, vjp
 from ..methods import RungeKutta
 from ..params import Inputs
@@ -21,6 +21,7 @@ from ..state import Structure
 from .field import CannotCompile, capture
 from .loops import Spec, sweep_loop
 from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
+from .pull import Pull
 from .run import Forward, Run
 from .times import MovingTimes, with_times
 
@@ -41,7 +42,7 @@ def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Ou
     if p.ts.values[0] == p.ts.values[-1]:
         return None
     try:
-        return _solved(p, f)
+        return _solved(p, f, gradient != ACA() and torch.is_grad_enabled())
     except CannotCompile as reason:
         p.stats.__init__()
         warn(f"compile=True: {reason}; this solve runs in the eager loop")
@@ -53,8 +54,13 @@ def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
     control = p.control
     norm = control.norm if isinstance(control, Adaptive) else "rms"
     known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
+    timed, kept = _timed(p), gradient in (ACA(checkpoints="none"), Direct())
+    plain = isinstance(p.method, RungeKutta) and p.method.fsal and len(p.method.nodes) == p.method.stages
     reasons = {
-        "gradient='aca' with all checkpoints is compiled so far": gradient != ACA(),
+        "gradient='aca' with all checkpoints or none, and 'direct', are compiled so far": gradient != ACA()
+        and not kept,
+        "the graph of all steps is kept compiled for adaptive FSAL methods (dopri5, tsit5, bosh3) and times that "
+        "require no gradient so far": kept and not (plain and isinstance(control, Adaptive) and not timed),
         "explicit Runge-Kutta methods are compiled so far": not isinstance(p.method, RungeKutta),
         "a solve inside a torch.func transform is not compiled": transformed,
         "dense output is not compiled": p.dense,
@@ -70,22 +76,30 @@ def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
             raise ValueError(f"{reason}: use compile=False")
 
 
-def _solved(p: Problem, f: Dynamics) -> Outcome:
+def _timed(p: Problem) -> bool:
+    """Whether times are differentiated."""
+    grid = p.control.grid if isinstance(p.control, FixedSteps) else None
+    return p.ts.tensor is not None or (grid is not None and grid.tensor is not None)
+
+
+def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
+    """`record`: keep the graph of all steps."""
     p.stats.nfe += 1
-    seen = capture(f, f.time(p.ts.values[0]), p.y0)
+    seen = capture(f, f.time(p.ts.values[0]), p.y0, record)
     p = replace(p, f0=seen.value)
     differentiate = torch.is_grad_enabled()
     wanted = tuple(differentiate and x.requires_grad for x in seen.inputs)
     parts = Parts.of(p, Inputs())
-    timed = parts.ts is not None or parts.grid is not None
+    timed = _timed(p)
     keep = any(wanted) or timed or (differentiate and p.y0.requires_grad)
     ambience = Ambience.here(p.y0)
     own = with_times(p, parts.ts, parts.grid)
-    spec = Spec.of(own, f.structure, ambience.dtype if ambience.enabled else None, timed)
+    kept = tuple(x.shape for x in (p.y0, *seen.inputs)) if record and keep else None
+    spec = Spec.of(own, f.structure, ambience.dtype if ambience.enabled else None, timed, kept)
     run = Run(own, seen, spec, wanted, keep)
     if keep:
         with torch.no_grad():
-            Sweep(run, seen.inputs, None).warm_up()
+            (Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)).warm_up()
         ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
     else:
         with torch.no_grad():
@@ -174,9 +188,11 @@ class _Solve(torch.autograd.Function):
         ctx.run, ctx.ambience = run, ambience
         # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
         bases = (chunk.bases for chunk in run.chunks if chunk.bases is not None)
-        ctx.save_for_backward(*(chunk.Y for chunk in run.chunks), end, *tensors[1:], *bases)
+        ctx.each = 1 + (len(run.split.like) if run.split else 0)
+        states = (x for chunk in run.chunks for x in (chunk.Y, *chunk.kept))
+        ctx.save_for_backward(*states, end, *tensors[1:], *bases)
         for chunk in run.chunks:
-            chunk.Y, chunk.bases = chunk.Y.new_empty(0), None
+            chunk.Y, chunk.bases, chunk.kept = chunk.Y.new_empty(0), None, []
         run.capture = replace(run.capture, inputs=())
         return forward.ys
 
@@ -184,13 +200,17 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         (grad_ys,) = cotangents
         run: Run = ctx.run
-        n = len(run.chunks)
+        n = len(run.chunks) * ctx.each
         states, (y1, ts, grid, *rest) = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         inputs, bases = rest[: len(run.wanted)], rest[len(run.wanted) :]
         second = torch.is_grad_enabled()
         with torch.no_grad(), ctx.ambience.restored():
-            times = MovingTimes(run, ts, grid, bases) if run.spec.timed else None
-            lam, *totals = Sweep(run, inputs, times).over(states, y1, grad_ys)
+            if run.split is None:
+                times = MovingTimes(run, ts, grid, bases) if run.spec.timed else None
+                lam, *totals = Sweep(run, inputs, times).over(states, y1, grad_ys)
+            else:
+                chunks = [states[i : i + ctx.each] for i in range(0, n, ctx.each)]
+                lam, *totals = Pull(run, inputs).over(chunks, grad_ys)
         grads = iter(totals[2:])
         found = [lam, *totals[:2], *(next(grads) if want else None for want in run.wanted)]
         if second:

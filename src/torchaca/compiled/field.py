@@ -47,7 +47,7 @@ class Field:
     n_inputs: int = 0
     t_at: int | None = None
     y_at: int | None = None
-    loops: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+    loops: dict[Any, Any] = field(default_factory=dict)
 
     def __call__(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """The derivative; `inputs` are the tensors that f reads."""
@@ -65,10 +65,38 @@ class Capture:
     inputs: tuple[Tensor, ...]
     value: Tensor
     sizes: frozenset[int]
+    recorded: Recorded | None = None
 
 
-def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
-    """Evaluate f through Dynamo.
+@dataclass(frozen=True)
+class Recorded:
+    """The first evaluation with its graph: the value, and leaves in the places of y and of the inputs."""
+
+    value: Tensor
+    y: Tensor
+    inputs: tuple[Tensor, ...]
+
+
+@dataclass
+class Call:
+    """One evaluation that is being captured: of which graph, on what tensors; with `record`, as a graph of autograd.
+
+    `found` are the graph, its inputs, and where it is recorded their leaves and the value.
+    """
+
+    y: Tensor
+    record: bool
+    found: list[tuple[Field, list[Tensor], list[Tensor], Tensor]] = field(default_factory=list)
+
+    def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the graph is evaluated on."""
+        if not self.record:
+            return list(tensors)
+        return [x.detach().requires_grad_(x is self.y or x.requires_grad) for x in tensors]
+
+
+def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False) -> Capture:
+    """Evaluate f through Dynamo; `record`: and keep the graph of that evaluation.
 
     Raises
     ------
@@ -76,7 +104,7 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
         Where f has no graph, or is more than a function.
     """
     time, y = time.clone(), y0.detach().clone()  # nothing that f may hold itself
-    caught: list[tuple[Field, list[Tensor]]] = []
+    call = Call(y, record)
     key = _identity(f.func)
     owner = key if isinstance(key, types.CodeType) else f.func  # that class may have other, traceable objects
     with contextlib.suppress(TypeError):  # an object that cannot be a key is tried again each time
@@ -84,7 +112,7 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
             raise CannotCompile(_UNTRACED[owner])
     evaluate = _entry(key)
     stack = _stack()
-    stack.append(caught)
+    stack.append(call)
     try:
         with torch.no_grad(), settings():
             value = evaluate(f.func, f.structure, f.fit, time, y, f.args)
@@ -104,26 +132,32 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor) -> Capture:
         raise CannotCompile(reason) from error
     finally:
         stack.pop()
-    if len(caught) != 1:
+    if len(call.found) != 1:
         raise CannotCompile("f has no operation on tensors that could be compiled")
-    graph, tensors = caught[0]
-    return _pure(graph, tensors, time, y, value)
+    seen = _pure(call, time, value)
+    if record and seen.recorded is None:
+        raise CannotCompile("f does not depend on the state")
+    return seen
 
 
-def _pure(graph: Field, tensors: Sequence[Tensor], time: Tensor, y: Tensor, value: Tensor) -> Capture:
+def _pure(call: Call, time: Tensor, value: Tensor) -> Capture:
+    ((graph, tensors, leaves, recorded),), y = call.found, call.y
     sizes = frozenset(tensors[at].shape[dim] for at, dim in graph.dynamic)
     places = {id(x): i for i, x in enumerate(tensors)}
     graph.n_inputs = len(tensors)
     graph.t_at, graph.y_at = places.get(id(time)), places.get(id(y))
-    inputs = tuple(x for x in tensors if x is not time and x is not y)
-    return Capture(graph, inputs, value, sizes)
+    own = [i for i, x in enumerate(tensors) if x is not time and x is not y]
+    seen = Capture(graph, tuple(tensors[i] for i in own), value, sizes)
+    if call.record and graph.y_at is not None:
+        seen.recorded = Recorded(recorded, leaves[graph.y_at], tuple(leaves[i] for i in own))
+    return seen
 
 
 _UNTRACED: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _CALLS = threading.local()  # what is being captured in this thread, the innermost last
 
 
-def _stack() -> list[list[tuple[Field, list[Tensor]]]]:
+def _stack() -> list[Call]:
     if not hasattr(_CALLS, "stack"):
         _CALLS.stack = []
     return _CALLS.stack
@@ -134,15 +168,18 @@ def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[.
     kept = Field(_without_sizes(graph), dynamic=_dynamic(graph))
 
     def run(*inputs: Any) -> Any:
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        if kept.effects is None:
-            out, kept.effects = _watched(kept.graph, tensors)
-        else:
-            out = kept.graph(*tensors) if not kept.effects else ()
+        tensors, call = [x for x in inputs if isinstance(x, Tensor)], _stack()[-1]
+        leaves = call.leaves(tensors)
+        if kept.effects:  # no evaluation, which would have them again
+            raise CannotCompile(kept.effects)
+        with torch.set_grad_enabled(call.record):
+            (value,), kept.effects = (
+                _watched(kept.graph, leaves) if kept.effects is None else (kept.graph(*leaves), kept.effects)
+            )
         if kept.effects:
             raise CannotCompile(kept.effects)
-        _stack()[-1].append((kept, tensors))
-        return out
+        call.found.append((kept, tensors, leaves, value))
+        return (value.detach(),)
 
     return run
 

@@ -29,6 +29,7 @@ from ..pace import at_dt_min, next_dt, propose, ulp
 from ..state import Structure
 from ..stepping import BAD_RATIO, TOO_SMALL
 from .field import Field, renamed
+from .halves import Halves
 from .outputs import inner_times
 from .products import Products
 
@@ -38,7 +39,7 @@ class Spec:
     """What a compiled loop is made for.
 
     `inside`: there are outputs inside of steps, in those that they end (`closed`) as well; `timed`: times are
-    differentiated.
+    differentiated. `kept`: the graph of the steps is kept, made for tensors of these shapes.
     """
 
     method: RungeKutta = field(hash=False)
@@ -48,9 +49,16 @@ class Spec:
     structure: Structure | None
     timed: bool = False
     closed: bool = False
+    kept: tuple[torch.Size, ...] | None = None
 
     @staticmethod
-    def of(p: Problem, structure: Structure, autocast: torch.dtype | None, timed: bool) -> Spec:
+    def of(
+        p: Problem,
+        structure: Structure,
+        autocast: torch.dtype | None,
+        timed: bool,
+        kept: tuple[torch.Size, ...] | None,
+    ) -> Spec:
         method, inside, closed = p.method, bool(inner_times(p)), p.ts.tensor is not None
         assert isinstance(method, RungeKutta)
         if not isinstance(p.control, Adaptive):
@@ -65,7 +73,7 @@ class Spec:
             norm="rms" if mixed else p.control.norm,
             accept_at_dt_min=p.control.accept_at_dt_min,
         )
-        return Spec(method, inside, autocast, control, structure if mixed else None, timed, closed)
+        return Spec(method, inside, autocast, control, structure if mixed else None, timed, closed, kept)
 
     def between(self, ts: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """Which of the `inner_times` are on the interpolant of the step from t0 to t1."""
@@ -87,7 +95,8 @@ class Spec:
     def carries(self) -> bool:
         """Whether the sweep hands f0 of a step to the step before, whose interpolant is linear in it."""
         index = self.method.f1_index
-        return self.inside and index is not None and index + 1 == len(self.method.nodes)
+        linear = index is not None and index + 1 == len(self.method.nodes)
+        return self.inside and linear and self.kept is None
 
     @property
     def extra(self) -> int:
@@ -165,10 +174,11 @@ def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
     return goes if force else goes & ~stuck
 
 
-def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
+def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., Any]:
     """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
 
-    `(limits, ts, tolerances, T, Y, bases, y, f0, state, inputs)` -> y, f0, the state.
+    `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, inputs)` -> y, f0, the state. `kept` get the residuals
+    of the steps, where they are `split`.
     """
     method, control = spec.method, spec.control
     assert control is not None
@@ -182,6 +192,7 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
         tolerances: Sequence[Tensor],
         T: Tensor,
         Y: Tensor,
+        kept: Sequence[Tensor],
         bases: Tensor,
         y: Tensor,
         f0: Tensor,
@@ -210,7 +221,7 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
                 calls = calls + torch.where(known, 0, 1)
                 f0 = torch.cond(known, lambda t, y, k: k.clone(), lambda t, y, k: f(t, y), (s.t, y, f0))
             chooser = tolerant()
-            step = method.step(f, s.t, t1, y, f0)
+            step, residuals = step_of(f, method, split, (s.t, t1, y, f0), inputs)
             error = chooser.ratio(step).double()
             finite = torch.isfinite(error)
             ok = error <= 1.0
@@ -220,7 +231,8 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
             ratios, calm = [ratio, s.ratio, s.older], s.rejections > 0
             dt = next_dt(chooser, order, s.dt, ratios, (size, clipped, ok), calm, limit.dt_min)
             n = s.n.long()
-            Y.index_copy_(0, n.view(1), y[None])
+            for buffer, x in zip((Y, *kept), (y, *residuals), strict=True):
+                buffer.index_copy_(0, n.view(1), x[None])
             T.index_copy_(0, (n + 1).view(1), t1.view(1))
             m, known = s.m, ~ok
             f1 = step.known_f1 if fsal else None
@@ -261,6 +273,21 @@ def search_loop(func: Field, spec: Spec) -> Callable[..., Any]:
         return while_loop(goes_on, trial, (y.clone(), f0.clone(), torch.stack([*vars(start).values()])))
 
     return compiled(search)
+
+
+def step_of(
+    f: VectorField,
+    method: RungeKutta,
+    split: Halves | None,
+    start: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+) -> tuple[RungeKuttaStep, Sequence[Tensor]]:
+    """The step from `(t0, t1, y, f0)`, and its residuals where its stages are split."""
+    t0, t1, y, f0 = start
+    if split is None:
+        return method.step(f, t0, t1, y, f0), ()
+    stages, residuals = split.forward(t0, t1, y, f0, *inputs)
+    return method.resumed(f, t0, t1, y, (f0, *stages)), residuals
 
 
 def basis_and_f1(f: VectorField, spec: Spec, step: RungeKuttaStep, within: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,7 +395,7 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
             known, sums = sums[: int(carries)], sums[int(carries) :]
             at = (n - 1).view(1)
             y, times = Y.index_select(0, at)[0], (T.index_select(0, at)[0], T.index_select(0, n.view(1))[0])
-            ending, *others = [_row(table, at) for table in tables]
+            ending, *others = [row(table, at) for table in tables]
 
             leaves = (y, *times, *chosen) if spec.timed else (y, *chosen)
 
@@ -409,7 +436,7 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
     return compiled(sweep)
 
 
-def _row(table: tuple[Tensor, Tensor], at: Tensor) -> Tensor:
+def row(table: tuple[Tensor, Tensor], at: Tensor) -> Tensor:
     """`rows[which[at]]`."""
     rows, which = table
     return rows.index_select(0, which.index_select(0, at))[0]

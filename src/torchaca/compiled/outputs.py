@@ -22,7 +22,8 @@ class Chunk:
     """`n` accepted steps: their times `T[:n + 1]`, also on the host, and the states `Y[:n]` that they start from.
 
     `ending` are the outputs at the end of a step, by step; `inside` those strictly inside one. The latter are also
-    the rows of the chunk's bases, in this order, which are kept where times are differentiated.
+    the rows of the chunk's bases, in this order, which are kept where times are differentiated. `kept` are the
+    residuals of the steps, where their graph is kept.
     """
 
     n: int
@@ -32,6 +33,7 @@ class Chunk:
     ending: dict[int, list[int]] = field(default_factory=dict)
     inside: dict[int, list[int]] = field(default_factory=dict)
     bases: Tensor | None = None
+    kept: list[Tensor] = field(default_factory=list)
 
     def find_outputs(self, ts: Times, done: int, ends: Sequence[Time]) -> int:
         """Sort the outputs from `done` on to the steps to `ends`; the number of outputs up to the chunk's end."""

@@ -23,10 +23,13 @@ from ..diagnosis import RECENT, History, diagnose
 from ..errors import SolverError
 from ..stepping import TINY, Pace, _refuse
 from .field import CannotCompile, Capture, first_line, settings
+from .halves import Halves
+from .kept import split_stages
 from .loops import Limits, Spec, State, march_loop, search_loop
 from .outputs import Chunk, emit, inner_times
 
 CHUNK_BYTES = 2**21  # of states in a chunk, where that is between 8 and 256 of them
+KEPT_BYTES = 2**24  # of the graphs of the steps in a chunk, where that is at most 256 of them
 DOUBLE, WHOLE = torch.float64, torch.int64
 
 
@@ -46,14 +49,36 @@ class Run:
     chunks: list[Chunk] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     failure: SolverError | None = None
+    split: Halves | None = None
 
     def __post_init__(self) -> None:
         self.times.append(self.problem.ts.values[0])
+        if self.spec.kept is not None:
+            self.split = self._splitted()
+
+    def _splitted(self) -> Halves:
+        """The stages of a step as halves, made where there are none for this f yet."""
+        loops, place = self.capture.field.loops, (self.spec, ("stages", self.wanted))
+        if place not in loops:
+            seen = self.capture
+            try:
+                with settings():
+                    made = split_stages(seen.field, self.spec.method, self.problem, seen.inputs, self.wanted)
+            except CannotCompile:
+                raise
+            except Exception as error:
+                raise CannotCompile(f"the compiler failed ({first_line(error)})") from error
+            loops[place] = made
+        return loops[place]
 
     @property
     def room(self) -> int:
         """How many steps a chunk holds."""
-        return min(256, max(8, CHUNK_BYTES // max(self.problem.y0.nbytes, 1)))
+        if self.split is None:
+            return min(256, max(8, CHUNK_BYTES // max(self.problem.y0.nbytes, 1)))
+        return min(
+            256, max(1, KEPT_BYTES // max(1, sum(x.nbytes for x in (self.problem.y0, *self.split.like))))
+        )
 
     @property
     def rows(self) -> int:
@@ -62,6 +87,8 @@ class Run:
 
     def drop_behind_outputs(self, y1: Tensor) -> Tensor:
         """Forget the steps behind the last output: where a solve failed, they have no gradient.
+
+        Their times stay where the graph of the steps is kept, as in the eager loop.
 
         Returns the state where the remaining steps end, which was `y1`.
         """
@@ -73,7 +100,8 @@ class Run:
             if n:
                 break
             self.chunks.pop()
-        del self.times[sum(chunk.n for chunk in self.chunks) + 1 :]
+        if self.split is None:
+            del self.times[sum(chunk.n for chunk in self.chunks) + 1 :]
         return y1
 
     def has(self, key: Any) -> bool:
@@ -94,7 +122,7 @@ class Run:
         loop = build()
         for x in pytree.tree_leaves(args):
             for dim, size in enumerate(x.shape):
-                if size in self.capture.sizes:
+                if size in self.capture.sizes and self.spec.kept is None:
                     maybe_mark_dynamic(x, dim)
         try:
             with settings():
@@ -119,7 +147,7 @@ class Forward:
         self.boundaries = p.control.times(p.ts) if isinstance(p.control, FixedSteps) else []
         self.signed = padded(inner_times(p))
         self.bases = y.new_empty((run.room, run.rows, *y.shape) if run.spec.inside else (0,))
-        self.free: tuple[Tensor, Tensor] | None = None
+        self.free: tuple[Tensor, Tensor, list[Tensor]] | None = None
         try:
             if isinstance(p.control, FixedSteps):
                 self._march([value(t) for t in self.boundaries], ys)
@@ -129,11 +157,13 @@ class Forward:
             run.failure = error.with_traceback(None)
         self.ys = ys[: self.done]
 
-    def _buffers(self) -> tuple[Tensor, Tensor]:
-        """For the times and states of a chunk; the same ones again where nobody needs the old contents."""
+    def _buffers(self) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """For the times, states and residuals of a chunk; the same again where nobody needs the old contents."""
         if self.free is None or self.run.keep:
             room, y = self.run.room, self.y
-            self.free = torch.empty(room + 1, dtype=DOUBLE), y.new_empty((room, *y.shape))
+            split = self.run.split
+            kept = [x.new_empty((room, *x.shape)) for x in split.like] if split else []
+            self.free = torch.empty(room + 1, dtype=DOUBLE), y.new_empty((room, *y.shape)), kept
         return self.free
 
     def _finish(self, chunk: Chunk, ys: Tensor) -> None:
@@ -160,7 +190,7 @@ class Forward:
         calls = torch.zeros((), dtype=WHOLE)
         for first in range(0, len(boundaries) - 1, run.room):
             times = boundaries[first : first + run.room + 1]
-            T, Y = self._buffers()
+            T, Y, _ = self._buffers()
             T[: len(times)] = torch.tensor(times, dtype=DOUBLE)
             self.y, self.f0, known, calls = run.call(
                 "march",
@@ -198,17 +228,18 @@ class Forward:
                 for x in (control.rtol, control.atol)
             ]
             while now != stop:
-                T, Y = self._buffers()
+                T, Y, kept = self._buffers()
                 T[0] = now
                 self.y, self.f0, state = run.call(
                     "search",
-                    lambda: search_loop(run.capture.field, run.spec),
+                    lambda: search_loop(run.capture.field, run.spec, run.split),
                     *(
                         limits,
                         self.signed,
                         tolerances,
                         T,
                         Y,
+                        kept,
                         self.bases,
                         self.y,
                         self.f0,
@@ -220,7 +251,7 @@ class Forward:
                 n = int(seen.n)
                 p.stats.nfe = evaluated + int(seen.calls)
                 p.stats.rejected = int(seen.trials) - p.stats.accepted - n
-                chunk = Chunk(n, T, Y, T[: n + 1].tolist())
+                chunk = Chunk(n, T, Y, T[: n + 1].tolist(), kept=kept)
                 self._finish(chunk, ys)
                 state[:2] = 0  # n and m
                 now = seen.t

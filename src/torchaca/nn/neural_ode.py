@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..compiled.traced import can_be_unrolled, outside_graphs
 from ..core import Stats
 from ..errors import did_you_mean
 from ..solve import OPTIONS, solve
@@ -77,12 +78,19 @@ class NeuralODE(torch.nn.Module):
             Further arguments of f.
         """
         times = self.t if t is None else t
-        extra = {"args": args} if args else {}
-        solution = solve(self.f, y0, times, **{**self.options, **extra})
+        options = {**self.options, **({"args": args} if args else {})}
+        if torch.compiler.is_compiling() and can_be_unrolled((self.f, y0, times), options):
+            return self._solved(y0, times, options)
+        return self._apart(y0, times, options)
+
+    def _solved(self, y0: Any, times: Any, options: dict[str, Any]) -> Any:
+        solution = solve(self.f, y0, times, **options)
         self.stats, self.trace = solution.stats, solution.trace
         if len(solution.ts) > 2:
             return solution.ys
         return pytree.tree_map(lambda ys: ys[-1], solution.ys)
+
+    _apart = outside_graphs(_solved)  # what follows the solve belongs to the same graph break
 
     def extra_repr(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())

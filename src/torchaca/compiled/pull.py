@@ -1,0 +1,59 @@
+"""The backward pass of a run that has kept the graph of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..gradients.replay import MaybeTensors, vjp
+from .kept import pull_loop
+from .outputs import Chunk, table_of_ends, tables_of_inner
+from .run import Run
+
+
+class Pull:
+    """Chunk after chunk, from the last to the first, without an evaluation of f."""
+
+    def __init__(self, run: Run, inputs: Sequence[Tensor]) -> None:
+        self.run, self.inputs = run, [x.detach() for x in inputs]
+        chosen = [x for x, want in zip(self.inputs, run.wanted, strict=True) if want]
+        self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
+        y0 = run.problem.y0
+        self.lam, self.mu = torch.zeros_like(y0), torch.zeros_like(y0)
+
+    def warm_up(self) -> None:
+        """Compile: what fails has to fail before the forward pass."""
+        run, y0 = self.run, self.run.problem.y0
+        if run.split is None or run.has(("pull", run.wanted)):
+            return
+        T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
+        kept = [x.new_empty((run.room, *x.shape)) for x in run.split.like]
+        self._pull(Chunk(0, T, Y, []), [Y, *kept], y0.new_zeros((1, *y0.shape)))
+
+    def over(self, states: Sequence[Sequence[Tensor]], grad_ys: Tensor) -> MaybeTensors:
+        """Gradients of y0, of the times, which have none, and of the chosen inputs."""
+        run = self.run
+        for chunk, own in zip(reversed(run.chunks), reversed(states), strict=True):
+            self._pull(chunk, own, grad_ys)
+        first = run.capture.recorded
+        if first is not None and run.chunks:
+            wrt = [first.y, *(x for x, want in zip(first.inputs, run.wanted, strict=True) if want)]
+            grads = vjp([first.value], wrt, [self.mu], keep=True)
+            sums = [self.lam, *self.totals]
+            self.lam, *self.totals = [a if g is None else a + g for a, g in zip(sums, grads, strict=True)]
+        return [self.lam + grad_ys[: run.problem.ts.at_start()].sum(0), None, None, *self.totals]
+
+    def _pull(self, chunk: Chunk, states: Sequence[Tensor], grad_ys: Tensor) -> None:
+        run, spec, split = self.run, self.run.spec, self.run.split
+        assert split is not None
+        tables = [table_of_ends(chunk, run.room, grad_ys)]
+        if spec.inside:
+            tables += tables_of_inner(run.problem, chunk, None, run.room, run.rows, False, grad_ys)
+        Y, *kept = states
+        self.lam, self.mu, self.totals = run.call(
+            ("pull", run.wanted),
+            lambda: pull_loop(spec, run.wanted, split),
+            *(torch.tensor(chunk.n), chunk.T, Y, kept, tables, self.lam, self.mu, self.totals, self.inputs),
+        )
