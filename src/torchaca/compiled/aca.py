@@ -98,8 +98,9 @@ def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
     spec = Spec.of(own, f.structure, ambience.dtype if ambience.enabled else None, timed, kept)
     run = Run(own, seen, spec, wanted, keep)
     if keep:
-        with torch.no_grad():
-            (Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)).warm_up()
+        if not run.has(("pull" if run.split else "sweep", wanted)):
+            with torch.no_grad():
+                (Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)).warm_up()
         ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
     else:
         with torch.no_grad():
@@ -120,10 +121,7 @@ class Sweep:
 
     def warm_up(self) -> None:
         """Compile: what fails has to fail before the forward pass."""
-        run = self.run
-        if run.has(("sweep", run.wanted)):
-            return
-        y0 = run.problem.y0
+        run, y0 = self.run, self.run.problem.y0
         T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
         self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)))
 
