@@ -3,6 +3,7 @@
 #   make demo        the environment, then the three-body problem with every gradient method
 #   make test        the environment with the test tools, then format, lint, types and tests
 #   make test-slow   the tests that take minutes
+#   make benchmark   the environments with the peers, then all of them side by side, into docs/results/peers.md
 #   make format      formats the code and repairs what the linter can repair
 #   make clean       removes the environment, caches and build outputs; the results in runs/ stay
 #
@@ -17,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check test-slow format clean
+.PHONY: demo test check test-slow benchmark format clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -38,12 +39,16 @@ test-slow: $(VENV)/.test
 	@echo "==> slow tests"
 	$(PYTEST) -m slow --timeout 1800
 
+benchmark: $(VENV)/.bench $(VENV)-jax/.made
+	@echo "==> all peers side by side"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers --write docs/results
+
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .hypothesis .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-jax .benchmarks .hypothesis .pytest_cache .ruff_cache build dist
 	find src tests tools benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One environment, built in stages; each stage leaves a stamp and runs again when the files it was made from change.
@@ -69,4 +74,16 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 $(VENV)/.test: pyproject.toml $(VENV)/.torch
 	@echo "==> installing torchaca and the test tools"
 	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.test
+	@echo "==> installing torchode and torchdyn"
+	@$(PIP) --no-deps --requirement benchmarks/requirements.txt
+	@touch $@
+
+# JAX has an environment of its own.
+$(VENV)-jax/.made: benchmarks/requirements-jax.txt
+	@echo "==> diffrax in $(VENV)-jax"
+	@$(PYTHON) -m venv --clear $(VENV)-jax
+	@$(VENV)-jax/bin/python -m pip install -qq --no-compile --requirement benchmarks/requirements-jax.txt
 	@touch $@

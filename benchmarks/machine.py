@@ -5,22 +5,29 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 
-def described(command: str) -> str:
-    """One paragraph: written by which command, where, with what, when."""
-    names = ("torch", "torchdiffeq", "numpy")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
+def described(command: str, versions: Mapping[str, str] | None = None) -> str:
+    """One paragraph: written by which command, where, with what (by default torch, torchdiffeq and numpy), when."""
+    if versions is None:
+        versions = {name: version(name) for name in ("torch", "torchdiffeq", "numpy")}
+    named = ", ".join(f"{name} {number}" for name, number in versions.items())
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
-        f"Written by `{command}` on {today}: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread, "
-        f"Python {platform.python_version()}, {versions}."
+        f"Written by `{command}` on {today}: {hardware()}, {torch.get_num_threads()} thread, "
+        f"Python {platform.python_version()}, {named}."
     )
+
+
+def hardware() -> str:
+    """The processor and its cores, and the GPU if there is one."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor()}, {os.cpu_count()} cores{gpu}"
 
 
 def processor() -> str:

@@ -1,5 +1,6 @@
 """Small experiments that end in a second, and how to compare runs."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -64,6 +65,32 @@ def mosaic(path, count=4, columns=3):
         archive.writestr("meta.json", json.dumps({"tile": 32, "columns": columns, "count": {"test": count}}))
         archive.writestr("test_00.png", part.getvalue())
     return tiles[:count]
+
+
+def cifar_mosaics(path, kind, train, test, *, encoding="PNG", sha256=None):
+    """A zip of mosaics of random images with all that training needs, and the images."""
+    rng, columns = np.random.default_rng(0), 10
+    arrays = {
+        name: rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        for name, count in (("train", train), ("test", test))
+    }
+    sums = {name: hashlib.sha256(images.tobytes()).hexdigest() for name, images in arrays.items()}
+    about = {
+        "classes": [str(i) for i in range(kind.classes)],
+        "tile": 32,
+        "columns": columns,
+        "encoding": encoding,
+        "count": {"train": train, "test": test},
+        "sha256": sha256 or sums,
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("meta.json", json.dumps(about))
+        for name, images in arrays.items():
+            whole = images.reshape(-1, columns, 32, 32, 3).swapaxes(1, 2).reshape(-1, columns * 32, 3)
+            part = io.BytesIO()
+            Image.fromarray(whole).save(part, "PNG")
+            archive.writestr(f"{name}_00.png", part.getvalue())
+    return arrays["train"], arrays["test"]
 
 
 def run(*args):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lab_helpers import metrics, mosaic, run, summary
 
-from torchaca.lab.cifar import PLACES, find, first_images
+from torchaca.lab.cifar import CIFAR10, find, first_images
 from torchaca.lab.conv_reconstruct import flow
 from torchaca.lab.conv_reconstruct.flow import Flow, Settings, there_and_back
 from torchaca.lab.conv_reconstruct.plots import plot_errors, plot_images
@@ -40,8 +40,8 @@ def test_the_usual_places_are_searched(tmp_path, monkeypatch):
     ):
         find(None)
     (tmp_path / "data").mkdir()
-    mosaic(tmp_path / PLACES[-1])
-    assert str(find(None)) == PLACES[-1]
+    mosaic(tmp_path / CIFAR10.places[-1])
+    assert str(find(None)) == CIFAR10.places[-1]
 
 
 def test_a_pickle_runs_nothing(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torchaca as aca
 
@@ -19,11 +20,20 @@ EXPERIMENTS = {
     "conv-reconstruct": "torchaca.lab.conv_reconstruct",
     "cost": "torchaca.lab.cost",
     "three-body": "torchaca.lab.three_body",
+    "cifar10": "torchaca.lab.cifar_node.cifar10",
+    "cifar100": "torchaca.lab.cifar_node.cifar100",
 }
 """Name on the command line -> the module whose `EXPERIMENT` it is."""
 
 HARDWARE = ("precision", "accelerator", "devices", "strategy")
-OPTIONS = ("size", "gradient", "method", "seeds", "dtype", "data", "time_limit", *HARDWARE)
+NETWORK = ("model", "width", "epochs", "schedule", "ema", "test_images")
+SWITCHES = ("channels_last", "compile", "tensorboard", "download")
+OPTIONS = (
+    *("size", "gradient", "method", "seeds", "dtype", "data", "time_limit"),
+    *HARDWARE,
+    *NETWORK,
+    *SWITCHES,
+)
 """The options that an experiment may take, by the names of its settings."""
 
 EXTRA = ("rich", "matplotlib", "PIL", "jinja2", "pytorch_lightning", "lightning_fabric")
@@ -78,6 +88,13 @@ def _report(args: argparse.Namespace) -> int:
     return _imported("torchaca.lab.page", "the command report needs").report(args.runs, args.out)
 
 
+def _evaluate(args: argparse.Namespace) -> int:
+    module = _imported("torchaca.lab.cifar_node.evaluate", "the command evaluate needs")
+    changes = {name: getattr(args, name) for name in ("data", "test_images", "accelerator", "precision")}
+    values = {name: getattr(args, name) for name in ("methods", "dt", "tolerances", "out")}
+    return module.evaluate(args.checkpoints, **values, **changes)
+
+
 def _run(args: argparse.Namespace) -> int:
     experiment = load(args.experiment)
     from .session import carry_out  # needs the same optional packages as the experiments
@@ -122,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the page (default: report.html)",
     )
+    _add_evaluate(commands)
     run = commands.add_parser(
         "run",
         help="run an experiment of the paper",
@@ -153,12 +171,70 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--devices", type=int, metavar="N", help="devices that share each minibatch")
     run.add_argument("--strategy", metavar="NAME", help="how they do: ddp_spawn (default) or ddp_fork")
+    _network_options(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-TIME)")
     run.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
     run.add_argument(
         "--docs", type=Path, metavar="DIR", help="also copy table, plots and summary to DIR/NAME"
     )
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="test trained networks with other solvers",
+        description="Error rates of NODE18 and ANODE18 with other solvers than that of their training.",
+    )
+    evaluate.set_defaults(carry_out=_evaluate)
+    evaluate.add_argument(
+        "checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="files in a run's folder checkpoints"
+    )
+    evaluate.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        default=["Euler", "RK2", "RK4", "HeunEuler", "RK23", "RK45"],
+        help=f"the paper's Euler RK2 RK4 HeunEuler RK23 RK45 (default), or any of {', '.join(aca.METHODS)}",
+    )
+    evaluate.add_argument(
+        "--dt", nargs="+", type=float, metavar="H", default=[0.5, 0.2, 0.1], help="step sizes (0.5 0.2 0.1)"
+    )
+    evaluate.add_argument(
+        "--tolerances",
+        nargs="+",
+        type=float,
+        metavar="TOL",
+        default=[1e-1, 1e-2, 1e-3],
+        help="rtol = atol of the adaptive methods (0.1 0.01 0.001)",
+    )
+    evaluate.add_argument("--data", metavar="PATH", help="where the images are")
+    evaluate.add_argument("--test-images", type=int, metavar="N", help="only the first N")
+    evaluate.add_argument(
+        "--accelerator", metavar="NAME", help="cpu, gpu, mps or auto; as trained by default"
+    )
+    evaluate.add_argument("--precision", metavar="NAME", help="32 or bf16-mixed; as trained by default")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="also write table, numbers and plot there")
+
+
+def _network_options(run: argparse.ArgumentParser) -> None:
+    """Those of the experiments that train networks on images."""
+    run.add_argument("--model", nargs="+", metavar="NAME", help="networks, such as resnet18 node18 anode18")
+    run.add_argument("--width", type=int, metavar="N", help="channels of a network's first stage")
+    run.add_argument("--test-images", type=int, metavar="N", help="test on the first N images")
+    run.add_argument("--epochs", type=int, metavar="N", help="how often the training data are gone through")
+    run.add_argument("--schedule", metavar="NAME", help="of the learning rate: step, cosine or one-cycle")
+    run.add_argument(
+        "--ema", type=float, metavar="DECAY", help="test an average of the weights with this decay"
+    )
+    switches = {
+        "--channels-last": "keep the channels of a pixel together in memory",
+        "--compile": "compile the layers between the solver's steps",
+        "--tensorboard": "also log for TensorBoard, in the run folder",
+        "--download": "fetch the official data into data/ where there are none",
+    }
+    for name, said in switches.items():
+        run.add_argument(name, action="store_true", default=None, help=said)
 
 
 if __name__ == "__main__":

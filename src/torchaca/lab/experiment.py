@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .run import Run
 
 DTYPES = ("float32", "float64")
-FREE = frozenset({"time_limit"})  # may change between the sessions of one run: no number depends on it
+FREE = frozenset({"time_limit", "devices", "strategy"})
+"""Settings that may change between the sessions of one run: how long it takes, and how many devices share the work."""
 
 
 class UsageError(Exception):
@@ -46,6 +47,8 @@ class Experiment:
     check : callable, optional
         `check(settings)` raises `UsageError` where something that the settings name is missing, before
         anything is written.
+    shared : bool
+        Whether torchrun may start it: `main` then leaves all but the training to the process whose `run.writes`.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Experiment:
     main: Callable[[Run, Any, Console], Report]
     size: str = "cpu"
     check: Callable[[Any], None] = lambda settings: None
+    shared: bool = False
 
     def resolve(self, options: Mapping[str, Any]) -> Any:
         """The settings for the options of the command: defaults, then the size's, then the options' own.

@@ -13,9 +13,9 @@ from markupsafe import Markup, escape
 import torchaca as aca
 
 from .experiment import UsageError
+from .files import write
 from .machine import now
 from .record import Record, duration, read
-from .run import write
 
 TEMPLATES = Path(__file__).with_name("templates")
 THEIRS = ("paper", "slides")

@@ -109,7 +109,13 @@ def describe(metrics: Mapping[str, Any], pace: Pace) -> str:
         return f"{metrics['case']}  left {minutes}:{seconds:02d}"
     if "failed" in metrics:
         return f"failed: {metrics['failed']}"
-    nfe = f"NFE {metrics['nfe']:.0f} fwd {metrics['nfe_backward']:.0f} bwd"
+    nfe = f"NFE {_forward(metrics)} fwd {metrics['nfe_backward']:.0f} bwd"
     return (
         f"loss {metrics['loss']:.3g}  {nfe}  rejected {metrics['rejected']:.0f}  left {minutes}:{seconds:02d}"
     )
+
+
+def _forward(metrics: Mapping[str, Any]) -> str:
+    """The evaluations of a forward pass, and in brackets those of each block where there are several."""
+    blocks = [f"{value:.0f}" for name, value in metrics.items() if name.startswith("nfe_block")]
+    return f"{metrics['nfe']:.0f}" + (f" ({' '.join(blocks)})" if blocks else "")

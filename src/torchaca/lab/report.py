@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .experiment import Experiment, UsageError, command_line, plain
+from .files import write
 from .machine import now
-from .run import Run, write
+from .run import Run
 from .table import Table
 
 

@@ -7,20 +7,19 @@ than its row's checkpoint is dropped when the run is resumed, and computed again
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
-import torch
-
 from .experiment import FREE, Experiment, UsageError, plain
+from .files import load_state, save_state, write
 from .machine import machine, now, versions
 
+PATIENCE = 120.0  # seconds until the first process has opened a run
 PROBE_BYTES = 4 << 20  # room for the checkpoints and plots of a run
 
 
@@ -34,12 +33,15 @@ class Run:
         The content of `config.json`.
     metrics : list of dict
         The lines of `metrics.jsonl`, oldest first.
+    writes : bool
+        Whether this process writes to the folder: of those that torchrun has started, the first one does.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], *, writes: bool = True) -> None:
         self.folder = folder
         self.config = config
-        self.metrics = _read_metrics(folder / "metrics.jsonl")
+        self.writes = writes
+        self.metrics = _read_metrics(folder / "metrics.jsonl", repair=writes)
         self._before = float(self.metrics[-1]["elapsed"]) if self.metrics else 0.0
         self._opened = perf_counter()
 
@@ -50,18 +52,20 @@ class Run:
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line of metrics."""
         complete = {**line, "elapsed": round(self.elapsed(), 3)}
+        self.metrics.append(complete)
+        if not self.writes:
+            return
         with (self.folder / "metrics.jsonl").open("ab") as file:
             file.write(_encode(complete))
             file.flush()
             os.fsync(file.fileno())
-        self.metrics.append(complete)
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the metrics that are not `wanted`."""
         kept = [line for line in self.metrics if wanted(line)]
-        if len(kept) < len(self.metrics):
+        if self.writes and len(kept) < len(self.metrics):
             write(self.folder / "metrics.jsonl", b"".join(map(_encode, kept)))
-            self.metrics = kept
+        self.metrics = kept
 
     def cut(self, row: str, epochs: int, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the metrics of a row that its checkpoint, which has done `epochs`, does not know of.
@@ -78,7 +82,7 @@ class Run:
 
     def reread(self) -> None:
         """Take over what other processes have logged."""
-        self.metrics = _read_metrics(self.folder / "metrics.jsonl")
+        self.metrics = _read_metrics(self.folder / "metrics.jsonl", repair=self.writes)
 
     def of(self, row: str) -> list[dict[str, Any]]:
         """The metrics of one row."""
@@ -91,7 +95,7 @@ class Run:
     def load(self, row: str) -> dict[str, Any] | None:
         """The checkpoint of a row, or None before its first one."""
         path = self.checkpoint(row)
-        return torch.load(path, weights_only=True) if path.exists() else None
+        return load_state(path) if path.exists() else None
 
     def checkpoint(self, row: str) -> Path:
         """Where the checkpoint of a row is."""
@@ -165,6 +169,27 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
     return _open(folder, config), settings
 
 
+def follow(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> tuple[Run, Any]:
+    """Take part in the run that the first of torchrun's processes opens in `folder`.
+
+    Raises
+    ------
+    UsageError
+        When it has not done so after `PATIENCE` seconds.
+    """
+    path, late = folder / "config.json", perf_counter() + PATIENCE
+    while not path.is_file():
+        if perf_counter() > late:
+            raise UsageError(
+                f"{folder}: no run here after {PATIENCE:g} s; every process has to see the same folder"
+            )
+        sleep(0.1)
+    config = json.loads(path.read_text())
+    settings = experiment.resolve({**config["options"], **options})
+    experiment.check(settings)
+    return Run(folder, config, writes=False), settings
+
+
 def changed_versions(config: Mapping[str, Any]) -> list[str]:
     """Which packages are not what the run was started with, one sentence each."""
     first, last = config["sessions"][0]["versions"], config["sessions"][-1]["versions"]
@@ -186,27 +211,6 @@ def _open(folder: Path, config: dict[str, Any]) -> Run:
     return Run(folder, config)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and containers of them: the old file or the new one is there at every moment."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    write(path, buffer.getvalue())
-
-
 def _encode(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
@@ -218,9 +222,9 @@ def whole_lines(path: Path) -> tuple[bytes, bool]:
     return whole + newline, bool(torn)
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a torn one is cut off, in the file too."""
+def _read_metrics(path: Path, *, repair: bool) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a torn one is left out, and with `repair` cut off in the file."""
     lines, torn = whole_lines(path)
-    if torn:
+    if torn and repair:
         write(path, lines)
     return [json.loads(line) for line in lines.splitlines()]

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from .experiment import Experiment, UsageError
+from .processes import first, launched
 from .report import check_docs, publish, write_report
-from .run import Run, changed_versions, resume, start
+from .run import Run, changed_versions, follow, resume, start
 from .table import terminal
 
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
@@ -43,6 +45,10 @@ def carry_out(
     torch.set_num_threads(experiment.resolve(options).threads)
     if docs:
         check_docs(docs)
+    if launched() and not experiment.shared:
+        raise UsageError(f"{experiment.name} trains in one process: start it without torchrun")
+    if launched() and resumed is None and out is None:
+        raise UsageError("under torchrun, --out has to name the folder that all processes share")
     run, settings = _open(experiment, options, out, resumed)
     again = f"torchaca run {experiment.name} --resume {shlex.quote(str(run.folder))}"
     try:
@@ -61,6 +67,8 @@ def carry_out(
 def _open(
     experiment: Experiment, options: Mapping[str, Any], out: Path | None, resumed: Path | None
 ) -> tuple[Run, Any]:
+    if not first():
+        return follow(experiment, options, resumed or out or Path())
     if resumed is None:
         return start(experiment, options, out)
     if out is not None:
@@ -74,6 +82,9 @@ def _open(
 
 
 def _report(experiment: Experiment, run: Run, settings: Any, docs: Path | None) -> None:
+    if not run.writes:
+        experiment.main(run, settings, Console(quiet=True))
+        return
     console = terminal()
     console.print(f"{experiment.name}: {run.folder}", highlight=False, soft_wrap=True)
     report = experiment.main(run, settings, console)

@@ -13,6 +13,7 @@ from torch import multiprocessing
 
 from torchaca.errors import SolverError
 
+from ..processes import launched, machines
 from ..run import Run
 from .hardware import Hardware, silence, trainer
 from .loader import Loader
@@ -65,7 +66,9 @@ def fit(
     run.cut(row, done, keep=lambda line: line["epoch"] < done or "failed" in line)
     if state:
         module.load_state_dict(state["state_dict"])
-    if _failed(run, row) or done >= epochs or (done >= least and seconds is not None and seconds <= 0):
+    # torchrun's processes have a clock each: the first one's decides, once they have found each other.
+    late = done >= least and seconds is not None and seconds <= 0 and not launched()
+    if _failed(run, row) or done >= epochs or late:
         return
     record = Record(run, console, row, seed=seed, seconds=seconds, least=least, every=every)
     interrupt = signal.getsignal(signal.SIGINT)
@@ -89,7 +92,7 @@ def fit(
         finally:
             record.close()
             signal.signal(signal.SIGINT, interrupt)
-    if hardware.devices > 1:
+    if hardware.devices * machines() > 1:
         run.reread()
 
 

@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ..experiment import UsageError, check_name
-from ..run import save_state
+from ..files import load_state, save_state
+from ..processes import launched, machines, on_this_machine
 
 PRECISIONS = ("32", "bf16-mixed")
 ACCELERATORS = ("cpu", "gpu", "mps", "auto")
 STRATEGIES = ("auto", "ddp_spawn", "ddp_fork")
-"""Those that start their processes from this one: others run the command again, and would open the run again."""
+"""Those that start their processes from this one. Where torchrun has started them, "auto" is "ddp"."""
 
 
 class Hardware(Protocol):
@@ -62,6 +62,8 @@ def check_hardware(hardware: Hardware) -> None:
         raise UsageError(
             f"--strategy {hardware.strategy} has no effect on one device: give --devices as well"
         )
+    if launched():
+        _check_launched(hardware)
     with silence():
         try:
             trainer(hardware)
@@ -69,14 +71,26 @@ def check_hardware(hardware: Hardware) -> None:
             raise UsageError(f"--accelerator {hardware.accelerator}: {error}") from error
 
 
+def _check_launched(hardware: Hardware) -> None:
+    """torchrun starts a process for each device, on each of its machines."""
+    if hardware.strategy != "auto":
+        raise UsageError(f"--strategy {hardware.strategy} starts processes: under torchrun leave it out")
+    if hardware.devices != on_this_machine():
+        raise UsageError(
+            f"--devices {hardware.devices}, but torchrun has started {on_this_machine()} processes on this machine"
+        )
+
+
 def trainer(hardware: Hardware, *, devices: int | None = None, **options: Any) -> Trainer:
     """A trainer without files, bars and words of its own; `devices` instead of the settings' number."""
     devices = hardware.devices if devices is None else devices
     several = "ddp_spawn" if hardware.strategy == "auto" else hardware.strategy
+    strategy = "ddp" if launched() else several
     return Trainer(
         accelerator=hardware.accelerator,
         devices=devices,
-        strategy="auto" if devices == 1 else several,
+        num_nodes=machines(),
+        strategy="auto" if devices * machines() == 1 else strategy,
         precision="32-true" if hardware.precision == "32" else "bf16-mixed",
         # A CPU's kernels give the same digits each time for one number of threads; a GPU's are asked to.
         deterministic=hardware.accelerator != "cpu",
@@ -99,7 +113,7 @@ class Checkpoints(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return load_state(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

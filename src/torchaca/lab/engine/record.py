@@ -95,9 +95,9 @@ class Record(Callback):
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._random:
+        if trainer.global_rank < len(self._random):
             set_random_state(self._random[trainer.global_rank])
-        else:
+        else:  # at the start, or where there were fewer processes before
             seed_everything(self.seed + trainer.global_rank, verbose=False)
         self._started = self._resumed = self._saved = perf_counter()
         if trainer.is_global_zero:
@@ -107,6 +107,7 @@ class Record(Callback):
             shown = bar(self._console or terminal(), self.row, total, done + self._batches, self.seconds)
             self._open = ExitStack()
             self._bar = self._open.enter_context(shown)
+        self._stop_where_late(trainer, self.seconds is not None and self.seconds <= 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -136,9 +137,7 @@ class Record(Callback):
         self.epochs += 1
         self._sums, self._batches, self._spent = {}, 0, 0.0
         self._save(trainer)
-        late = self.seconds is not None and now - self._started >= self.seconds
-        if _agreed(trainer, late and self.epochs >= self.least):
-            trainer.should_stop = True
+        self._stop_where_late(trainer, self.seconds is not None and now - self._started >= self.seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.close()
@@ -155,6 +154,10 @@ class Record(Callback):
         """Let go of the terminal."""
         self._open.close()
         self._bar = None
+
+    def _stop_where_late(self, trainer: Trainer, late: bool) -> None:
+        if _agreed(trainer, late and self.epochs >= self.least):
+            trainer.should_stop = True
 
     def _means(self) -> dict[str, float]:
         return {name: value / self._batches for name, value in self._sums.items()}

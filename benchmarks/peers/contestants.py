@@ -1,0 +1,55 @@
+"""Who takes part: the rows of every table, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .workloads import Workload
+
+EXACT, CONTINUOUS = "of the computed solution", "by the adjoint ODE"
+
+
+@dataclass(frozen=True, eq=False)  # a contestant is itself: a key of dictionaries
+class Contestant:
+    """A library with settings; `gradient` says whose derivative it computes, `lanes` that each sample has own steps."""
+
+    name: str
+    library: str
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    gradient: str = EXACT
+
+    @property
+    def compiled(self) -> bool:
+        return self.library == "diffrax" or bool(self.variant.get("compile"))
+
+    def takes(self, w: Workload) -> bool:
+        """Whether the row belongs into this workload's table."""
+        return w.per_sample or not self.variant.get("lanes")
+
+
+KEPT = 'torchaca, ACA(checkpoints="none")'
+COMPILED, COMPILED_KEPT = "torchaca, compile=True", 'torchaca, compile=True, ACA(checkpoints="none")'
+
+CONTESTANTS = (
+    Contestant("torchaca", "torchaca", {"gradient": "aca"}),
+    Contestant(KEPT, "torchaca", {"gradient": "none"}),
+    Contestant("torchaca, adjoint", "torchaca", {"gradient": "adjoint"}, CONTINUOUS),
+    Contestant("torchaca, vmap", "torchaca", {"gradient": "aca", "lanes": True}),
+    Contestant(COMPILED, "torchaca", {"gradient": "aca", "compile": True}),
+    Contestant(COMPILED_KEPT, "torchaca", {"gradient": "none", "compile": True}),
+    Contestant("torchdiffeq odeint", "torchdiffeq"),
+    Contestant("torchdiffeq odeint, step_t=[t1]", "torchdiffeq", {"landing": True}),
+    Contestant("torchdiffeq odeint_adjoint", "torchdiffeq", {"adjoint": "default"}, CONTINUOUS),
+    Contestant("torchdiffeq odeint_adjoint, seminorm", "torchdiffeq", {"adjoint": "seminorm"}, CONTINUOUS),
+    Contestant("torchode AutoDiffAdjoint", "torchode", {"adjoint": "autodiff"}),
+    Contestant("torchode BacksolveAdjoint", "torchode", {"adjoint": "backsolve"}, CONTINUOUS),
+    Contestant("torchode JointBacksolveAdjoint", "torchode", {"adjoint": "joint"}, CONTINUOUS),
+    Contestant("torchdyn autograd", "torchdyn", {"sensitivity": "autograd"}),
+    Contestant("torchdyn adjoint", "torchdyn", {"sensitivity": "adjoint"}, CONTINUOUS),
+    Contestant("diffrax", "diffrax", {"adjoint": "recursive"}),
+    Contestant("diffrax, vmap", "diffrax", {"adjoint": "recursive", "lanes": True}),
+    Contestant("diffrax DirectAdjoint", "diffrax", {"adjoint": "direct"}),
+    Contestant("diffrax BacksolveAdjoint", "diffrax", {"adjoint": "backsolve"}, CONTINUOUS),
+)

@@ -1,0 +1,102 @@
+"""What torchaca promises beside its peers, and whether the rows keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .contestants import COMPILED, COMPILED_KEPT, CONTINUOUS, KEPT
+from .measure import Row
+
+Tables = dict[str, list[Row]]
+F_DOMINATES = ("conv",)  # where nearly all time is f's
+LIBRARIES = ("torchdiffeq", "torchode", "torchdyn")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One promise: `measured` must be at most `limit`, or at least where `at_least`; None: nothing to compare."""
+
+    promise: str
+    workload: str
+    against: str
+    limit: float
+    measured: float | None
+    at_least: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """`met`, `missed`, or a dash."""
+        if self.measured is None:
+            return "-"
+        return (
+            "met"
+            if (self.measured >= self.limit if self.at_least else self.measured <= self.limit)
+            else "missed"
+        )
+
+
+def verdicts(tables: Tables) -> list[Verdict]:
+    """Every promise whose workload was measured."""
+    found = [*_compiled(tables)]
+    for name, rows in tables.items():
+        found += _eager(name, rows)
+    return found
+
+
+def _compiled(tables: Tables) -> list[Verdict]:
+    found = []
+    against_diffrax = [
+        (COMPILED, "small", 1.0),
+        (COMPILED, "conv", 1.0),
+        (COMPILED, "middle", 1.15),
+        (COMPILED_KEPT, "middle", 1.0),
+        (COMPILED, "three-body", 0.6),
+    ]
+    for name, workload, limit in against_diffrax:
+        ratio = _ratio(tables.get(workload, []), name, "diffrax", _total)
+        found.append(Verdict(f"{name}: training step, of diffrax's", workload, "diffrax", limit, ratio))
+    worse = _ratio(tables.get("three-body", []), COMPILED, "diffrax", _gradient_error)
+    promise = f"{COMPILED}: error of the gradient, of diffrax's"
+    found.append(Verdict(promise, "three-body", "diffrax", 1.0, worse))
+    for workload, limit in (("small", 10.0), ("three-body", 50.0)):
+        ratio = _ratio(tables.get(workload, []), "torchdiffeq odeint", COMPILED, _total)
+        promise = f"torchdiffeq odeint's training step, of {COMPILED}'s"
+        found.append(Verdict(promise, workload, "torchdiffeq odeint", limit, ratio, at_least=True))
+    return [v for v in found if v.workload in tables]
+
+
+def _eager(workload: str, rows: list[Row]) -> list[Verdict]:
+    peers = [r for r in rows if r.reason is None and r.contestant.library in LIBRARIES]
+    adjoints = [r for r in rows if r.reason is None and r.contestant.gradient == CONTINUOUS]
+    adjoints = [r for r in adjoints if r.contestant.library != "diffrax"]
+    default_limit = 4 / 3 if workload in F_DOMINATES else 1.0
+    found = []
+    for name, limit, rivals, whom in (
+        (KEPT, 1.0, peers, "fastest PyTorch peer"),
+        ("torchaca", default_limit, peers, "fastest PyTorch peer"),
+        (KEPT, 1.0, adjoints, "fastest continuous adjoint"),
+        ("torchaca", 1.0, adjoints, "fastest continuous adjoint"),
+    ):
+        fastest = min(rivals, key=_total, default=None)
+        if fastest is not None:
+            ratio = _ratio(rows, name, fastest.contestant.name, _total)
+            promise = f"{name}: training step, of the {whom}'s"
+            found.append(Verdict(promise, workload, fastest.contestant.name, limit, ratio))
+    return found
+
+
+def _total(row: Row) -> float:
+    return row.total
+
+
+def _gradient_error(row: Row) -> float:
+    return float("nan") if row.gradient_error is None else row.gradient_error
+
+
+def _ratio(rows: Sequence[Row], name: str, other: str, value: Callable[[Row], float]) -> float | None:
+    """`value` of one row over that of the other; None where one of them has none."""
+    found = {r.contestant.name: value(r) for r in rows if r.reason is None}
+    if name not in found or other not in found:
+        return None
+    return found[name] / found[other]

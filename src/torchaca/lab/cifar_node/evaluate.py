@@ -1,0 +1,138 @@
+"""`torchaca evaluate CHECKPOINT --methods ...`: trained networks with other solvers, without more training."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..cases import attempt
+from ..cifar import KINDS, Kind
+from ..engine import check_hardware
+from ..experiment import UsageError
+from ..files import load_state, write
+from ..machine import now
+from ..progress import bar
+from ..table import terminal
+from .evaluation import Solver, error_rate, place_of, solvers
+from .images import Samples, samples
+from .module import ABOUT, Training
+from .plots import plot_solvers
+from .recipe import Row, loaded, of_checkpoint
+from .tables import scope, solver_table
+
+
+def evaluate(
+    paths: Sequence[Path],
+    *,
+    methods: Sequence[str],
+    dt: Sequence[float],
+    tolerances: Sequence[float],
+    out: Path | None = None,
+    **changes: Any,
+) -> int:
+    """Print the error rates of trained networks with each of these solvers, and write them to `out`.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Checkpoints of `torchaca run cifar10` or `cifar100`.
+    methods, dt, tolerances
+        As for `solvers`.
+    **changes
+        Settings other than those of the training: where the images are, how many of them, the device.
+
+    Returns
+    -------
+    int
+        The exit code of the command.
+
+    Raises
+    ------
+    UsageError
+        Before anything is solved.
+    """
+    wanted = solvers(methods, dt, tolerances)
+    modules = [restored(path, changes) for path in paths]
+    kinds = {module.kind for module in modules}
+    if len(kinds) > 1:
+        raise UsageError("the checkpoints are of different data sets: evaluate them one set at a time")
+    data = loaded(modules[0].settings, modules[0].kind)
+    console = terminal()
+    rows, notes = [], {}
+    for path, module in zip(paths, modules, strict=True):
+        images = samples(data, module.settings)
+        notes.update(dict.fromkeys(scope(module.settings, data, images)))
+        with bar(console, path.stem, len(wanted) + 1) as progress:
+            rows.append(_row(path, module, images[1], wanted, progress.advance))
+    table = solver_table(rows, modules[0].kind, notes=list(notes))
+    table.show(console)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write(out / "evaluation.json", json.dumps({"made": now(), "rows": rows}, indent=2).encode() + b"\n")
+        write(out / "evaluation.md", table.markdown().encode())
+        plot_solvers(rows, out / "solvers.png")
+        console.print(f"table, numbers and plot: {out}", highlight=False)
+    return 0
+
+
+def restored(path: Path, changes: Mapping[str, Any]) -> Training:
+    """The network of a checkpoint, in evaluation mode and on its device.
+
+    Raises
+    ------
+    UsageError
+        Where the file is something else, or a network without ODE blocks.
+    """
+    state = _read(path)
+    about = state.get(ABOUT)
+    if not isinstance(about, Mapping) or about.get("data") not in KINDS:
+        raise UsageError(
+            f"{path} is a checkpoint of another model: `torchaca run cifar10` or cifar100 has not written it"
+        )
+    kind: Kind = KINDS[about["data"]]
+    row = Row(about["model"], about["gradient"], about["seed"])
+    if row.model == "resnet18":
+        raise UsageError(f"{path} is a resnet18, which has no ODE blocks: no solver has an effect on it")
+    given = {name: value for name, value in changes.items() if value is not None}
+    try:
+        settings = of_checkpoint({**about["settings"], **given, "devices": 1, "strategy": "auto"})
+        module = Training(settings, kind, row, 0)
+        module.load_state_dict(state["state_dict"])
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} does not fit the {row.label} of this version: {error}") from error
+    check_hardware(settings)
+    return module.to(place_of(settings)).eval()
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        state = load_state(path)
+    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{path} does not read as a checkpoint: {reason}") from error
+    return state if isinstance(state, Mapping) else {}
+
+
+def _row(
+    path: Path, module: Training, test: Samples, wanted: Sequence[Solver], advance: Any
+) -> dict[str, Any]:
+    """A column of the table: the error rate as trained, then that of every solver."""
+    own = error_rate(module, test)
+    advance({"case": "as trained"})
+    found = {}
+    for solver in wanted:
+        line = attempt(partial(error_rate, module, test, solver.options))
+        found[solver.title] = {
+            "method": solver.method,
+            "value": solver.value,
+            "failed": int("failed" in line),
+            "error_mean": line.get("error"),
+            "nfe": line.get("nfe"),
+            "change_mean": line["error"] - own["error"] if "error" in line else None,
+        }
+        advance({"case": solver.title})
+    return {"label": path.stem, "model": module.row.label, "error_mean": own["error"], "solvers": found}
