@@ -28,6 +28,7 @@ def small(monkeypatch):
         "toy.outcome.plot",
         "three_body.outcome.plot_motion",
         "three_body.outcome.plot_losses",
+        "three_body.outcome.animate",
         "van_der_pol.outcome.plot_trajectories",
         "van_der_pol.outcome.plot_gradients",
     ):

@@ -15,20 +15,32 @@ EPOCHS = 3
 
 
 def small_three_body():
-    """The three-body experiment with a loose tolerance, few points and epochs."""
+    """The three-body experiment with a loose tolerance, few points and epochs; all its models at the size "whole"."""
     experiment = three_body.EXPERIMENT
     small = {
+        "model": ("ode",),
+        "reference": None,
         "rtol": 1e-3,
         "atol": 1e-3,
         "truth_tolerance": 1e-6,
         "train_points": 10,
         "epochs": EPOCHS,
         "seeds": 2,
+        "node_stages": ((0.2, 2), (1.0, 1)),
+        "node_tolerance": 1e-3,
+        "node_solves": 2,
+        "lstm_steps": (0.1,),
+        "lstm_hidden": (4,),
+        "lstm_lr": (1e-3, 1e-2),
+        "lstm_epochs": EPOCHS,
+        "lstm_check": 2,
     }
-    defaults = replace(experiment.defaults, **small)
-    return replace(
-        experiment, defaults=defaults, sizes={"smoke": {}, "demo": {"time_limit": 60.0}}, size="smoke"
-    )
+    sizes = {
+        "smoke": {},
+        "demo": {"time_limit": 60.0},
+        "whole": {"model": three_body.EXPERIMENT.defaults.model, "reference": 1e-4},
+    }
+    return replace(experiment, defaults=replace(experiment.defaults, **small), sizes=sizes, size="smoke")
 
 
 def small_toy():

@@ -40,6 +40,7 @@ class Spec:
 
     `inside`: there are outputs inside of steps, in those that they end (`closed`) as well; `timed`: times are
     differentiated. `kept`: the graph of the steps is kept, made for tensors of these shapes.
+    `jumps`: there are times where f jumps.
     """
 
     method: RungeKutta = field(hash=False)
@@ -50,6 +51,7 @@ class Spec:
     timed: bool = False
     closed: bool = False
     kept: tuple[torch.Size, ...] | None = None
+    jumps: bool = False
 
     @staticmethod
     def of(
@@ -73,7 +75,17 @@ class Spec:
             norm="rms" if mixed else p.control.norm,
             accept_at_dt_min=p.control.accept_at_dt_min,
         )
-        return Spec(method, inside, autocast, control, structure if mixed else None, timed, closed, kept)
+        return Spec(
+            method,
+            inside,
+            autocast,
+            control,
+            structure if mixed else None,
+            timed,
+            closed,
+            kept,
+            bool(p.jumps),
+        )
 
     def between(self, ts: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """Which of the `inner_times` are on the interpolant of the step from t0 to t1."""
@@ -177,8 +189,8 @@ def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
 def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., Any]:
     """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
 
-    `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, inputs)` -> y, f0, the state. `kept` get the residuals
-    of the steps, where they are `split`.
+    `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, jumps, inputs)` -> y, f0, the state. `kept` get the
+    residuals of the steps, where they are `split`.
     """
     method, control = spec.method, spec.control
     assert control is not None
@@ -197,11 +209,12 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
         y: Tensor,
         f0: Tensor,
         state: Tensor,
+        jumps: Tensor,
         inputs: Sequence[Tensor],
     ) -> Any:
         room = Y.shape[0]
 
-        def f(t: Any, y: Tensor) -> Tensor:
+        def plain(t: Any, y: Tensor) -> Tensor:
             return func(t.to(y.dtype), y, inputs)
 
         def tolerant() -> Adaptive:
@@ -215,6 +228,7 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
             s, limit = State(*state.unbind()), Limits.of(limits)
             t1, clipped = propose(s.t, s.dt, limit.stop, limit.sign, limit.dt_max)
             size = (t1 - s.t).abs()
+            f = one_sided(func, inputs, jumps, s.t, t1) if spec.jumps else plain
             calls = s.calls + (method.stages - 1)
             if not fsal:
                 known = s.known > 0
@@ -230,10 +244,9 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
             ratio = torch.where(finite, error, BAD_RATIO)
             ratios, calm = [ratio, s.ratio, s.older], s.rejections > 0
             dt = next_dt(chooser, order, s.dt, ratios, (size, clipped, ok), calm, limit.dt_min)
-            n = s.n.long()
             for buffer, x in zip((Y, *kept), (y, *residuals), strict=True):
-                buffer.index_copy_(0, n.view(1), x[None])
-            T.index_copy_(0, (n + 1).view(1), t1.view(1))
+                buffer.index_copy_(0, s.n.long().view(1), x[None])
+            T.index_copy_(0, s.n.long().view(1) + 1, t1.view(1))
             m, known = s.m, ~ok
             f1 = step.known_f1 if fsal else None
             if spec.inside:
@@ -264,7 +277,7 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
             )
 
         def first(t: Tensor, y: Tensor, f0: Tensor) -> Tensor:
-            return first_dt(tolerant(), f, t, y, f0, Limits.of(limits), order)
+            return first_dt(tolerant(), plain, t, y, f0, Limits.of(limits), order)
 
         start = State(*state.unbind())
         dt, guessed = start.dt, torch.isnan(start.dt)
@@ -273,6 +286,20 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
         return while_loop(goes_on, trial, (y.clone(), f0.clone(), torch.stack([*vars(start).values()])))
 
     return compiled(search)
+
+
+def one_sided(func: Field, inputs: Sequence[Tensor], jumps: Tensor, t0: Tensor, t1: Tensor) -> VectorField:
+    """f in the step from t0 to t1, strictly inside of it at those of its ends where f jumps; see `Problem.between`."""
+    at_start, at_end = (jumps == t0).any(), (jumps == t1).any()
+
+    def f(t: Any, y: Tensor) -> Tensor:
+        exact = t.to(y.dtype)
+        now, start, end = (x.detach().to(y.dtype) for x in (t, t0, t1))
+        before = torch.where(at_end & (t == t1), torch.nextafter(now, start), now)
+        moved = torch.where(at_start & (t == t0), torch.nextafter(now, end), before)
+        return func(exact + (moved - now), y, inputs)
+
+    return f
 
 
 def step_of(
@@ -363,7 +390,7 @@ def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
 
 
 def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
-    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, inputs)`.
+    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, jumps, inputs)`.
 
     Returns lam, f0 (in a list, empty where nobody needs it) and totals. `wanted` says which inputs are
     differentiated. `tables` hold the cotangents of outputs: of y1, and where there are outputs inside steps, of the
@@ -381,6 +408,7 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
         f1: Tensor,
         ends: Tensor,
         totals: Sequence[Tensor],
+        jumps: Tensor,
         inputs: Sequence[Tensor],
     ) -> Any:
         chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
@@ -402,7 +430,8 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
             def outs(based: bool, y: Tensor, *leaves: Tensor) -> Any:
                 (t0, t1), own = (leaves[:2], iter(leaves[2:])) if spec.timed else (times, iter(leaves))
                 now = [next(own) if want else x for x, want in zip(inputs, wanted, strict=True)]
-                step = method.step(partial(f, now), t0, t1, y)
+                own_f = one_sided(func, now, jumps, t0, t1) if spec.jumps else partial(f, now)
+                step = method.step(own_f, t0, t1, y)
                 if carries:
                     step.give_f1(*known)
                     return step.y1, step.basis(), step.f0

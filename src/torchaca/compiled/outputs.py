@@ -23,7 +23,8 @@ class Chunk:
 
     `ending` are the outputs at the end of a step, by step; `inside` those strictly inside one. The latter are also
     the rows of the chunk's bases, in this order, which are kept where times are differentiated. `kept` are the
-    residuals of the steps, where their graph is kept.
+    residuals of the steps, where their graph is kept. `jumps`: f jumps at the end of
+    the last one.
     """
 
     n: int
@@ -34,6 +35,7 @@ class Chunk:
     inside: dict[int, list[int]] = field(default_factory=dict)
     bases: Tensor | None = None
     kept: list[Tensor] = field(default_factory=list)
+    jumps: bool = False
 
     def find_outputs(self, ts: Times, done: int, ends: Sequence[Time]) -> int:
         """Sort the outputs from `done` on to the steps to `ends`; the number of outputs up to the chunk's end."""

@@ -145,7 +145,7 @@ class Forward:
         self.done = p.ts.at_start()
         ys[: self.done] = y
         self.boundaries = p.control.times(p.ts) if isinstance(p.control, FixedSteps) else []
-        self.signed = padded(inner_times(p))
+        self.signed, self.jumps = padded(inner_times(p)), padded(sorted(p.jumps))
         self.bases = y.new_empty((run.room, run.rows, *y.shape) if run.spec.inside else (0,))
         self.free: tuple[Tensor, Tensor, list[Tensor]] | None = None
         try:
@@ -244,6 +244,7 @@ class Forward:
                         self.y,
                         self.f0,
                         state,
+                        self.jumps,
                         run.capture.inputs,
                     ),
                 )
@@ -252,11 +253,20 @@ class Forward:
                 p.stats.nfe = evaluated + int(seen.calls)
                 p.stats.rejected = int(seen.trials) - p.stats.accepted - n
                 chunk = Chunk(n, T, Y, T[: n + 1].tolist(), kept=kept)
+                chunk.jumps = n > 0 and chunk.times[-1] in p.jumps
                 self._finish(chunk, ys)
                 state[:2] = 0  # n and m
                 now = seen.t
+                if chunk.jumps and now != end:
+                    self.f0, state[-1] = self._beyond(now, end), 1.0  # known
+                    evaluated += 1
                 if seen.t != stop and n < run.room:
                     self._stopped(control, seen, stop)
+
+    def _beyond(self, t: float, end: float) -> Tensor:
+        """f just behind a jump at t."""
+        self.p.stats.nfe += 1
+        return self.run.capture.field(beside(t, end, self.y.dtype), self.y, self.run.capture.inputs)
 
     def _stopped(self, control: Adaptive, seen: State, stop: float) -> None:
         """Raise where the loop has given up."""
@@ -280,6 +290,11 @@ def _failing(reason: str) -> Callable[..., Any]:
         raise CannotCompile(reason)
 
     return fail
+
+
+def beside(t: float, other: float, dtype: torch.dtype) -> Tensor:
+    """The next number after t towards another one, as f gets it."""
+    return torch.nextafter(torch.tensor(t, dtype=dtype), torch.tensor(other, dtype=dtype))
 
 
 def padded(times: list[float]) -> Tensor:

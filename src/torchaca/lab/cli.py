@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "conv-reconstruct": "torchaca.lab.conv_reconstruct",
     "cost": "torchaca.lab.cost",
     "three-body": "torchaca.lab.three_body",
+    "hopper": "torchaca.lab.hopper",
     "cifar10": "torchaca.lab.cifar_node.cifar10",
     "cifar100": "torchaca.lab.cifar_node.cifar100",
 }
@@ -218,8 +219,10 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _network_options(run: argparse.ArgumentParser) -> None:
-    """Those of the experiments that train networks on images."""
-    run.add_argument("--model", nargs="+", metavar="NAME", help="networks, such as resnet18 node18 anode18")
+    """Those of the experiments that train networks."""
+    run.add_argument(
+        "--model", nargs="+", metavar="NAME", help="such as resnet18 node18 anode18, or lstm node ode"
+    )
     run.add_argument("--width", type=int, metavar="N", help="channels of a network's first stage")
     run.add_argument("--test-images", type=int, metavar="N", help="test on the first N images")
     run.add_argument("--epochs", type=int, metavar="N", help="how often the training data are gone through")

@@ -102,17 +102,22 @@ class Lines:
 def describe(metrics: Mapping[str, Any], pace: Pace) -> str:
     """One epoch in a line: loss, evaluations forward and backward, rejected trials, time left.
 
-    What is no epoch says which `case` it is.
+    A model without a solver has no evaluations. What is no epoch says which `case` it is.
     """
     minutes, seconds = divmod(round(pace.left()), 60)
     if "case" in metrics:
         return f"{metrics['case']}  left {minutes}:{seconds:02d}"
     if "failed" in metrics:
         return f"failed: {metrics['failed']}"
+    return f"loss {metrics['loss']:.3g}  {_cost(metrics)}left {minutes}:{seconds:02d}"
+
+
+def _cost(metrics: Mapping[str, Any]) -> str:
+    """The evaluations of a solver and its rejected trials; nothing for a model without one."""
+    if "nfe" not in metrics:
+        return ""
     nfe = f"NFE {_forward(metrics)} fwd {metrics['nfe_backward']:.0f} bwd"
-    return (
-        f"loss {metrics['loss']:.3g}  {nfe}  rejected {metrics['rejected']:.0f}  left {minutes}:{seconds:02d}"
-    )
+    return f"{nfe}  rejected {metrics['rejected']:.0f}  "
 
 
 def _forward(metrics: Mapping[str, Any]) -> str:

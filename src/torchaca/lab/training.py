@@ -20,7 +20,7 @@ class Trainee(Protocol):
     """What is trained: everything that changes is in its state."""
 
     def epoch(self, number: int) -> dict[str, Any]:
-        """Train one epoch; the metrics hold `loss`, `nfe`, `nfe_backward` and `rejected` at least."""
+        """Train one epoch; the metrics hold `loss`, and of a model with a solver `nfe`, `nfe_backward`, `rejected`."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -20,16 +20,18 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Training loss against the epoch, on a log scale."""
     made = figure(8, 4.5)
     axes = made.subplots()
-    for gradient in dict.fromkeys(row["gradient"] for row in rows):
-        curves = [row["losses"] for row in rows if row["gradient"] == gradient]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        shade = colour(own[0]["gradient"])
+        curves = [row["losses"] for row in own]
         for curve in curves:
-            axes.plot(curve, color=colour(gradient), linewidth=0.6, alpha=0.5)
+            axes.plot(curve, color=shade, linewidth=0.6, alpha=0.5)
         common = [median(values) for values in zip(*curves, strict=False)]
         axes.plot(
             common,
-            color=colour(gradient),
+            color=shade,
             linewidth=2,
-            label=gradient,
+            label=method,
             marker="." if len(common) < 5 else None,
         )
     axes.set(yscale="log", xlabel="epoch", ylabel="training loss")
@@ -43,7 +45,7 @@ def plot_motion(data: Data, row: Mapping[str, Any], path: Path) -> None:
     made = figure(14, 7)
     left, right = made.subfigures(1, 2, squeeze=False, width_ratios=(2, 3))[0]
     made.suptitle(
-        f"{row['gradient']}, seed {row['seed']}: test MSE {row['mse_sum']:.2e} (sum over 9 coordinates)"
+        f"{row['method']}, seed {row['seed']}: test MSE {row['mse_sum']:.2e} (sum over 9 coordinates)"
     )
     _space(left, data, row)
     _coordinates(right, data, row)

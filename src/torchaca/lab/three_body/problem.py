@@ -7,6 +7,7 @@ unit of time is what the paper calls a year.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,3 +83,29 @@ def true_motion(points: int, tolerance: float) -> Data:
         sol = aca.solve(system, initial_state(), ts, method=TRUTH_METHOD, rtol=tolerance, atol=tolerance)
     positions = sol.ys[:, :3]
     return Data(ts[: 2 * points : 2], positions[: 2 * points : 2], ts[1::2], positions[1::2])
+
+
+def distances(positions: Tensor, truth: Tensor) -> Tensor:
+    """`(...)` from `(..., 3, 3)`: squared distances, summed over bodies and coordinates."""
+    return (positions - truth).square().sum((-2, -1))
+
+
+def test_errors(positions: Tensor, data: Data) -> dict[str, Any]:
+    """What predicted positions `(n, 3, 3)` at the test times are worth.
+
+    Returns
+    -------
+    dict
+        `mse_sum` (sum over the 9 coordinates, mean over the points: the authors' script) and `mse_mean` (mean over
+        both); `mse_seen` and `mse_ahead`, the first for the points in [0, 1] and in (1, 2] alone; `positions`.
+    """
+    found = distances(positions, data.test)
+    ahead = data.test_times > 1
+    mse = float(found.mean())
+    return {
+        "mse_sum": mse,
+        "mse_mean": mse / 9,
+        "mse_seen": float(found[~ahead].mean()),
+        "mse_ahead": float(found[ahead].mean()),
+        "positions": positions,
+    }

@@ -1,10 +1,9 @@
-"""Finding the masses: one row of the table is one `MassFit`."""
+"""Finding the masses, the rows "ODE": one row of the table is one `MassFit`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,28 +12,8 @@ from torch import Tensor
 import torchaca as aca
 
 from ...report.memory import SavedTensors
-from .problem import DTYPE, MASSES, Data, ThreeBody, initial_state
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of the authors' script, in float64."""
-
-    gradient: tuple[str, ...] = ("aca", "direct", "naive", "adjoint")
-    seeds: int = 3
-    method: str = "dopri5"
-    rtol: float = 1e-7
-    atol: float = 1e-7
-    epochs: int = 100
-    train_points: int = 1000
-    truth_tolerance: float = 1e-12
-    lr: float = 0.1
-    lr_decay: float = 0.95
-    betas: tuple[float, float] = (0.5, 0.5)
-    time_weight: float = 0.01
-    mass_spread: float = 0.1
-    time_limit: float | None = None
-    threads: int = 1
+from .problem import DTYPE, MASSES, Data, ThreeBody, distances, initial_state, test_errors
+from .settings import COUNTS, Settings
 
 
 def initial_masses(seed: int, spread: float) -> Tensor:
@@ -51,6 +30,7 @@ class MassFit:
 
     def __init__(self, settings: Settings, data: Data, gradient: str, seed: int) -> None:
         self.settings, self.data, self.gradient = settings, data, gradient
+        self.epochs = settings.epochs
         self.system = ThreeBody(initial_masses(seed, settings.mass_spread))
         self.optimizer = torch.optim.Adam(self.system.parameters(), lr=settings.lr, betas=settings.betas)
         self.weights = settings.time_weight**data.train_times
@@ -82,16 +62,21 @@ class MassFit:
             metrics = self._descend()
         return {**metrics, "saved_kib": saved.peak / 1024}
 
-    def _descend(self) -> dict[str, Any]:
+    def whole(self) -> tuple[Tensor, aca.Stats]:
+        """The weighted error over the whole training motion, and the cost of the solve."""
         positions, stats = self.solve(self.data.train_times)
-        loss = (self.weights * _squared_distance(positions, self.data.train)).mean()
+        return (self.weights * distances(positions, self.data.train)).mean(), stats
+
+    def _descend(self) -> dict[str, Any]:
+        loss, stats = self.whole()
         self.optimizer.zero_grad()
         loss.backward()
         masses = self.system.masses.detach().clone()
         if loss.item() < self.best_loss:
             self.best_loss, self.best_masses = loss.item(), masses
         self.optimizer.step()
-        return {"loss": loss.item(), "masses": masses.tolist(), **asdict(stats)}
+        costs = {name: getattr(stats, name) for name in COUNTS}
+        return {"loss": loss.item(), "masses": masses.tolist(), "solves": 1, **costs}
 
     def state(self) -> dict[str, Any]:
         return {
@@ -108,27 +93,8 @@ class MassFit:
 
     @torch.no_grad()
     def test(self) -> dict[str, Any]:
-        """The best masses on the test times.
-
-        Returns
-        -------
-        dict
-            `mse_sum` (sum over the 9 coordinates, mean over the points: the authors' script), `mse_mean`
-            (mean over both), `masses`, `mass_error` (the largest) and `positions`, `(n, 3, 3)`.
-        """
+        """The best masses on the test times: `test_errors`, `masses`, and `mass_error`, the largest of the three."""
         self.system.masses.copy_(self.best_masses)
         positions, _ = self.solve(self.data.test_times)
-        mse = float(_squared_distance(positions, self.data.test).mean())
         error = float((self.best_masses - torch.tensor(MASSES, dtype=DTYPE)).abs().max())
-        return {
-            "mse_sum": mse,
-            "mse_mean": mse / 9,
-            "masses": self.best_masses.tolist(),
-            "mass_error": error,
-            "positions": positions,
-        }
-
-
-def _squared_distance(positions: Tensor, truth: Tensor) -> Tensor:
-    """`(n,)`: the sum over bodies and coordinates at every time."""
-    return (positions - truth).square().sum((1, 2))
+        return {"masses": self.best_masses.tolist(), "mass_error": error, **test_errors(positions, self.data)}
