@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
             "layers": 0,
             "gru_units": 10,
         },
-        "demo": {"sequences": 500, "epochs": 20, "seeds": 1, **SMALL},
+        "demo": {"sequences": 500, "epochs": 35, "seeds": 1, **SMALL},
         "cpu": {"sequences": 500, "epochs": 100, "seeds": 2, **SMALL},
         "paper": {},
     },
