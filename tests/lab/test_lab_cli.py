@@ -46,7 +46,7 @@ def test_help_names_the_experiments(capsys):
         (["conv-reconstruct", "--gradient", "aca"], ["conv-reconstruct has no --gradient"]),
         (["conv-reconstruct", "--data", "nowhere"], ["--data nowhere: there is no such file"]),
         (["three-body", "--seeds", "0"], ["at least one seed"]),
-        (["three-body", "--model", "lstn"], ["unknown model 'lstn'", "Did you mean 'lstm'?", "lstm-aug-input, node, ode"]),
+        (["three-body", "--model", "lstn"], ["unknown model 'lstn'", "Did you mean 'lstm'?", "aug-input, node, ode"]),
         (["three-body", "--model", "ode", "ode"], ["--model names 'ode' twice"]),
         (["three-body", "--time-limit", "0"], ["above 0"]),
         (["toy", "--resume", "a", "--out", "b"], ["--out has no effect beside --resume"]),
