@@ -14,7 +14,7 @@ from .train import Settings
 
 def _check(settings: Settings) -> None:
     check_hardware(settings)
-    data.check(settings.data)
+    data.check(settings.data, settings.sequences)
 
 
 SMALL = {"units": 100, "layers": 1, "gru_units": 50}
