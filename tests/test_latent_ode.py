@@ -38,7 +38,7 @@ def data(per_sample=False):
     return values, times, mask
 
 
-def encoded_one_by_one(made, values, times, mask):
+def encoded_one_by_one(made, values, times, mask, start):
     """The encoder of the paper for one series, point by point: values `(T, D)`, times `(T,)`."""
     e, n, g = made.encoder, made.encoder.size, made.encoder.gru_units
     mean, std = torch.zeros(n, dtype=DOUBLE), torch.zeros(n, dtype=DOUBLE)
@@ -53,17 +53,20 @@ def encoded_one_by_one(made, values, times, mask):
         new = e.new_out(torch.tanh(e.new_in(torch.cat((mean * reset, std * reset, x)))))
         mean = (1 - update) * new[:n] + update * mean
         std = (1 - update) * new[n:].abs() + update * std
+    mean = mean + (start - times[0]) * e.dynamics(mean)
     found = e.to_z0(torch.cat((mean, std)))
     return found[: len(found) // 2], found[len(found) // 2 :].abs()
 
 
+@pytest.mark.parametrize("start", [None, -0.5])
 @pytest.mark.parametrize("per_sample", [False, True], ids=["shared times", "own times"])
-def test_the_encoder_is_that_of_the_paper(per_sample):
-    made, (values, times, mask) = model(), data(per_sample)
+def test_the_encoder_is_that_of_the_paper(per_sample, start):
+    made, (values, times, mask) = model(start=start), data(per_sample)
     mean, std = made.encode(values, times, mask)
     for b in range(B):
         own = times[b] if per_sample else times
-        torch.testing.assert_close((mean[b], std[b]), encoded_one_by_one(made, values[b], own, mask[b]))
+        one = encoded_one_by_one(made, values[b], own, mask[b], times.min() if start is None else start)
+        torch.testing.assert_close((mean[b], std[b]), one)
 
 
 def test_what_is_not_observed_has_no_influence():
@@ -168,7 +171,7 @@ def test_outputs_cost_no_evaluations():
         ({"times": torch.full((T,), torch.inf)}, ValueError, "have a nan or inf"),
         ({"mask": torch.ones(B, T)}, ValueError, r"the mask of values has shape \(3, 6\)"),
         ({"mask": torch.zeros(B, T, D)}, ValueError, "no observed value"),
-        ({"at": torch.tensor([-1.0])}, ValueError, "before the first observation's"),
+        ({"at": torch.tensor([-1.0])}, ValueError, "before that of z0, 0: give `start`"),
         ({"target_mask": torch.ones(B, T, D)}, ValueError, "no effect without targets"),
         ({"targets": torch.full((B, T, D), torch.nan)}, ValueError, r"targets\[0, 0, 0\] is nan"),
     ],
@@ -188,6 +191,9 @@ def test_options_are_checked():
         LatentODE(2, objective="vae")
     with pytest.raises(ValueError, match="std is 0"):
         LatentODE(2, std=0)
+    values, times, mask = data()
+    with pytest.raises(ValueError, match="is before `start`, 3"):
+        model(start=3.0).encode(values, times, mask)
 
 
 def test_it_learns():

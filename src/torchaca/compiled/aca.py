@@ -101,8 +101,9 @@ def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
     spec = Spec.of(own, f.structure, ambience.dtype if ambience.enabled else None, timed, kept)
     run = Run(own, seen, spec, wanted, keep)
     if keep:
-        with torch.no_grad(), without_autocast(p.y0.device) if run.split else nullcontext():
-            (Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)).warm_up()
+        if not run.has(("pull" if run.split else "sweep", wanted)):
+            with torch.no_grad(), without_autocast(p.y0.device) if run.split else nullcontext():
+                (Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)).warm_up()
         ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
     else:
         with torch.no_grad():
@@ -123,10 +124,7 @@ class Sweep:
 
     def warm_up(self) -> None:
         """Compile: what fails has to fail before the forward pass."""
-        run = self.run
-        if run.has(("sweep", run.wanted)):
-            return
-        y0 = run.problem.y0
+        run, y0 = self.run, self.run.problem.y0
         T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
         self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)))
 
@@ -152,12 +150,14 @@ class Sweep:
         tables = [table_of_ends(chunk, run.room, grad_ys)]
         if spec.inside:
             tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, spec.carries, grad_ys)
-        self.lam, self.f1, self.ends, self.totals = run.call(
+        self.lam, carried, self.totals = run.call(
             ("sweep", run.wanted),
             lambda: sweep_loop(run.capture.field, spec, run.wanted),
             *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.ends),
             *(self.totals, padded(sorted(run.problem.jumps)), self.inputs),
         )
+        if carried:
+            (self.f1,) = carried
 
     def _tail(self, chunk: Chunk, y1: Tensor, grad_ys: Tensor) -> None:
         """f(t1, y1) at the end of the solve or before a jump, and its product.

@@ -98,7 +98,8 @@ def blocks(chunk: Chunk, size: int) -> Iterator[tuple[int, list[int]]]:
 def emit(p: Problem, chunk: Chunk, bases: Tensor, y1: Tensor, ys: Tensor) -> None:
     """Write the chunk's outputs into `ys`; `y1` is the state at the chunk's end."""
     for n, outputs in chunk.ending.items():
-        ys[outputs] = chunk.Y[n + 1] if n + 1 < chunk.n else y1
+        for i in outputs:  # mostly one
+            ys[i] = chunk.Y[n + 1] if n + 1 < chunk.n else y1
     for first, steps in blocks(chunk, bases[0].numel() if chunk.inside else 0):
         outputs, spread = weights(p, chunk, steps)
         basis = bases[first : first + len(steps)].flatten(0, 1)
@@ -122,9 +123,10 @@ Table: TypeAlias = tuple[Tensor, Tensor]
 
 def table_of_ends(chunk: Chunk, room: int, grad_ys: Tensor) -> Table:
     """What the outputs at the ends of steps put on y1."""
-    rows = grad_ys.new_zeros((room + 1, *grad_ys.shape[1:]))
-    for row, outputs in enumerate(chunk.ending.values(), 1):
-        rows[row] = grad_ys[outputs].sum(0)
+    rows = grad_ys.new_empty((room + 1, *grad_ys.shape[1:]))
+    rows[0] = 0
+    for row, (first, *others) in enumerate(chunk.ending.values(), 1):
+        rows[row] = sum((grad_ys[i] for i in others), grad_ys[first])
     return rows, _which({n: row for row, n in enumerate(chunk.ending, 1)}, room)
 
 

@@ -209,7 +209,7 @@ class Forward:
         stops = control.stops(p.ts)
         reach = min(0.5 * abs(stops[0] - start), control.dt_max)
         dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
-        s = State(*_scalars(start, dt))
+        state = torch.tensor([0, 0, 0, 0, 0, start, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE)
         now = start
         for stop in stops:
             limits = Limits(
@@ -230,7 +230,7 @@ class Forward:
             while now != stop:
                 T, Y, kept = self._buffers()
                 T[0] = now
-                self.y, self.f0, scalars, numbers = run.call(
+                self.y, self.f0, state = run.call(
                     "search",
                     lambda: search_loop(run.capture.field, run.spec, run.split),
                     *(
@@ -243,23 +243,22 @@ class Forward:
                         self.bases,
                         self.y,
                         self.f0,
-                        [*vars(s).values()],
+                        state,
                         self.jumps,
                         run.capture.inputs,
                     ),
                 )
-                seen = State(*numbers.tolist())
+                seen = State(*state.tolist())
                 n = int(seen.n)
                 p.stats.nfe = evaluated + int(seen.calls)
                 p.stats.rejected = int(seen.trials) - p.stats.accepted - n
                 chunk = Chunk(n, T, Y, T[: n + 1].tolist(), kept=kept)
                 chunk.jumps = n > 0 and chunk.times[-1] in p.jumps
                 self._finish(chunk, ys)
-                s = State(*scalars)
-                s.n, s.m = (torch.zeros((), dtype=WHOLE) for _ in range(2))
+                state[:2] = 0  # n and m
                 now = seen.t
                 if chunk.jumps and now != end:
-                    self.f0, s.known = self._beyond(now, end), torch.tensor(True)
+                    self.f0, state[-1] = self._beyond(now, end), 1.0  # known
                     evaluated += 1
                 if seen.t != stop and n < run.room:
                     self._stopped(control, seen, stop)
@@ -304,10 +303,3 @@ def padded(times: list[float]) -> Tensor:
     while length < len(times):
         length *= 4
     return torch.tensor([*times, *[torch.inf] * (length - len(times))], dtype=DOUBLE)
-
-
-def _scalars(t: float, dt: float) -> list[Tensor]:
-    """What a search starts with, in the order of `State`."""
-    whole = [torch.zeros((), dtype=WHOLE) for _ in range(5)]
-    reals = [torch.tensor(x, dtype=DOUBLE) for x in (t, dt, 1.0, 1.0, torch.inf)]
-    return [*whole, *reals, torch.tensor(True)]

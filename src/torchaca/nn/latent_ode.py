@@ -63,6 +63,10 @@ class LatentODE(nn.Module):
         Hidden units of each of the encoder's gates.
     std : float
         Standard deviation of the observations around the decoded series.
+    start : float, optional
+        The time of z0; the earliest one of a batch where nothing is given. Series with times of their own are then
+        reconstructed from where their batch begins: give a time before all of them, and they are independent of
+        each other.
     objective : {"iwae", "elbo"}
         The bound: the logarithm of the mean over samples of the likelihood, or the mean of its logarithm. As in the
         authors' code, both are those of a minibatch, per value and per latent dimension.
@@ -93,7 +97,7 @@ class LatentODE(nn.Module):
     >>> values, times = torch.randn(3, 7, 2), torch.rand(3, 7).sort(1).values
     >>> mask = torch.rand(3, 7, 2) < 0.5
     >>> model.loss(values, times, mask, samples=3).loss.backward()
-    >>> model(values, times, mask, at=torch.linspace(0, 1, 20), samples=10).shape
+    >>> model(values, times, mask, at=torch.linspace(1, 2, 20), samples=10).shape
     torch.Size([10, 3, 20, 2])
     """
 
@@ -107,6 +111,7 @@ class LatentODE(nn.Module):
         state: int = 30,
         gru_units: int = 100,
         std: float = 1e-3,
+        start: float | None = None,
         objective: str = "iwae",
         **options: Any,
     ) -> None:
@@ -118,7 +123,7 @@ class LatentODE(nn.Module):
             raise ValueError(f"objective is {objective!r}: it has to be 'iwae' or 'elbo'")
         if not std > 0:
             raise ValueError(f"std is {std}: the observations' standard deviation has to be above 0")
-        self.features, self.std, self.objective = features, std, objective
+        self.features, self.std, self.start, self.objective = features, std, start, objective
         self.options = options
         self.stats = Stats()
         self.encoder = ODERNN(features, latent, units, layers, state, gru_units)
@@ -130,15 +135,15 @@ class LatentODE(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def encode(self, values: Tensor, times: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of z0, `(B, latent)` each, at the first time.
+        """Mean and standard deviation of z0, `(B, latent)` each.
 
         Raises
         ------
         ValueError
             For shapes that do not fit, for values that are not finite where the mask has them observed, and for
-            times that decrease.
+            times that decrease or are before `start`.
         """
-        return self.encoder(series(values, times, mask, self.features))
+        return self._encoded(series(values, times, mask, self.features))
 
     def forward(
         self,
@@ -153,11 +158,10 @@ class LatentODE(nn.Module):
         Parameters
         ----------
         at : Tensor, optional
-            Increasing times, `(S,)` or `(B, S)`, none before the first of `times`; those of the observations where
-            nothing is given.
+            Times, `(S,)` or `(B, S)`, none before that of z0; those of the observations where nothing is given.
         """
         observed = series(values, times, mask, self.features)
-        mean, std = self.encoder(observed)
+        mean, std = self._encoded(observed)
         return self._predict(observed, mean, std, at, samples)
 
     def loss(
@@ -194,7 +198,7 @@ class LatentODE(nn.Module):
                 targets, observed.times if at is None else at, target_mask, self.features, name="targets"
             )
         )
-        mean, std = self.encoder(observed)
+        mean, std = self._encoded(observed)
         predicted = self._predict(observed, mean, std, None if targets is None else wanted.times, samples)
         error = _masked_mean((predicted - wanted.values).square(), wanted.mask)
         log_likelihood = -0.5 * error / self.std**2 - math.log(self.std) - 0.5 * math.log(2 * math.pi)
@@ -209,11 +213,11 @@ class LatentODE(nn.Module):
         noise = torch.randn(samples, *mean.shape, dtype=mean.dtype, device=mean.device)
         z0 = mean + std * noise
         times = observed.times if at is None else torch.as_tensor(at, dtype=mean.dtype, device=mean.device)
-        start = observed.times.min()
+        start = self._time_of_z0(observed)
         union, place = times.unique(return_inverse=True)
         if union[0] < start:
             raise ValueError(
-                f"the earliest time in `at`, {union[0]:g}, is before the first observation's, {start:g}"
+                f"the earliest time in `at`, {union[0]:g}, is before that of z0, {start:g}: give `start`"
             )
         grid = torch.cat((start[None], union))
         ys = self.solved(z0, grid)[1:]  # (len(union), samples, B, latent)
@@ -221,6 +225,17 @@ class LatentODE(nn.Module):
             return self.decoder(ys[place].permute(1, 2, 0, 3))
         batch = torch.arange(len(mean), device=place.device)[:, None]
         return self.decoder(ys[place, :, batch].permute(2, 0, 1, 3))
+
+    def _encoded(self, observed: Series) -> tuple[Tensor, Tensor]:
+        return self.encoder(observed, self._time_of_z0(observed))
+
+    def _time_of_z0(self, observed: Series) -> Tensor:
+        first = observed.times.min()
+        if self.start is None:
+            return first
+        if first < self.start:
+            raise ValueError(f"the earliest time, {first:g}, is before `start`, {self.start:g}")
+        return torch.full_like(first, self.start)
 
     def solved(self, z0: Tensor, times: Tensor) -> Tensor:
         """The latent states `(len(times), *z0.shape)` from z0 at the first of the times on."""
@@ -253,26 +268,25 @@ class ODERNN(nn.Module):
         self.new_out = nn.Linear(gru_units, 2 * state)
         self.to_z0 = nn.Sequential(nn.Linear(2 * state, 100), nn.Tanh(), nn.Linear(100, 2 * latent))
 
-    def forward(self, observed: Series) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of z0."""
+    def forward(self, observed: Series, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of z0, which is at the time `start`."""
         values, mask = observed.values, observed.mask
         inputs = torch.cat((values, mask.to(values.dtype)), -1).transpose(0, 1)  # (T, B, 2 D)
         own = 2 * self.size
         gates_own, gates_given = self.gates_in.weight.tensor_split([own], 1)
         new_own, new_given = self.new_in.weight.tensor_split([own], 1)
         seen = mask.any(-1).transpose(0, 1)[..., None]  # (T, B, 1)
-        gaps = observed.times.diff(dim=-1)
-        gaps = gaps[:, None, None] if gaps.dim() == 1 else gaps.T[..., None]  # (T - 1, B or 1, 1)
+        # From each time back to the one before it, and from the first one to the start.
+        gaps = torch.cat((observed.times[..., :1] - start, observed.times.diff(dim=-1)), -1)
+        gaps = gaps[:, None, None] if gaps.dim() == 1 else gaps.T[..., None]  # (T, B or 1, 1)
         # Unbound once: to index in the loop would cost a gradient of full size for each step.
         gates = F.linear(inputs, gates_given, self.gates_in.bias).unbind()
         new = F.linear(inputs, new_given, self.new_in.bias).unbind()
         state = values.new_zeros(len(values), own)
         for i in range(len(inputs) - 1, -1, -1):
-            if i < len(inputs) - 1:
-                mean, std = state.chunk(2, -1)
-                state = torch.cat((torch.addcmul(mean, gaps[i], self.dynamics(mean), value=-1), std), -1)
             updated = self._updated(state, gates[i], new[i], gates_own, new_own)
-            state = torch.where(seen[i], updated, state)
+            mean, std = torch.where(seen[i], updated, state).chunk(2, -1)
+            state = torch.cat((torch.addcmul(mean, gaps[i], self.dynamics(mean), value=-1), std), -1)
         mean, std = self.to_z0(state).chunk(2, -1)
         return mean, std.abs()
 

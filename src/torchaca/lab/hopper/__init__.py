@@ -14,7 +14,7 @@ from .train import Settings
 
 def _check(settings: Settings) -> None:
     check_hardware(settings)
-    data.check(settings.data)
+    data.check(settings.data, settings.sequences)
 
 
 SMALL = {"units": 100, "layers": 1, "gru_units": 50}
@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
             "layers": 0,
             "gru_units": 10,
         },
-        "demo": {"sequences": 500, "epochs": 30, "seeds": 1, **SMALL},
+        "demo": {"sequences": 500, "epochs": 35, "seeds": 1, **SMALL},
         "cpu": {"sequences": 500, "epochs": 100, "seeds": 2, **SMALL},
         "paper": {},
     },

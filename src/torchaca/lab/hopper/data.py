@@ -67,17 +67,17 @@ def trajectories(path: str | None) -> Array:
     return _read(CACHE)
 
 
-def check(path: str | None) -> None:
-    """Refuse what `trajectories` would refuse, without generating anything.
+def check(path: str | None, sequences: int) -> None:
+    """Refuse what `trajectories` would refuse, and fewer than `sequences`, without generating anything.
 
     Raises
     ------
     UsageError
     """
-    if path is not None or CACHE.exists():
-        trajectories(path)
-    else:
+    if path is None and not CACHE.exists():
         engine()
+    elif len(found := trajectories(path)) < sequences:
+        raise UsageError(f"{path or CACHE} has {len(found)} sequences, {sequences} are wanted")
 
 
 def _keep(path: Path, found: Array) -> None:
@@ -136,14 +136,7 @@ def prepare(raw: Array, sequences: int, window: int, seed: int) -> Data:
 
     A dimension is normalised over all of `raw` as in the public code: minus its minimum, divided by its maximum (and
     not by the difference), so that the result is not within [0, 1].
-
-    Raises
-    ------
-    UsageError
-        Where there are too few sequences.
     """
-    if len(raw) < sequences:
-        raise UsageError(f"the data have {len(raw)} sequences, {sequences} are wanted")
     flat = torch.from_numpy(raw).flatten(0, 1)
     low, scale = flat.min(0).values, flat.max(0).values
     scale = torch.where(scale == 0, 1.0, scale)

@@ -98,10 +98,13 @@ def train_rows(
         waiting.remove(row)
         if name == settings.gradient[0] and seed == 0 and "mse" in rows[-1]:
             plots.update(reconstructions(run, made, data[seed], name))
-            distances = {
-                f"gradients {fraction:.0%}": lambda made=made: relative_distances(settings, data[0], made, 0)
-            }
-            measure(run, console, "distances of gradients", distances)
+            if rows[-1]["epochs"] == settings.epochs:
+                compared = {
+                    f"gradients {fraction:.0%}": lambda made=made: relative_distances(
+                        settings, data[0], made, 0
+                    )
+                }
+                measure(run, console, "distances of gradients", compared)
     return rows, plots
 
 

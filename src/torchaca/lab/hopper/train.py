@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,7 +43,6 @@ class Settings:
     gru_units: int = 100
     std: float = 1e-3
     samples: int = 3
-    compile: bool = False
     precision: str = "32"
     accelerator: str = "cpu"
     devices: int = 1
@@ -69,7 +68,6 @@ def network(name: str, settings: Settings, features: int, seed: int) -> LatentOD
             rtol=settings.rtol,
             atol=settings.atol,
             gradient=gradient,
-            compile=settings.compile and name == "aca",
         )
         if name in CELLS:
             return Recurrent(name, features, latent_parameters(latent), settings.std)
@@ -147,7 +145,7 @@ def relative_distances(settings: Settings, data: Data, trained: Fit, seed: int) 
     for when in ("at first", "trained"):
         gradients = {}
         for name in dict.fromkeys(("direct", *settings.gradient)):
-            fit = Fit(name, replace(settings, compile=False), data, trained.fraction, seed)
+            fit = Fit(name, settings, data, trained.fraction, seed)
             if when == "trained":
                 fit.load_state_dict(trained.state_dict())
             with torch.random.fork_rng(devices=[]):
