@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--rounds 15] [--write docs/results/overhead.md]
 
 State 16x2, f a 2-50-2 tanh MLP of y^3, dopri5, rtol = atol = 1e-6, t from 0 to 10, one thread, float32. All
-contestants run in one process, interleaved; medians. The floor is the same number of bare calls of f.
+contestants run in one process, interleaved; medians.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 import torchdiffeq
+from floor import SPAN as FLOOR_SPAN
+from floor import rows as beside_floor
 from machine import described, table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -143,6 +145,15 @@ def main() -> None:
             table(rows),
             "",
             f"A dopri5 trial of torchaca takes {operations:.1f} aten operations beyond f and {reads:.2f} host reads.",
+            "",
+            "## Beside the floor",
+            "",
+            "The floor is the same number of bare calls of f (forward), and with them the same number of",
+            "vector-Jacobian products of f, on graphs kept from the calls or, for aca, of calls made again (forward +",
+            "backward). f is as wide as it takes for one call to last 100 us or 1 ms; solves from "
+            f"t = {FLOOR_SPAN[0]:g} to {FLOOR_SPAN[1]:g}, one thread, float32, interleaved with their floors, medians.",
+            "",
+            table(beside_floor(max(3, options.rounds // 3))),
             "",
             described(f"python benchmarks/overhead.py --rounds {options.rounds}"),
         ]

@@ -189,9 +189,13 @@ class CountOperations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: Counter[str] = Counter()
+        self.reads_of: Counter[torch.dtype] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names[func.name().removeprefix("aten::")] += 1
+        name = func.name().removeprefix("aten::")
+        self.names[name] += 1
+        if name == "_local_scalar_dense":
+            self.reads_of[args[0].dtype] += 1
         return func(*args, **(kwargs or {}))
 
     @property
@@ -200,4 +204,5 @@ class CountOperations(TorchDispatchMode):
 
     @property
     def host_reads(self) -> int:
+        """Reads of single values; `reads_of` has them by dtype: the state's, or that of times, which are the host's."""
         return self.names["_local_scalar_dense"]

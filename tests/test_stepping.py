@@ -20,7 +20,7 @@ from stubs import (
     starts_with_known_slope,
 )
 
-from torchaca import METHODS, RungeKutta, SolverError, solve
+from torchaca import ACA, METHODS, RungeKutta, SolverError, solve
 from torchaca.control import Adaptive, FixedSteps
 from torchaca.stepping import BAD_RATIO, TOO_SMALL, steps
 
@@ -332,6 +332,27 @@ def test_no_host_read_in_a_fixed_step_solve(name, gradient):
     assert sol.stats.accepted == 7
     assert counts.total > 50
     assert counts.host_reads == 0
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(("gradient", "reads"), [("aca", 1), ("direct", 0), (ACA(checkpoints="none"), 0)])
+@pytest.mark.parametrize(
+    "options", [{"method": "rk4", "n_steps": 7}, {"rtol": 1e-7}], ids=["fixed", "adaptive"]
+)
+def test_host_reads_of_a_training_step(options, gradient, reads, dense, timed):
+    """The state is float32, and times, which the host has, are float64. ACA compares its replay: one read a pass."""
+    times = torch.tensor([0.0, 0.3, 0.35, 2.0], dtype=DOUBLE, requires_grad=timed)
+    y0 = torch.ones(3, requires_grad=True)
+    with CountOperations() as forward:
+        sol = solve(lambda t, y: -y * t.cos(), y0, times, gradient=gradient, dense=dense, **options)
+        loss = sol.ys.square().sum() + (sol(0.7).sum() if dense else 0.0)
+    with CountOperations() as backward:
+        loss.backward()
+    searched = "rtol" in options
+    assert sol.stats.accepted >= 7
+    assert forward.reads_of[torch.float32] == (trials(sol) + 1 if searched else 0)  # and the first step size
+    assert backward.reads_of[torch.float32] == reads
 
 
 def test_operations_of_a_dopri5_trial():

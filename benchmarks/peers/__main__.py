@@ -44,10 +44,12 @@ def parser() -> argparse.ArgumentParser:
         "--rounds", type=int, default=51, help="at most so many training steps each (default 51)"
     )
     made.add_argument(
-        "--seconds", type=float, default=25.0, help="start no round of a workload after (default 25)"
+        "--seconds", type=float, default=15.0, help="start no round of a workload after (default 15)"
     )
     made.add_argument("--least", type=int, default=3, help="at least so many rounds (default 3)")
-    made.add_argument("--patience", type=float, default=120.0, help="seconds until a contestant gives up")
+    made.add_argument(
+        "--patience", type=float, default=45.0, help="seconds until a contestant is given up (default 45)"
+    )
     made.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     made.add_argument("--eager", action="store_true", help="without the contestants that compile")
     made.add_argument(

@@ -57,10 +57,13 @@ class DiffraxRun:
         self.step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
     def train(self) -> tuple[float, float]:
-        start = time.perf_counter()
-        jax.block_until_ready(self.forward(self.parameters, self.y0))
-        middle = time.perf_counter()
-        jax.block_until_ready(self.step(self.parameters, self.y0))
+        try:
+            start = time.perf_counter()
+            jax.block_until_ready(self.forward(self.parameters, self.y0))
+            middle = time.perf_counter()
+            jax.block_until_ready(self.step(self.parameters, self.y0))
+        except jax.errors.JaxRuntimeError as error:
+            raise RuntimeError(_cause(str(error))) from error
         return middle - start, time.perf_counter() - middle
 
     def result(self) -> Result:
@@ -89,6 +92,13 @@ def build(w: Workload, variant: dict[str, Any], device: str) -> Run:
         raise ValueError("the environment of the benchmark has JAX for CPUs only")
     jax.config.update("jax_enable_x64", w.dtype == "float64")
     return DiffraxRun(w, variant["adjoint"], bool(variant.get("lanes")))
+
+
+def _cause(message: str) -> str:
+    """The line that diffrax wrote, out of all that JAX wraps around it."""
+    mark = "_EquinoxRuntimeError:"
+    lines = [line.partition(mark)[2].strip() for line in message.splitlines() if mark in line]
+    return lines[-1] if lines else message
 
 
 def _inwards(w: Workload, x: np.ndarray) -> np.ndarray:

@@ -77,6 +77,26 @@ def test_float32_under_autocast_with_chunks_of_eight(counted, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_checkpoints_none_under_autocast():
+    f, y0 = Net(dtype=torch.float32), torch.randn(3, 2, requires_grad=True)
+    options = {
+        "method": "bosh3",
+        "dt0": 0.5,
+        "dt_min": 0.5,
+        "rtol": 1e9,
+        "gradient": aca.ACA(checkpoints="none"),
+    }
+    found = []
+    for compiled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+            warnings.filterwarnings("error", "compile=True")
+            ys = solve(f, y0, INSIDE, compile=compiled, **options).ys
+        found.append((ys, torch.autograd.grad(loss_of(ys), (y0, *f.parameters()))))
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.slow
 def test_a_batch_of_any_size_is_compiled_for_twice(counted):
     f = Net(hidden=3)
     for batch in (3, 5, 6, 9):
@@ -96,6 +116,7 @@ def test_a_batch_of_any_size_is_compiled_for_twice(counted):
         {"method": "dopri5", "rtol": None, "n_steps": 5},
         {"method": "dopri8", "rtol": 1e-7},  # the interpolant has stages of its own
         {"method": "tsit5", "rtol": 1e-6, "gradient": aca.ACA(checkpoints="none")},
+        {"method": "heun_euler", "rtol": 1e-2, "jump_ts": [0.0, 0.5]},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -104,6 +125,7 @@ def test_methods(options):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_times():
     t, f = torch.tensor(INSIDE, dtype=torch.float64, requires_grad=True), Net()
     eager, compiled = both(f, torch.randn(3, 2, dtype=torch.float64), t, (t, *f.parameters()), **OPTIONS)
@@ -219,7 +241,6 @@ REFUSED = {
     "with all checkpoints or none": {"gradient": aca.ACA(checkpoints="sqrt")},
     "the graph of all steps": {"gradient": "direct", "method": "heun_euler"},
     "dense output": {"dense": True},
-    "jump times": {"jump_ts": [0.5]},
     "a norm of your own": {"norm": lambda x: x.abs().max()},
     "debug=True": {"debug": True},
     "complex states": {"y0": torch.ones(2, dtype=torch.complex64)},

@@ -177,3 +177,25 @@ def test_nothing_holds_the_solve_when_its_outputs_are_gone(gradient):
     del ys
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("t", [(0.0, 2.0), (0.0, 0.3, 0.95, 1.0, 1.7, 2.0), (2.0, 1.2, 0.97, 0.5, 0.0)])
+@pytest.mark.parametrize("method", ["dopri5", "heun_euler", "fehlberg5", "dopri8"])
+@pytest.mark.parametrize("moving", [False, True])
+def test_jumps(method, t, moving):
+    """f jumps at 0, 0.5 and 1: evaluated at them, it would be that of the wrong side."""
+    f = Net()
+    gain = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
+
+    def jumping(t, y):
+        return f(t, y) + gain * torch.where(t <= 0.5, 1.0, torch.where(t < 1.0, -2.0, 3.0)) * torch.where(
+            t <= 0, 9.0, t
+        )
+
+    times = torch.tensor(t, dtype=DOUBLE, requires_grad=True) if moving else list(t)
+    wrt = (gain, *f.parameters(), *([times] if moving else []))
+    options = {"method": method, "rtol": 1e-3, "jump_ts": [0.0, 0.5, 1.0]}
+    eager, compiled = both(jumping, torch.randn(3, 2, dtype=DOUBLE), times, wrt, **options)
+    if moving:
+        compiled[0].stats.nfe = eager[0].stats.nfe  # outputs that land on steps' ends, see docs/compile.md
+    assert_equal(eager, compiled, 1e-10)

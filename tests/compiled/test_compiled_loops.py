@@ -8,7 +8,7 @@ from compiled_helpers import Net, assert_equal, both
 
 import torchaca
 from torchaca import METHODS, Adaptive, RungeKutta, SolverError
-from torchaca.compiled import run
+from torchaca.compiled import loops, run
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
@@ -181,6 +181,24 @@ def test_no_graph_where_nothing_needs_a_gradient():
     torch.testing.assert_close(eager.ys, compiled.ys, rtol=1e-13, atol=0)
     assert eager.stats == compiled.stats
     assert not compiled.ys.requires_grad
+
+
+def test_a_solve_is_two_calls_and_a_step_hands_on_few_tensors(monkeypatch):
+    carried, calls = [], []
+    loop, call = loops.while_loop, run.Run.call
+    monkeypatch.setattr(
+        loops, "while_loop", lambda c, b, state: carried.append(len(state)) or loop(c, b, state)
+    )
+    monkeypatch.setattr(run.Run, "call", lambda *args: calls.append(args[1]) or call(*args))
+    f, weights, y0 = net()
+    for times in ("two", "inside"):
+        for _ in range(2):
+            carried.clear()
+            calls.clear()
+            grads_of(torchaca.solve(f, y0, TIMES[times], rtol=1e-4, compile=True).ys, weights)
+        assert len(calls) == 2
+        # y, f0 and the numbers of the search; backward n, lam, weights, and f0 where outputs inside steps need it
+        assert carried == [3, 2 + len(weights) + (times == "inside")]
 
 
 def test_equal_times_and_a_single_time():

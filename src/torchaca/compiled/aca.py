@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..control import Adaptive, FixedSteps
-from ..core import Gradient, Outcome, Problem
+from ..core import Gradient, Outcome, Problem, without_autocast
 from ..dynamics import Dynamics
 from ..errors import warn
 from ..gradients import ACA, Direct
@@ -22,7 +23,7 @@ from .field import CannotCompile, capture
 from .loops import Spec, sweep_loop
 from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
 from .pull import Pull
-from .run import Forward, Run
+from .run import Forward, Run, beside, padded
 from .times import MovingTimes, with_times
 
 SECOND = "second derivatives of a compiled solve are not available: use compile=False"
@@ -59,13 +60,14 @@ def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
     reasons = {
         "gradient='aca' with all checkpoints or none, and 'direct', are compiled so far": gradient != ACA()
         and not kept,
-        "the graph of all steps is kept compiled for adaptive FSAL methods (dopri5, tsit5, bosh3) and times that "
-        "require no gradient so far": kept and not (plain and isinstance(control, Adaptive) and not timed),
+        "the graph of all steps is kept compiled for adaptive FSAL methods (dopri5, tsit5, bosh3), times that "
+        "require no gradient and f that do not jump so far": kept
+        and not (plain and isinstance(control, Adaptive) and not timed and not p.jumps),
         "explicit Runge-Kutta methods are compiled so far": not isinstance(p.method, RungeKutta),
         "a solve inside a torch.func transform is not compiled": transformed,
         "dense output is not compiled": p.dense,
         "debug=True is not compiled": p.trace is not None,
-        "jump times are not compiled": bool(p.jumps) or p.one_sided,
+        "a solve on one side of all jumps is not compiled": p.one_sided,
         "callbacks of f are not compiled": p.watch is not None,
         "a norm of your own is not compiled": not known_norm,
         "complex states are not compiled": p.y0.is_complex(),
@@ -85,7 +87,8 @@ def _timed(p: Problem) -> bool:
 def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
     """`record`: keep the graph of all steps."""
     p.stats.nfe += 1
-    seen = capture(f, f.time(p.ts.values[0]), p.y0, record)
+    start, end = p.ts.values[0], p.ts.values[-1]
+    seen = capture(f, f.time(start, nudge=end if start in p.jumps else None), p.y0, record)
     p = replace(p, f0=seen.value)
     differentiate = torch.is_grad_enabled()
     wanted = tuple(differentiate and x.requires_grad for x in seen.inputs)
@@ -98,8 +101,9 @@ def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
     spec = Spec.of(own, f.structure, ambience.dtype if ambience.enabled else None, timed, kept)
     run = Run(own, seen, spec, wanted, keep)
     if keep:
-        with torch.no_grad():
-            (Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)).warm_up()
+        if not run.has(("pull" if run.split else "sweep", wanted)):
+            with torch.no_grad(), without_autocast(p.y0.device) if run.split else nullcontext():
+                (Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)).warm_up()
         ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
     else:
         with torch.no_grad():
@@ -120,10 +124,7 @@ class Sweep:
 
     def warm_up(self) -> None:
         """Compile: what fails has to fail before the forward pass."""
-        run = self.run
-        if run.has(("sweep", run.wanted)):
-            return
-        y0 = run.problem.y0
+        run, y0 = self.run, self.run.problem.y0
         T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
         self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)))
 
@@ -131,9 +132,10 @@ class Sweep:
         """Gradients of y0, the times, the grid and the chosen inputs, from those of the outputs."""
         run, p, spec = self.run, self.run.problem, self.run.spec
         for k in range(len(run.chunks) - 1, -1, -1):
-            chunk, before = run.chunks[k], run.chunks[k - 1] if k else None
-            if chunk is run.chunks[-1] and spec.carries and chunk.n - 1 in chunk.inside:
-                self._tail(chunk, y1, grad_ys)
+            chunk, before = run.chunks[k], run.chunks[k - 1] if k and not run.chunks[k - 1].jumps else None
+            last = k == len(run.chunks) - 1
+            if (last or chunk.jumps) and spec.carries and chunk.n - 1 in chunk.inside:
+                self._tail(chunk, y1 if last else states[k + 1][0], grad_ys)
             self._replay(chunk, states[k], before, grad_ys)
             if self.times is not None:
                 self.times.add(chunk, self.ends, grad_ys)
@@ -148,22 +150,28 @@ class Sweep:
         tables = [table_of_ends(chunk, run.room, grad_ys)]
         if spec.inside:
             tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, spec.carries, grad_ys)
-        self.lam, self.f1, self.ends, self.totals = run.call(
+        self.lam, carried, self.totals = run.call(
             ("sweep", run.wanted),
             lambda: sweep_loop(run.capture.field, spec, run.wanted),
             *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.ends),
-            *(self.totals, self.inputs),
+            *(self.totals, padded(sorted(run.problem.jumps)), self.inputs),
         )
+        if carried:
+            (self.f1,) = carried
 
     def _tail(self, chunk: Chunk, y1: Tensor, grad_ys: Tensor) -> None:
-        """f(t1, y1) at the end of the solve, which outputs inside the last step depend on, and its product."""
+        """f(t1, y1) at the end of the solve or before a jump, and its product.
+
+        Outputs inside the last step depend on it, and no step that follows evaluates it.
+        """
         run, p = self.run, self.run.problem
         cotangent = f1_cotangent(p, chunk, chunk.n - 1, grad_ys)
         y = y1.detach().requires_grad_()
         leaves = [x.detach().requires_grad_(want) for x, want in zip(self.inputs, run.wanted, strict=True)]
         with torch.enable_grad():
             t = torch.tensor(chunk.times[-1], dtype=torch.float64, requires_grad=self.times is not None)
-            k = run.capture.field(t.to(y.dtype), y, leaves)
+            shift = beside(chunk.times[-1], chunk.times[-2], y.dtype) - t.detach() if chunk.jumps else 0.0
+            k = run.capture.field((t + shift).to(y.dtype), y, leaves)
         p.stats.nfe_backward += 1
         self.f1 = k.detach()
         if not k.requires_grad:
@@ -171,7 +179,7 @@ class Sweep:
         wrt = [y, *(x for x in leaves if x.requires_grad)]
         grad_t, *grads = vjp([k], [t if t.requires_grad else None, *wrt], [cotangent])
         if self.times is not None and grad_t is not None:
-            self.times.ends[-1] += grad_t
+            self.times.ends[self.times.first] += grad_t
         old = [self.lam, *self.totals]
         self.lam, *self.totals = [a if g is None else a + g for a, g in zip(old, grads, strict=True)]
 
@@ -202,11 +210,12 @@ class _Solve(torch.autograd.Function):
         states, (y1, ts, grid, *rest) = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         inputs, bases = rest[: len(run.wanted)], rest[len(run.wanted) :]
         second = torch.is_grad_enabled()
-        with torch.no_grad(), ctx.ambience.restored():
-            if run.split is None:
+        if run.split is None:
+            with torch.no_grad(), ctx.ambience.restored():
                 times = MovingTimes(run, ts, grid, bases) if run.spec.timed else None
                 lam, *totals = Sweep(run, inputs, times).over(states, y1, grad_ys)
-            else:
+        else:
+            with torch.no_grad(), without_autocast(grad_ys.device):  # f is not evaluated
                 chunks = [states[i : i + ctx.each] for i in range(0, n, ctx.each)]
                 lam, *totals = Pull(run, inputs).over(chunks, grad_ys)
         grads = iter(totals[2:])

@@ -110,6 +110,8 @@ def traced(
     if not found or not all(x.requires_grad for x in outputs):
         raise CannotCompile("f does not depend on the state in a way that autograd follows")
     graph, n_outputs = found[0]
+    if n_outputs != len(outputs):
+        raise CannotCompile("f returns one of the tensors that it reads")
     return Joint(graph, n_outputs, order)
 
 

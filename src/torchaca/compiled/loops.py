@@ -31,6 +31,7 @@ from ..stepping import BAD_RATIO, TOO_SMALL
 from .field import Field, renamed
 from .halves import Halves
 from .outputs import inner_times
+from .products import Products
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Spec:
 
     `inside`: there are outputs inside of steps, in those that they end (`closed`) as well; `timed`: times are
     differentiated. `kept`: the graph of the steps is kept, made for tensors of these shapes.
+    `jumps`: there are times where f jumps.
     """
 
     method: RungeKutta = field(hash=False)
@@ -49,6 +51,7 @@ class Spec:
     timed: bool = False
     closed: bool = False
     kept: tuple[torch.Size, ...] | None = None
+    jumps: bool = False
 
     @staticmethod
     def of(
@@ -72,7 +75,17 @@ class Spec:
             norm="rms" if mixed else p.control.norm,
             accept_at_dt_min=p.control.accept_at_dt_min,
         )
-        return Spec(method, inside, autocast, control, structure if mixed else None, timed, closed, kept)
+        return Spec(
+            method,
+            inside,
+            autocast,
+            control,
+            structure if mixed else None,
+            timed,
+            closed,
+            kept,
+            bool(p.jumps),
+        )
 
     def between(self, ts: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """Which of the `inner_times` are on the interpolant of the step from t0 to t1."""
@@ -135,7 +148,7 @@ N_LIMITS = len(fields(Limits))
 
 @dataclass
 class State:
-    """What a search carries from trial to trial, beside y and f0; 0-dim tensors.
+    """What a search carries from trial to trial, beside y and f0: the numbers of one tensor, float64, in this order.
 
     `n` steps are accepted in this chunk, `m` of them with outputs inside; `trials` and `calls` of f count through all
     chunks; `known`: f0 is f(t, y) already.
@@ -176,8 +189,8 @@ def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
 def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., Any]:
     """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
 
-    `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, inputs)` -> y, f0, the state, and its numbers as one
-    tensor. `kept` get the residuals of the steps, where they are `split`.
+    `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, jumps, inputs)` -> y, f0, the state. `kept` get the
+    residuals of the steps, where they are `split`.
     """
     method, control = spec.method, spec.control
     assert control is not None
@@ -195,29 +208,32 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
         bases: Tensor,
         y: Tensor,
         f0: Tensor,
-        scalars: Sequence[Tensor],
+        state: Tensor,
+        jumps: Tensor,
         inputs: Sequence[Tensor],
     ) -> Any:
         room = Y.shape[0]
 
-        def f(t: Any, y: Tensor) -> Tensor:
+        def plain(t: Any, y: Tensor) -> Tensor:
             return func(t.to(y.dtype), y, inputs)
 
         def tolerant() -> Adaptive:
             rtol, atol = tolerances
             return Tolerances(rtol, atol, pid, safety, low, high, norm)
 
-        def goes_on(y: Tensor, f0: Tensor, *scalars: Tensor) -> Tensor:
-            return may_go_on(State(*scalars), Limits.of(limits), room, force)
+        def goes_on(y: Tensor, f0: Tensor, state: Tensor) -> Tensor:
+            return may_go_on(State(*state.unbind()), Limits.of(limits), room, force)
 
-        def trial(y: Tensor, f0: Tensor, *scalars: Tensor) -> Any:
-            s, limit = State(*scalars), Limits.of(limits)
+        def trial(y: Tensor, f0: Tensor, state: Tensor) -> Any:
+            s, limit = State(*state.unbind()), Limits.of(limits)
             t1, clipped = propose(s.t, s.dt, limit.stop, limit.sign, limit.dt_max)
             size = (t1 - s.t).abs()
+            f = one_sided(func, inputs, jumps, s.t, t1) if spec.jumps else plain
             calls = s.calls + (method.stages - 1)
             if not fsal:
-                calls = calls + torch.where(s.known, 0, 1)
-                f0 = torch.cond(s.known, lambda t, y, k: k.clone(), lambda t, y, k: f(t, y), (s.t, y, f0))
+                known = s.known > 0
+                calls = calls + torch.where(known, 0, 1)
+                f0 = torch.cond(known, lambda t, y, k: k.clone(), lambda t, y, k: f(t, y), (s.t, y, f0))
             chooser = tolerant()
             step, residuals = step_of(f, method, split, (s.t, t1, y, f0), inputs)
             error = chooser.ratio(step).double()
@@ -229,8 +245,8 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
             ratios, calm = [ratio, s.ratio, s.older], s.rejections > 0
             dt = next_dt(chooser, order, s.dt, ratios, (size, clipped, ok), calm, limit.dt_min)
             for buffer, x in zip((Y, *kept), (y, *residuals), strict=True):
-                buffer.index_copy_(0, s.n.view(1), x[None])
-            T.index_copy_(0, (s.n + 1).view(1), t1.view(1))
+                buffer.index_copy_(0, s.n.long().view(1), x[None])
+            T.index_copy_(0, s.n.long().view(1) + 1, t1.view(1))
             m, known = s.m, ~ok
             f1 = step.known_f1 if fsal else None
             if spec.inside:
@@ -239,36 +255,51 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
                 calls = calls + torch.where(within, spec.missing, 0)
                 if spec.gives_f1:
                     f1, known = own_f1, known | within
-                bases.index_copy_(0, s.m.view(1), basis[None])
+                bases.index_copy_(0, s.m.long().view(1), basis[None])
                 m = s.m + torch.where(within, 1, 0)
+            after = State(
+                n=s.n + torch.where(ok, 1, 0),
+                m=m,
+                trials=s.trials + 1,
+                calls=calls,
+                rejections=torch.where(ok, 0, s.rejections + 1),
+                t=torch.where(ok, t1, s.t),
+                dt=dt,
+                ratio=torch.where(ok, ratio, s.ratio),
+                older=torch.where(ok, s.ratio, s.older),
+                rejected_size=torch.where(ok, torch.inf, size),
+                known=known.double(),
+            )
             return (
                 torch.where(ok, step.y1, y),
                 step.f0.clone() if f1 is None else torch.where(ok, f1, step.f0),
-                s.n + torch.where(ok, 1, 0),
-                m + 0,
-                s.trials + 1,
-                calls,
-                torch.where(ok, 0, s.rejections + 1),
-                torch.where(ok, t1, s.t),
-                dt,
-                torch.where(ok, ratio, s.ratio),
-                torch.where(ok, s.ratio, s.older),
-                torch.where(ok, torch.inf, size),
-                known | False,
+                torch.stack([*vars(after).values()]),
             )
 
         def first(t: Tensor, y: Tensor, f0: Tensor) -> Tensor:
-            return first_dt(tolerant(), f, t, y, f0, Limits.of(limits), order)
+            return first_dt(tolerant(), plain, t, y, f0, Limits.of(limits), order)
 
-        start = State(*scalars)
+        start = State(*state.unbind())
         dt, guessed = start.dt, torch.isnan(start.dt)
-        start.dt = torch.cond(guessed, first, lambda t, y, f0: dt.clone(), (start.t, y, f0))
+        start.dt = torch.cond(guessed, first, lambda t, y, f0: dt.clone(), (start.t.clone(), y, f0))
         start.calls = start.calls + torch.where(guessed, 1, 0)
-        carried = (y.clone(), f0.clone(), *(x.clone() for x in vars(start).values()))
-        y, f0, *scalars = while_loop(goes_on, trial, carried)
-        return y, f0, scalars, torch.stack([x.double() for x in scalars])
+        return while_loop(goes_on, trial, (y.clone(), f0.clone(), torch.stack([*vars(start).values()])))
 
     return compiled(search)
+
+
+def one_sided(func: Field, inputs: Sequence[Tensor], jumps: Tensor, t0: Tensor, t1: Tensor) -> VectorField:
+    """f in the step from t0 to t1, strictly inside of it at those of its ends where f jumps; see `Problem.between`."""
+    at_start, at_end = (jumps == t0).any(), (jumps == t1).any()
+
+    def f(t: Any, y: Tensor) -> Tensor:
+        exact = t.to(y.dtype)
+        now, start, end = (x.detach().to(y.dtype) for x in (t, t0, t1))
+        before = torch.where(at_end & (t == t1), torch.nextafter(now, start), now)
+        moved = torch.where(at_start & (t == t0), torch.nextafter(now, end), before)
+        return func(exact + (moved - now), y, inputs)
+
+    return f
 
 
 def step_of(
@@ -359,11 +390,12 @@ def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
 
 
 def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
-    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, inputs)`.
+    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, jumps, inputs)`.
 
-    Returns lam, f0, ends and totals. `wanted` says which inputs are differentiated. `tables` hold the cotangents of
-    outputs: of y1, and where there are outputs inside steps, of the basis, and of f0, which is the f1 of the step
-    before. `ends` `(K, 2)` get the gradients of the steps' t0 and t1, where times are differentiated.
+    Returns lam, f0 (in a list, empty where nobody needs it) and totals. `wanted` says which inputs are
+    differentiated. `tables` hold the cotangents of outputs: of y1, and where there are outputs inside steps, of the
+    basis, and of f0, which is the f1 of the step before. `ends` `(K, 2)` get the gradients of the steps' t0 and t1,
+    where times are differentiated.
     """
     method, carries = spec.method, spec.carries
 
@@ -376,6 +408,7 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
         f1: Tensor,
         ends: Tensor,
         totals: Sequence[Tensor],
+        jumps: Tensor,
         inputs: Sequence[Tensor],
     ) -> Any:
         chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
@@ -383,10 +416,11 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
         def f(now: Sequence[Tensor], t: Any, y: Tensor) -> Tensor:
             return func(t.to(y.dtype), y, now)
 
-        def goes_on(n: Tensor, lam: Tensor, f1: Tensor, ends: Tensor, *totals: Tensor) -> Tensor:
+        def goes_on(n: Tensor, lam: Tensor, *others: Tensor) -> Tensor:
             return n > 0
 
-        def replay(n: Tensor, lam: Tensor, f1: Tensor, ends: Tensor, *totals: Tensor) -> Any:
+        def replay(n: Tensor, lam: Tensor, *sums: Tensor) -> Any:
+            known, sums = sums[: int(carries)], sums[int(carries) :]
             at = (n - 1).view(1)
             y, times = Y.index_select(0, at)[0], (T.index_select(0, at)[0], T.index_select(0, n.view(1))[0])
             ending, *others = [row(table, at) for table in tables]
@@ -396,9 +430,10 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
             def outs(based: bool, y: Tensor, *leaves: Tensor) -> Any:
                 (t0, t1), own = (leaves[:2], iter(leaves[2:])) if spec.timed else (times, iter(leaves))
                 now = [next(own) if want else x for x, want in zip(inputs, wanted, strict=True)]
-                step = method.step(partial(f, now), t0, t1, y)
+                own_f = one_sided(func, now, jumps, t0, t1) if spec.jumps else partial(f, now)
+                step = method.step(own_f, t0, t1, y)
                 if carries:
-                    step.give_f1(f1)
+                    step.give_f1(*known)
                     return step.y1, step.basis(), step.f0
                 return (step.y1, step.basis()) if based else (step.y1,)
 
@@ -413,20 +448,19 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
 
             if spec.extra:
                 within = tables[1][1].index_select(0, at)[0] > 0
-                grads = torch.cond(within, lambda: apart(True), lambda: apart(False), ())
-                last = f1
+                last, grads = None, torch.cond(within, lambda: apart(True), lambda: apart(False), ())
             else:
                 last, *grads = product(spec.inside)
             dy, *grads = grads
             if spec.timed:
-                ends = ends.index_copy(0, at, torch.stack(grads[:2])[None])
+                ends.index_copy_(0, at, torch.stack(grads[:2])[None])
                 grads = grads[2:]
-            sums = (a + b for a, b in zip(totals, grads, strict=True))
-            return n - 1, dy.clone(), (last if carries else f1).clone(), ends.clone(), *sums
+            handed = [last.clone()] if carries and last is not None else []
+            return n - 1, dy.clone(), *handed, *(a + b for a, b in zip(sums, grads, strict=True))
 
-        carried = (n_steps, lam, f1, ends, *totals)
-        _, lam, f1, ends, *totals = while_loop(goes_on, replay, tuple(x.clone() for x in carried))
-        return lam, f1, ends, totals
+        carried = (n_steps, lam, *([f1] if carries else []), *totals)
+        _, lam, *sums = while_loop(goes_on, replay, tuple(x.clone() for x in carried))
+        return lam, sums[: int(carries)], sums[int(carries) :]
 
     return compiled(sweep)
 
@@ -450,5 +484,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return [guard.guard_type in KEPT_GUARDS for guard in guards]
 
     own = renamed(function, f"{function.__name__}_{next(COUNT)}")
-    options = {"cpp_wrapper": True, "guard_filter_fn": kept, "unsafe_marked_cacheable_functions": CACHED}
+    options = {
+        "cpp_wrapper": True,
+        "guard_filter_fn": kept,
+        "unsafe_marked_cacheable_functions": CACHED,
+        "post_grad_custom_post_pass": Products(),
+    }
     return torch.compile(own, fullgraph=True, options=options)

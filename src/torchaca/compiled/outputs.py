@@ -23,7 +23,8 @@ class Chunk:
 
     `ending` are the outputs at the end of a step, by step; `inside` those strictly inside one. The latter are also
     the rows of the chunk's bases, in this order, which are kept where times are differentiated. `kept` are the
-    residuals of the steps, where their graph is kept.
+    residuals of the steps, where their graph is kept. `jumps`: f jumps at the end of
+    the last one.
     """
 
     n: int
@@ -34,6 +35,7 @@ class Chunk:
     inside: dict[int, list[int]] = field(default_factory=dict)
     bases: Tensor | None = None
     kept: list[Tensor] = field(default_factory=list)
+    jumps: bool = False
 
     def find_outputs(self, ts: Times, done: int, ends: Sequence[Time]) -> int:
         """Sort the outputs from `done` on to the steps to `ends`; the number of outputs up to the chunk's end."""
@@ -96,7 +98,8 @@ def blocks(chunk: Chunk, size: int) -> Iterator[tuple[int, list[int]]]:
 def emit(p: Problem, chunk: Chunk, bases: Tensor, y1: Tensor, ys: Tensor) -> None:
     """Write the chunk's outputs into `ys`; `y1` is the state at the chunk's end."""
     for n, outputs in chunk.ending.items():
-        ys[outputs] = chunk.Y[n + 1] if n + 1 < chunk.n else y1
+        for i in outputs:  # mostly one
+            ys[i] = chunk.Y[n + 1] if n + 1 < chunk.n else y1
     for first, steps in blocks(chunk, bases[0].numel() if chunk.inside else 0):
         outputs, spread = weights(p, chunk, steps)
         basis = bases[first : first + len(steps)].flatten(0, 1)
@@ -120,9 +123,10 @@ Table: TypeAlias = tuple[Tensor, Tensor]
 
 def table_of_ends(chunk: Chunk, room: int, grad_ys: Tensor) -> Table:
     """What the outputs at the ends of steps put on y1."""
-    rows = grad_ys.new_zeros((room + 1, *grad_ys.shape[1:]))
-    for row, outputs in enumerate(chunk.ending.values(), 1):
-        rows[row] = grad_ys[outputs].sum(0)
+    rows = grad_ys.new_empty((room + 1, *grad_ys.shape[1:]))
+    rows[0] = 0
+    for row, (first, *others) in enumerate(chunk.ending.values(), 1):
+        rows[row] = sum((grad_ys[i] for i in others), grad_ys[first])
     return rows, _which({n: row for row, n in enumerate(chunk.ending, 1)}, room)
 
 

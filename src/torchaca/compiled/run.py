@@ -145,7 +145,7 @@ class Forward:
         self.done = p.ts.at_start()
         ys[: self.done] = y
         self.boundaries = p.control.times(p.ts) if isinstance(p.control, FixedSteps) else []
-        self.signed = padded(inner_times(p))
+        self.signed, self.jumps = padded(inner_times(p)), padded(sorted(p.jumps))
         self.bases = y.new_empty((run.room, run.rows, *y.shape) if run.spec.inside else (0,))
         self.free: tuple[Tensor, Tensor, list[Tensor]] | None = None
         try:
@@ -209,7 +209,7 @@ class Forward:
         stops = control.stops(p.ts)
         reach = min(0.5 * abs(stops[0] - start), control.dt_max)
         dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
-        s = State(*_scalars(start, dt))
+        state = torch.tensor([0, 0, 0, 0, 0, start, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE)
         now = start
         for stop in stops:
             limits = Limits(
@@ -230,7 +230,7 @@ class Forward:
             while now != stop:
                 T, Y, kept = self._buffers()
                 T[0] = now
-                self.y, self.f0, scalars, numbers = run.call(
+                self.y, self.f0, state = run.call(
                     "search",
                     lambda: search_loop(run.capture.field, run.spec, run.split),
                     *(
@@ -243,21 +243,30 @@ class Forward:
                         self.bases,
                         self.y,
                         self.f0,
-                        [*vars(s).values()],
+                        state,
+                        self.jumps,
                         run.capture.inputs,
                     ),
                 )
-                seen = State(*numbers.tolist())
+                seen = State(*state.tolist())
                 n = int(seen.n)
                 p.stats.nfe = evaluated + int(seen.calls)
                 p.stats.rejected = int(seen.trials) - p.stats.accepted - n
                 chunk = Chunk(n, T, Y, T[: n + 1].tolist(), kept=kept)
+                chunk.jumps = n > 0 and chunk.times[-1] in p.jumps
                 self._finish(chunk, ys)
-                s = State(*scalars)
-                s.n, s.m = (torch.zeros((), dtype=WHOLE) for _ in range(2))
+                state[:2] = 0  # n and m
                 now = seen.t
+                if chunk.jumps and now != end:
+                    self.f0, state[-1] = self._beyond(now, end), 1.0  # known
+                    evaluated += 1
                 if seen.t != stop and n < run.room:
                     self._stopped(control, seen, stop)
+
+    def _beyond(self, t: float, end: float) -> Tensor:
+        """f just behind a jump at t."""
+        self.p.stats.nfe += 1
+        return self.run.capture.field(beside(t, end, self.y.dtype), self.y, self.run.capture.inputs)
 
     def _stopped(self, control: Adaptive, seen: State, stop: float) -> None:
         """Raise where the loop has given up."""
@@ -283,16 +292,14 @@ def _failing(reason: str) -> Callable[..., Any]:
     return fail
 
 
+def beside(t: float, other: float, dtype: torch.dtype) -> Tensor:
+    """The next number after t towards another one, as f gets it."""
+    return torch.nextafter(torch.tensor(t, dtype=dtype), torch.tensor(other, dtype=dtype))
+
+
 def padded(times: list[float]) -> Tensor:
     """Times with infinities behind them, so that few lengths have to be compiled for."""
     length = 16 if times else 0
     while length < len(times):
         length *= 4
     return torch.tensor([*times, *[torch.inf] * (length - len(times))], dtype=DOUBLE)
-
-
-def _scalars(t: float, dt: float) -> list[Tensor]:
-    """What a search starts with, in the order of `State`."""
-    whole = [torch.zeros((), dtype=WHOLE) for _ in range(5)]
-    reals = [torch.tensor(x, dtype=DOUBLE) for x in (t, dt, 1.0, 1.0, torch.inf)]
-    return [*whole, *reals, torch.tensor(True)]

@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "conv-reconstruct": "torchaca.lab.conv_reconstruct",
     "cost": "torchaca.lab.cost",
     "three-body": "torchaca.lab.three_body",
+    "hopper": "torchaca.lab.hopper",
     "cifar10": "torchaca.lab.cifar_node.cifar10",
     "cifar100": "torchaca.lab.cifar_node.cifar100",
 }

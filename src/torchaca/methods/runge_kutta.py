@@ -103,11 +103,11 @@ class RungeKutta:
         put(self, "f1_index", self._f1_index())
         put(self, "_c", [float(c) for c in self.nodes])
         put(self, "_a", [_terms(row) for row in self.matrix])
-        put(self, "_b", _terms(self.weights))
+        put(self, "_b", _largest_first(_terms(self.weights)))
         difference = (
             [b - e for b, e in zip(self.weights, self.embedded, strict=True)] if self.embedded else []
         )
-        put(self, "_e", _terms(difference))
+        put(self, "_e", _largest_first(_terms(difference)))
         degree = len(self.polynomials[0])
         put(
             self,
@@ -203,6 +203,11 @@ def _terms(row: Sequence[Fraction]) -> list[tuple[int, float]]:
     return [(i, float(x)) for i, x in enumerate(row) if x]
 
 
+def _largest_first(terms: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """So that `_weighted` multiplies with nothing above 1."""
+    return sorted(terms, key=lambda term: -abs(term[1]))
+
+
 def fraction(t0: Time, t1: Time, times: Sequence[Time]) -> Tensor:
     """theta = (t - t0) / (t1 - t0) of `times`: `(len(times),)`, float64 on the CPU, differentiable."""
     if any(isinstance(t, Tensor) for t in (t0, t1, *times)):
@@ -240,11 +245,11 @@ class RungeKuttaStep:
         for i in range(len(self._ks), method.stages - method.fsal):
             self._ks.append(self._stage(i))
         # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
-        slope = _weighted(method._b, self._ks)
-        self.y1 = self._with_dh(_plus(y0, slope, self._h), slope)
+        weight, mean = _weighted(method._b, self._ks)
+        self.y1 = self._with_dh(_plus(y0, mean, self._h * weight), weight, mean)
 
-    def _with_dh(self, out: Tensor, slope: Tensor) -> Tensor:
-        return out if self._dh is None else out + self._dh * slope
+    def _with_dh(self, out: Tensor, weight: float, slope: Tensor) -> Tensor:
+        return out if self._dh is None else out + self._dh * weight * slope
 
     def _stage(self, i: int) -> Tensor:
         c, terms, ks = self.method._c[i], self.method._a[i], self._ks
@@ -261,7 +266,7 @@ class RungeKuttaStep:
         y = _plus(self.y0, ks[first], self._h * a)
         for j, a in rest:
             y = _plus(y, ks[j], self._h * a, out=y)
-        return self._f(t, y if self._dh is None else self._with_dh(y, _weighted(terms, ks)))
+        return self._f(t, y if self._dh is None else self._with_dh(y, *_weighted(terms, ks)))
 
     def _evaluated(self, stages: int) -> list[Tensor]:
         """The first `stages` stages, evaluating those that are missing."""
@@ -282,9 +287,8 @@ class RungeKuttaStep:
 
     @property
     def error(self) -> Tensor:
-        ks, terms = self._evaluated(self.method.stages), self.method._e
-        error = _weighted(terms, ks, self._h)
-        return error if self._dh is None else self._with_dh(error, _weighted(terms, ks))
+        weight, mean = _weighted(self.method._e, self._evaluated(self.method.stages))
+        return self._with_dh(mean * (self._h * weight), weight, mean)
 
     @property
     def known_f1(self) -> Tensor | None:
@@ -299,20 +303,20 @@ class RungeKuttaStep:
         ks = self._evaluated(len(self.method.nodes))
         weights = self.method.continuous_weights(fraction(self.t0, self.t1, times))
         slopes = combined(weights, torch.stack(ks))
-        return self._with_dh(_plus(self.y0, slopes, self._h), slopes)
+        return self._with_dh(_plus(self.y0, slopes, self._h), 1.0, slopes)
 
     def basis(self) -> Tensor:
         ks = torch.stack(self._evaluated(len(self.method.nodes)))
-        return torch.cat([self.y0[None], self._with_dh(self._h * ks, ks)])
+        return torch.cat([self.y0[None], self._with_dh(self._h * ks, 1.0, ks)])
 
 
-def _weighted(terms: list[tuple[int, float]], ks: list[Tensor], h: Time = 1.0) -> Tensor:
-    """`h sum_i w_i k_i`, in place in one buffer."""
-    (first, w), *rest = terms
-    total = ks[first] * (h * w)
-    for i, w in rest:
-        total = _plus(total, ks[i], h * w, out=total)
-    return total
+def _weighted(terms: list[tuple[int, float]], ks: list[Tensor]) -> tuple[float, Tensor]:
+    """`sum_i w_i k_i` as a number times a tensor: the number joins h where the sum is used, and costs nothing."""
+    (first, weight), *rest = terms
+    total = ks[first]
+    for n, (i, w) in enumerate(rest):
+        total = _plus(total, ks[i], w / weight, out=total if n else None)
+    return weight, total
 
 
 def _plus(y: Tensor, k: Tensor, a: Time, out: Tensor | None = None) -> Tensor:

@@ -1,0 +1,43 @@
+"""`torchaca run hopper`: latent ODEs on irregularly sampled trajectories of a MuJoCo hopper.
+
+The paper's table of interpolation errors: a model sees 10, 20 or 50 % of the points of a trajectory and predicts all.
+"""
+
+from __future__ import annotations
+
+from ..engine import check_hardware
+from ..experiment import Experiment
+from . import data
+from .outcome import main
+from .train import Settings
+
+
+def _check(settings: Settings) -> None:
+    check_hardware(settings)
+    data.check(settings.data, settings.sequences)
+
+
+SMALL = {"units": 100, "layers": 1, "gru_units": 50}
+
+EXPERIMENT = Experiment(
+    name="hopper",
+    about="Latent ODEs and recurrent networks: trajectories of a hopper from 10, 20 and 50 % of their points.",
+    defaults=Settings(),
+    sizes={
+        "smoke": {
+            "sequences": 20,
+            "window": 20,
+            "batch": 8,
+            "epochs": 2,
+            "seeds": 1,
+            "units": 10,
+            "layers": 0,
+            "gru_units": 10,
+        },
+        "demo": {"sequences": 500, "epochs": 35, "seeds": 1, **SMALL},
+        "cpu": {"sequences": 500, "epochs": 100, "seeds": 2, **SMALL},
+        "paper": {},
+    },
+    main=main,
+    check=_check,
+)

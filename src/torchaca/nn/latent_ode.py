@@ -1,0 +1,318 @@
+"""Latent ODEs for irregularly sampled series (Rubanova, Chen, Duvenaud, NeurIPS 2019).
+
+A series is encoded into the distribution of a latent state z0 at its first time by an ODE-RNN that runs backwards in
+time; z0 evolves by an ODE, and a linear decoder reads the series off it, at any times.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core import Stats
+from ..errors import did_you_mean
+from ..solve import OPTIONS, solve
+from .series import Series, series
+
+INIT_STD = 0.1  # of all weights, as in the authors' code
+
+
+@dataclass(frozen=True)
+class LatentLoss:
+    """What `LatentODE.loss` finds.
+
+    Attributes
+    ----------
+    loss : Tensor
+        To be minimised: minus the bound.
+    mse : Tensor
+        Mean squared error over samples and target values.
+    log_likelihood : Tensor
+        Of a target value, mean.
+    kl : Tensor
+        Divergence of z0's distribution from the standard normal one, per latent dimension, mean.
+    """
+
+    loss: Tensor
+    mse: Tensor
+    log_likelihood: Tensor
+    kl: Tensor
+
+
+class LatentODE(nn.Module):
+    """A variational autoencoder for series that are observed at irregular times.
+
+    Parameters
+    ----------
+    features : int
+        Dimensions D of an observation.
+    latent : int
+        Dimensions of z.
+    units, layers : int
+        The dynamics of z, and those of the encoder's state, are MLPs with `layers + 1` hidden layers of `units`
+        tanh units.
+    state : int
+        Dimensions of the encoder's state.
+    gru_units : int
+        Hidden units of each of the encoder's gates.
+    std : float
+        Standard deviation of the observations around the decoded series.
+    start : float, optional
+        The time of z0; the earliest one of a batch where nothing is given. Series with times of their own are then
+        reconstructed from where their batch begins: give a time before all of them, and they are independent of
+        each other.
+    objective : {"iwae", "elbo"}
+        The bound: the logarithm of the mean over samples of the likelihood, or the mean of its logarithm. As in the
+        authors' code, both are those of a minibatch, per value and per latent dimension.
+    **options
+        Options of `torchaca.solve` for the ODE of z: method, rtol, atol, gradient, compile, ...
+
+    Attributes
+    ----------
+    stats : Stats
+        Of the last solve (and, after `backward()`, of its backward pass).
+
+    Raises
+    ------
+    TypeError
+        For an option that `solve` does not have.
+    ValueError
+        For an unknown objective.
+
+    Notes
+    -----
+    A series is `values` `(B, T, D)`, `times` `(T,)` or `(B, T)`, not decreasing along T, and `mask` `(B, T, D)`, true
+    where a value was observed. Samples share the encoder's loop: it takes T steps whatever B is. Outputs lie between
+    the solver's steps, so that their number does not change its cost.
+
+    Examples
+    --------
+    >>> model = LatentODE(2, latent=4, units=20, layers=1, state=8, gru_units=10, std=0.1)
+    >>> values, times = torch.randn(3, 7, 2), torch.rand(3, 7).sort(1).values
+    >>> mask = torch.rand(3, 7, 2) < 0.5
+    >>> model.loss(values, times, mask, samples=3).loss.backward()
+    >>> model(values, times, mask, at=torch.linspace(1, 2, 20), samples=10).shape
+    torch.Size([10, 3, 20, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        latent: int = 15,
+        units: int = 300,
+        layers: int = 3,
+        state: int = 30,
+        gru_units: int = 100,
+        std: float = 1e-3,
+        start: float | None = None,
+        objective: str = "iwae",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        for name in options:
+            if name not in OPTIONS:
+                raise TypeError(f"LatentODE has no option {name!r}.{did_you_mean(name, OPTIONS)}")
+        if objective not in ("iwae", "elbo"):
+            raise ValueError(f"objective is {objective!r}: it has to be 'iwae' or 'elbo'")
+        if not std > 0:
+            raise ValueError(f"std is {std}: the observations' standard deviation has to be above 0")
+        self.features, self.std, self.start, self.objective = features, std, start, objective
+        self.options = options
+        self.stats = Stats()
+        self.encoder = ODERNN(features, latent, units, layers, state, gru_units)
+        self.dynamics = _mlp(latent, units, layers)
+        self.decoder = nn.Linear(latent, features)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=INIT_STD)
+                nn.init.zeros_(module.bias)
+
+    def encode(self, values: Tensor, times: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of z0, `(B, latent)` each.
+
+        Raises
+        ------
+        ValueError
+            For shapes that do not fit, for values that are not finite where the mask has them observed, and for
+            times that decrease or are before `start`.
+        """
+        return self._encoded(series(values, times, mask, self.features))
+
+    def forward(
+        self,
+        values: Tensor,
+        times: Tensor,
+        mask: Tensor | None = None,
+        at: Tensor | None = None,
+        samples: int = 1,
+    ) -> Tensor:
+        """The series at the times `at`, for `samples` draws of z0: `(samples, B, len(at), D)`.
+
+        Parameters
+        ----------
+        at : Tensor, optional
+            Times, `(S,)` or `(B, S)`, none before that of z0; those of the observations where nothing is given.
+        """
+        observed = series(values, times, mask, self.features)
+        mean, std = self._encoded(observed)
+        return self._predict(observed, mean, std, at, samples)
+
+    def loss(
+        self,
+        values: Tensor,
+        times: Tensor,
+        mask: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        at: Tensor | None = None,
+        samples: int = 3,
+        kl_weight: float = 1.0,
+    ) -> LatentLoss:
+        """Minus the bound on the likelihood of the targets, given the observations.
+
+        Parameters
+        ----------
+        targets, at, target_mask : Tensor, optional
+            Values `(B, S, D)` to be predicted, their times and which of them are known; the observations where no
+            targets are given.
+        samples : int
+            Draws of z0.
+        kl_weight : float
+            Factor of the divergence, 1 for the bound itself; raised from 0 during the first epochs as a rule.
+        """
+        observed = series(values, times, mask, self.features)
+        if targets is None and (target_mask is not None or at is not None):
+            raise ValueError("target_mask and at have no effect without targets")
+        wanted = (
+            observed
+            if targets is None
+            else series(
+                targets, observed.times if at is None else at, target_mask, self.features, name="targets"
+            )
+        )
+        mean, std = self._encoded(observed)
+        predicted = self._predict(observed, mean, std, None if targets is None else wanted.times, samples)
+        error = _masked_mean((predicted - wanted.values).square(), wanted.mask)
+        log_likelihood = -0.5 * error / self.std**2 - math.log(self.std) - 0.5 * math.log(2 * math.pi)
+        kl = (0.5 * (mean.square() + std.square() - 1) - std.log()).mean()
+        terms = log_likelihood - kl_weight * kl
+        bound = terms.logsumexp(0) - math.log(samples) if self.objective == "iwae" else terms.mean()
+        return LatentLoss(-bound, error.mean().detach(), log_likelihood.mean().detach(), kl.detach())
+
+    def _predict(
+        self, observed: Series, mean: Tensor, std: Tensor, at: Tensor | None, samples: int
+    ) -> Tensor:
+        noise = torch.randn(samples, *mean.shape, dtype=mean.dtype, device=mean.device)
+        z0 = mean + std * noise
+        times = observed.times if at is None else torch.as_tensor(at, dtype=mean.dtype, device=mean.device)
+        start = self._time_of_z0(observed)
+        union, place = times.unique(return_inverse=True)
+        if union[0] < start:
+            raise ValueError(
+                f"the earliest time in `at`, {union[0]:g}, is before that of z0, {start:g}: give `start`"
+            )
+        grid = torch.cat((start[None], union))
+        ys = self.solved(z0, grid)[1:]  # (len(union), samples, B, latent)
+        if times.dim() == 1:
+            return self.decoder(ys[place].permute(1, 2, 0, 3))
+        batch = torch.arange(len(mean), device=place.device)[:, None]
+        return self.decoder(ys[place, :, batch].permute(2, 0, 1, 3))
+
+    def _encoded(self, observed: Series) -> tuple[Tensor, Tensor]:
+        return self.encoder(observed, self._time_of_z0(observed))
+
+    def _time_of_z0(self, observed: Series) -> Tensor:
+        first = observed.times.min()
+        if self.start is None:
+            return first
+        if first < self.start:
+            raise ValueError(f"the earliest time, {first:g}, is before `start`, {self.start:g}")
+        return torch.full_like(first, self.start)
+
+    def solved(self, z0: Tensor, times: Tensor) -> Tensor:
+        """The latent states `(len(times), *z0.shape)` from z0 at the first of the times on."""
+        solution = solve(self._rate, z0, times, **self.options)
+        self.stats = solution.stats
+        return solution.ys
+
+    def _rate(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.dynamics(z)
+
+
+class ODERNN(nn.Module):
+    """The encoder: Euler steps between observation times, a gated update at each, from the last time to the first.
+
+    Its state is a mean and a standard deviation, `(B, state)` each. The inputs' part of all gates is computed for
+    all times at once; a sample that has no value at a time keeps its state there.
+    """
+
+    def __init__(
+        self, features: int, latent: int, units: int, layers: int, state: int, gru_units: int
+    ) -> None:
+        super().__init__()
+        self.size, self.gru_units = state, gru_units
+        self.dynamics = _mlp(state, units, layers)
+        inputs = 2 * state + 2 * features
+        self.gates_in = nn.Linear(inputs, 2 * gru_units)  # of update and reset, side by side
+        self.update_out = nn.Linear(gru_units, state)
+        self.reset_out = nn.Linear(gru_units, state)
+        self.new_in = nn.Linear(inputs, gru_units)
+        self.new_out = nn.Linear(gru_units, 2 * state)
+        self.to_z0 = nn.Sequential(nn.Linear(2 * state, 100), nn.Tanh(), nn.Linear(100, 2 * latent))
+
+    def forward(self, observed: Series, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of z0, which is at the time `start`."""
+        values, mask = observed.values, observed.mask
+        inputs = torch.cat((values, mask.to(values.dtype)), -1).transpose(0, 1)  # (T, B, 2 D)
+        own = 2 * self.size
+        gates_own, gates_given = self.gates_in.weight.tensor_split([own], 1)
+        new_own, new_given = self.new_in.weight.tensor_split([own], 1)
+        seen = mask.any(-1).transpose(0, 1)[..., None]  # (T, B, 1)
+        # From each time back to the one before it, and from the first one to the start.
+        gaps = torch.cat((observed.times[..., :1] - start, observed.times.diff(dim=-1)), -1)
+        gaps = gaps[:, None, None] if gaps.dim() == 1 else gaps.T[..., None]  # (T, B or 1, 1)
+        # Unbound once: to index in the loop would cost a gradient of full size for each step.
+        gates = F.linear(inputs, gates_given, self.gates_in.bias).unbind()
+        new = F.linear(inputs, new_given, self.new_in.bias).unbind()
+        state = values.new_zeros(len(values), own)
+        for i in range(len(inputs) - 1, -1, -1):
+            updated = self._updated(state, gates[i], new[i], gates_own, new_own)
+            mean, std = torch.where(seen[i], updated, state).chunk(2, -1)
+            state = torch.cat((torch.addcmul(mean, gaps[i], self.dynamics(mean), value=-1), std), -1)
+        mean, std = self.to_z0(state).chunk(2, -1)
+        return mean, std.abs()
+
+    def _updated(
+        self, state: Tensor, gates: Tensor, new: Tensor, gates_own: Tensor, new_own: Tensor
+    ) -> Tensor:
+        """The state after a value was seen at every sample's present time."""
+        for_update, for_reset = torch.tanh(torch.addmm(gates, state, gates_own.T)).chunk(2, -1)
+        update = torch.sigmoid(self.update_out(for_update)).repeat(1, 2)
+        reset = torch.sigmoid(self.reset_out(for_reset)).repeat(1, 2)
+        fresh = self.new_out(torch.tanh(torch.addmm(new, state * reset, new_own.T)))
+        mean, std = fresh.chunk(2, -1)
+        return torch.lerp(torch.cat((mean, std.abs()), -1), state, update)
+
+
+def _mlp(size: int, units: int, layers: int) -> nn.Sequential:
+    widths = [size] + [units] * (layers + 1) + [size]
+    parts: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        parts += [nn.Linear(before, after), nn.Tanh()]
+    return nn.Sequential(*parts[:-1])
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """`(samples,)`: the mean over known values of each feature of each series, then over those."""
+    weight = mask.to(values.dtype)
+    known = weight.sum(1)  # (B, D)
+    per_feature = (values * weight).sum(2) / known.clamp(min=1)
+    return per_feature.sum((1, 2)) / (known > 0).sum()

@@ -1,0 +1,215 @@
+"""`torchaca run hopper`: its data, its networks, and the run, killed and resumed."""
+
+import hashlib
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from lab_helpers import metrics, run, summary
+
+from torchaca.lab import hopper
+from torchaca.lab.experiment import UsageError
+from torchaca.lab.hopper import data, networks, physics, train
+
+FIRST_20 = "e05d6213e5d1930a7d884a726686d15f9f273f21f3f051b878411b9643bd9f6a"
+"""The checksum of the first 20 sequences of hopper_sample.npz, as float32."""
+
+
+def waves(count=12):
+    """`(count, 200, 14)`: waves of different phases, instead of a hopper."""
+    phase = np.arange(count)[:, None, None] + np.arange(14) / 3
+    return np.sin(phase + np.arange(200)[:, None] / 15).astype(np.float32) + 2
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache that does not exist yet; what is generated are waves."""
+    made = []
+    monkeypatch.setattr(data, "CACHE", tmp_path / "data" / "hopper.npy")
+    monkeypatch.setattr(data, "generate", lambda count: made.append(count) or waves())
+    return made
+
+
+def small(**changes):
+    size = {"sequences": 12, "window": 10, "batch": 4, "epochs": 2, "seeds": 1, "fractions": (0.2, 0.5)}
+    network = {"units": 6, "layers": 0, "state": 4, "gru_units": 4, "latent": 3}
+    return replace(hopper.EXPERIMENT, sizes={"smoke": {**size, **network, **changes}}, size="smoke")
+
+
+@pytest.fixture
+def quick(cache, monkeypatch):
+    """The experiment in a size that ends in seconds, on waves, without plots."""
+    monkeypatch.setattr(physics, "engine", lambda: None)
+    monkeypatch.setattr(data, "engine", lambda: None)
+    monkeypatch.setattr(hopper, "EXPERIMENT", small())
+    for name in ("plot_errors", "plot_reconstructions"):
+        monkeypatch.setattr(f"torchaca.lab.hopper.outcome.{name}", lambda *args: args[-1].touch())
+
+
+def test_generated_once_and_checked(cache):
+    first = data.trajectories(None)
+    np.testing.assert_array_equal(first, waves())
+    np.testing.assert_array_equal(data.trajectories(None), first)
+    assert cache == [physics.RECIPE["sequences"]]
+    record = json.loads(data.CACHE.with_suffix(".json").read_text())
+    assert record["recipe"] == physics.RECIPE
+    assert record["sha256"] == hashlib.sha256(data.CACHE.read_bytes()).hexdigest()
+    np.testing.assert_array_equal(data.trajectories(str(data.CACHE)), first)
+    data.check(None, 12)
+    with pytest.raises(UsageError, match="has 12 sequences, 13 are wanted"):
+        data.check(None, 13)
+
+
+def test_a_corrupt_or_foreign_cache_is_refused(cache, tmp_path):
+    data.trajectories(None)
+    content, record = data.CACHE.read_bytes(), data.CACHE.with_suffix(".json")
+    data.CACHE.write_bytes(content[:-1] + b"x")
+    with pytest.raises(UsageError, match="is corrupt: its sha256 is"):
+        data.trajectories(None)
+    data.CACHE.write_bytes(content)
+    record.write_text(json.dumps({**json.loads(record.read_text()), "recipe": {"seed": 7}}))
+    with pytest.raises(UsageError, match="another recipe"):
+        data.check(None, 12)
+    record.unlink()
+    with pytest.raises(
+        UsageError, match=r"neither hopper_sample\.npz nor a file that this command has generated"
+    ):
+        data.check(str(data.CACHE), 12)
+    with pytest.raises(UsageError, match="there is no such file"):
+        data.check(str(tmp_path / "nowhere.npz"), 12)
+
+
+def test_the_sample_is_known_by_its_checksum(tmp_path, monkeypatch):
+    np.savez(tmp_path / "sample.npz", hopper=waves())
+    content = (tmp_path / "sample.npz").read_bytes()
+    monkeypatch.setattr(data, "SAMPLE", hashlib.sha256(content).hexdigest())
+    np.testing.assert_array_equal(data.trajectories(str(tmp_path / "sample.npz")), waves())
+
+
+def test_a_missing_engine_says_the_pip_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(physics.util, "find_spec", lambda name: None)
+    assert run("hopper", "--size", "smoke") == 2
+    assert 'need mujoco to be generated: pip install "torchaca[mujoco]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_generator_is_the_one_of_the_sample():
+    try:
+        physics.engine()
+    except UsageError as missing:
+        pytest.skip(str(missing))
+    assert hashlib.sha256(physics.generate(20).tobytes()).hexdigest() == FIRST_20
+
+
+def test_windows_split_and_normalisation():
+    raw = waves()
+    made = data.prepare(raw, 10, 30, seed=0)
+    assert made.train.shape == (8, 30, 14)
+    assert made.test.shape == (2, 30, 14)
+    np.testing.assert_allclose(made.times, np.arange(30) / 200)
+    low, high = raw.min((0, 1)), raw.max((0, 1))
+    starts = set()
+    for i, window in enumerate(torch.cat((made.train, made.test))):
+        back = window.numpy() * high + low
+        fits = [start for start in range(171) if np.allclose(raw[i, start : start + 30], back, atol=1e-5)]
+        assert len(fits) == 1
+        starts.update(fits)
+    assert len(starts) > 5
+    assert torch.equal(data.prepare(raw, 10, 30, seed=0).train, made.train)
+    assert not torch.equal(data.prepare(raw, 10, 30, seed=1).train, made.train)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
+def test_as_many_points_as_asked_for_are_seen(fraction):
+    mask = data.seen(40, 100, fraction, torch.Generator().manual_seed(0))
+    assert mask.sum(1).tolist() == [round(100 * fraction)] * 40
+    assert len({tuple(row.tolist()) for row in mask}) == 40
+    assert torch.equal(mask, data.seen(40, 100, fraction, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("name", networks.CELLS)
+def test_the_baselines(name):
+    settings = train.Settings(units=20, layers=0, gru_units=10)
+    latent = train.network("aca", settings, 14, 0)
+    net = train.network(name, settings, 14, 0)
+    sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (latent, net)]
+    assert 0.95 < sizes[1] / sizes[0] <= 1
+    x, times = torch.rand(2, 8, 14), torch.arange(8) / 200
+    mask = torch.ones(2, 8, 14, dtype=torch.bool)
+    before = net(x, times, mask)
+    x[:, 5:] = 0
+    after = net(x, times, mask)
+    torch.testing.assert_close(after[0, :, :6], before[0, :, :6])
+    assert not torch.allclose(after[0, :, 6:], before[0, :, 6:])
+
+
+def test_the_time_since_the_last_point():
+    seen = torch.tensor([[False, True, False, False, True]])
+    gaps = networks._since_last(torch.arange(5.0), seen)
+    assert gaps.tolist() == [[0, 1, 1, 2, 3]]
+
+
+def test_the_weight_of_the_divergence():
+    assert [train.kl_weight(epoch) for epoch in (0, 9, 10, 11)] == [0, 0, 0, pytest.approx(0.01)]
+
+
+def test_the_same_start_for_every_gradient():
+    settings = train.Settings(units=6, layers=0)
+    a, b = (train.network(name, settings, 14, 1).state_dict() for name in ("aca", "adjoint"))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_from_command_to_page(quick, tmp_path, capsys):
+    options = ("--gradient", "aca", "direct", "adjoint", "--docs", tmp_path / "docs")
+    assert run("hopper", *options, "--out", tmp_path / "run") == 0
+    lines = [line for line in metrics(tmp_path / "run") if "epoch" in line]
+    assert len(lines) == 2 * 2 * 5
+    loss = {line["row"]: line["loss"] for line in lines if line["epoch"] == 0}
+    assert loss["aca 20% seed 0"] == pytest.approx(loss["direct 20% seed 0"], rel=1e-5)
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("latent ODE, aca", "0.27", "NFE backward", "at first"))
+    found = summary(tmp_path / "run")
+    assert all(row["mse"] > 0 for row in found["rows"])
+    assert found["gradient_distances"]["0.5"]["aca trained"] < 1e-4
+    assert (tmp_path / "docs" / "hopper" / "reconstructions-20.png").exists()
+
+
+def test_killed_and_resumed_equals_uninterrupted(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(hopper, "EXPERIMENT", small(fractions=(0.5,), baselines=("rnn",)))
+    options = ("--gradient", "aca", "direct", "--out")
+    step, calls = train.Fit.training_step, 0
+
+    def killed(self, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 10:  # the second epoch of the latent ODE
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, batch)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(train.Fit, "training_step", killed)
+        run("hopper", *options, tmp_path / "killed")
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert run("hopper", "--resume", tmp_path / "killed") == 0
+    assert run("hopper", *options, tmp_path / "whole") == 0
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    errors = [[row["mse"] for row in summary(tmp_path / name)["rows"]] for name in ("killed", "whole")]
+    assert errors[0] == errors[1]
+
+
+def test_the_plots(tmp_path):
+    from torchaca.lab.hopper.plots import plot_errors, plot_reconstructions
+
+    made = data.prepare(waves(), 12, 20, 0)
+    draws = made.test[:2] + 0.1 * torch.randn(5, 2, 20, 14)
+    plot_reconstructions(made, data.seen(2, 20, 0.2), draws, tmp_path / "r.png")
+    rows = [{"model": name, "fraction": 0.1, "mse": 0.1} for name in ("aca", "rnn")]
+    plot_errors(rows, {"aca": ("0.3",)}, tmp_path / "e.png")
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("r.png", "e.png"))
