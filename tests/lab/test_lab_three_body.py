@@ -401,4 +401,3 @@ def test_the_goal(tmp_path):
     assert found["ode aca"] <= 1e-4
     assert found["node aca"] <= 0.16
     assert found["lstm"] <= 0.59
-    assert found["lstm-aug-input"] <= 0.49

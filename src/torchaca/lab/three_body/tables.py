@@ -170,8 +170,11 @@ def gradient_table(measured: Sequence[Row], settings: Settings) -> Table:
         f"{settings.reference:g}; |difference| / |gradient|, median over seeds.",
         "ode: at the initial masses. node: at the weights that its first row has found, times "
         f"{NEAR:g}, as the gradient at its end is almost zero.",
+        "An error that all methods share is that of the solve at its tolerance. ACA and direct differentiate the "
+        "computed solution with its steps held; what the steps contribute in a close approach is missing, which naive "
+        "has.",
         "The motion is reversible in time, so that the adjoint's backward solve is as stable as the forward one: here "
-        "it can be as close to the true gradient as the discrete ones, at more evaluations.",
+        "it can be closer to the true gradient than the discrete ones, at more evaluations.",
     ]
     return Table("Relative error of the gradient", ["gradient", *models], rows, notes)
 
