@@ -140,6 +140,8 @@ class Forward:
     def __init__(self, run: Run) -> None:
         self.run, self.p = run, run.problem
         self.y, self.f0 = run.problem.y0.detach(), run.capture.value
+        # Their own objects: what is compiled marks sizes on them, which f's graph would be guarded by.
+        self.inputs = [x.detach() for x in run.capture.inputs]
         p, y = self.p, self.y
         ys = y.new_empty((len(p.ts), *y.shape))
         self.done = p.ts.at_start()
@@ -196,7 +198,7 @@ class Forward:
                 "march",
                 lambda: march_loop(run.capture.field, run.spec),
                 torch.tensor(len(times) - 1),
-                *(self.signed, sign, T, Y, self.bases, self.y, self.f0, known, calls, run.capture.inputs),
+                *(self.signed, sign, T, Y, self.bases, self.y, self.f0, known, calls, self.inputs),
             )
             self._finish(Chunk(len(times) - 1, T, Y, times), ys)
         p.stats.nfe += int(calls)
@@ -245,7 +247,7 @@ class Forward:
                         self.f0,
                         state,
                         self.jumps,
-                        run.capture.inputs,
+                        self.inputs,
                     ),
                 )
                 seen = State(*state.tolist())
@@ -266,7 +268,7 @@ class Forward:
     def _beyond(self, t: float, end: float) -> Tensor:
         """f just behind a jump at t."""
         self.p.stats.nfe += 1
-        return self.run.capture.field(beside(t, end, self.y.dtype), self.y, self.run.capture.inputs)
+        return self.run.capture.field(beside(t, end, self.y.dtype), self.y, self.inputs)
 
     def _stopped(self, control: Adaptive, seen: State, stop: float) -> None:
         """Raise where the loop has given up."""
