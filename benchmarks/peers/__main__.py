@@ -21,6 +21,7 @@ from .growth import curves
 from .measure import Plan, measure, say
 from .page import page
 from .process import ROOT, Process, missing
+from .protocol import Refusal
 from .targets import Tables, verdicts
 from .worker import MODULES
 from .workloads import workloads
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--least", type=int, default=3, help="at least so many rounds (default 3)")
     made.add_argument(
-        "--patience", type=float, default=45.0, help="seconds until a contestant is given up (default 45)"
+        "--patience", type=float, default=90.0, help="seconds until a contestant is given up (default 90)"
     )
     made.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     made.add_argument("--eager", action="store_true", help="without the contestants that compile")
@@ -77,7 +78,8 @@ def taking_part(libraries: Sequence[str], eager: bool) -> list[Contestant]:
 def versions_of(workers: dict[Contestant, Process]) -> dict[str, str]:
     found: dict[str, str] = {}
     for library in dict.fromkeys(c.library for c in workers):
-        found |= next(p for c, p in workers.items() if c.library == library).ask("versions")
+        reply = next(p for c, p in workers.items() if c.library == library).ask("versions")
+        found |= {} if isinstance(reply, Refusal) else reply
     return found
 
 

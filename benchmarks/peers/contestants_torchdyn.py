@@ -60,6 +60,7 @@ class TorchdynRun(TorchRun):
         solve = self.solve
 
         def counting(y0: Tensor) -> Tensor:
+            count.accepted = count.rejected = 0
             y1 = solve(y0)
             counted[:] = [count.accepted, count.rejected]  # those of the forward pass alone
             return y1
