@@ -230,7 +230,8 @@ def test_a_node_learns_and_keeps_its_best_weights():
     lines = [fit.epoch(number) for number in range(fit.epochs)]
     assert lines[-1]["segment_loss"] < 0.5 * lines[0]["segment_loss"]
     assert fit.best_loss == min(line["loss"] for line in lines)
-    assert all(line["solves"] <= 5 for line in lines)
+    line_search = 25  # L-BFGS looks at its limit between line searches, of at most so many solves
+    assert all(line["solves"] < 5 + line_search for line in lines)
     with pytest.raises(IndexError):
         fit.epoch(fit.epochs)
 

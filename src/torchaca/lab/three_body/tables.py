@@ -81,9 +81,9 @@ def _node_notes(settings: Settings) -> list[str]:
     return [
         "node: r' = K2 v, v' = FC(aug(r)), one fully connected layer from the 45 augmented inputs to the 9 "
         f"accelerations; {settings.method} rtol {settings.node_tolerance:g} atol {settings.node_tolerance:g}.",
-        f"node: trained by L-BFGS, at most {settings.node_solves} solves an epoch, on segments of the training motion "
-        f"that grow: {stages}. A segment starts at true positions, with differences of positions as its velocities; "
-        "the last stage is the whole motion from its given start. After every epoch the whole training motion is "
+        f"node: trained by L-BFGS, {settings.node_solves} solves an epoch and what the last line search takes more, "
+        f"on segments of the training motion that grow: {stages}. A segment starts at true positions, with "
+        "differences of positions as its velocities; the last stage is the whole motion from its given start. After every epoch the whole training motion is "
         "solved; the weights of the smallest error are tested.",
     ]
 
