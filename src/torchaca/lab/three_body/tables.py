@@ -83,9 +83,8 @@ def _node_notes(settings: Settings) -> list[str]:
         f"accelerations; {settings.method} rtol {settings.node_tolerance:g} atol {settings.node_tolerance:g}.",
         f"node: trained by L-BFGS, {settings.node_solves} solves an epoch and what the last line search takes more, "
         f"on segments of the training motion that grow: {stages}. A segment starts at true positions, with "
-        "differences of positions as its velocities; the last stage is the whole motion from its given start. After every "
-        "epoch the whole training motion is "
-        "solved; the weights of the smallest error are tested.",
+        "differences of positions as its velocities; the last stage is the whole motion from its given start. "
+        "After every epoch the whole training motion is solved; the weights of the smallest error are tested.",
     ]
 
 
