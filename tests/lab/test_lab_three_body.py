@@ -287,10 +287,12 @@ def test_an_lstm_reads_every_point_and_is_tested_between_its_steps():
 
 def test_the_search_looks_at_the_training_range_alone():
     data = true_motion(50, 1e-7)
-    settings = small_settings(lstm_epochs=6, lstm_check=2)
+    settings = small_settings(lstm_epochs=6, lstm_check=2, lstm_seeds=2)
     choice = Choice(0.02, 4, 1e-2, 6)
     found = validate(settings, data, True, choice)
     assert found["epochs"] in (2, 4, 6)
+    assert len(found["errors"]) == 2
+    assert found["error"] == pytest.approx(sum(found["errors"]) / 2)
     assert found == validate(settings, replace(data, test=data.test + 1), True, choice)
     assert found != validate(
         settings, replace(data, train=data.train + data.train_times[:, None, None]), True, choice
@@ -402,3 +404,4 @@ def test_the_goal(tmp_path):
     assert found["ode aca"] <= 1e-4
     assert found["node aca"] <= 0.16
     assert found["lstm"] <= 0.59
+    assert found["lstm-aug-input"] <= 0.49

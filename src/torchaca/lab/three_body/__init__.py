@@ -26,6 +26,7 @@ EXPERIMENT = Experiment(
             "lstm_steps": (0.02,),
             "lstm_hidden": (8,),
             "lstm_epochs": 20,
+            "lstm_seeds": 1,
             "reference": 1e-8,
         },
         "demo": {"model": ("ode",), "reference": None, "time_limit": 150.0},

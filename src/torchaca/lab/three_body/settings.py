@@ -38,6 +38,8 @@ class Settings:
         The grid that the LSTMs are searched on: time step, units, learning rate.
     lstm_epochs, lstm_check
         The longest training of the search, and after how many epochs each it is validated.
+    lstm_seeds
+        The trainings of each choice in the search.
     lstm_tail
         The end of [0, 1] that the search validates on.
     reference
@@ -64,10 +66,11 @@ class Settings:
     node_targets: int = 50
     node_spread: float = 1e-3
     lstm_steps: tuple[float, ...] = (0.01, 0.02)
-    lstm_hidden: tuple[int, ...] = (32, 128)
+    lstm_hidden: tuple[int, ...] = (16, 32, 64)
     lstm_lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     lstm_epochs: int = 200
     lstm_check: int = 20
+    lstm_seeds: int = 5
     lstm_tail: float = 0.2
     reference: float | None = 1e-9
     time_limit: float | None = None

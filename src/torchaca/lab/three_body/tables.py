@@ -85,6 +85,9 @@ def _node_notes(settings: Settings) -> list[str]:
         f"on segments of the training motion that grow: {stages}. A segment starts at true positions, with "
         "differences of positions as its velocities; the last stage is the whole motion from its given start. "
         "After every epoch the whole training motion is solved; the weights of the smallest error are tested.",
+        "node: the accelerations of Newton's law are linear in the augmented inputs, so that the layer can represent "
+        "them. This recipe was chosen by its authors among trials whose errors on the test range they had seen; within "
+        "a run nothing is.",
     ]
 
 
@@ -111,13 +114,14 @@ def search_table(found: Mapping[str, Sequence[Row]], settings: Settings) -> Tabl
         cells = [f"{line[0]['step']:g}, {line[0]['hidden']}, {line[0]['lr']:g}"]
         for one, least in zip(line, best, strict=True):
             chosen = " (chosen)" if one["error"] == least else ""
-            cells += [number(one["error"]) + chosen, str(one["epochs"])]
+            cells += [spread(one["errors"]) + chosen, str(one["epochs"])]
         rows.append(cells)
     tail = settings.lstm_tail
     notes = [
-        f"Trained on [0, {1 - tail:g}] with Adam, seed 0; the error is that of its own predictions on the {tail:g} "
-        f"after this, summed over the 9 coordinates. It is taken every {settings.lstm_check} epochs up to "
-        f"{settings.lstm_epochs}; the epochs are those of its minimum. The test range is not looked at.",
+        f"Trained on [0, {1 - tail:g}] with Adam; the error is that of its own predictions on the {tail:g} after this, "
+        f"summed over the 9 coordinates, mean ± std over {settings.lstm_seeds} seeds. It is taken every "
+        f"{settings.lstm_check} epochs up to {settings.lstm_epochs}; the epochs are those of the smallest mean. The "
+        "test range is not looked at.",
         "The chosen one is trained anew on [0, 1], for as many epochs, with every seed.",
     ]
     return Table("Search for the LSTMs", columns, rows, notes)
