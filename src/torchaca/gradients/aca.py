@@ -9,6 +9,7 @@ computed solution with step sizes held constant, at the memory of one step's gra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..control import FixedSteps
 from ..core import Outcome, Problem, Step, Time, Times, combined, value
 from ..effects import Mark
 from ..errors import SolverError
@@ -409,10 +411,13 @@ class Backward:
         Raises
         ------
         RuntimeError
-            Where f gave other values than in the forward pass.
+            Where f gave other values than in the forward pass. After fixed steps on a device that is not the host,
+            which this would have to wait for, all gradients are nan instead.
         """
         lam = torch.zeros_like(self.parts.y0, requires_grad=False) if self.lam is None else self.lam
-        if self.drift.item() > torch.finfo(lam.dtype.to_real()).eps ** 0.5:
+        drifted = self.drift > torch.finfo(lam.dtype.to_real()).eps ** 0.5
+        waits = drifted.device.type != "cpu" and isinstance(self.p.control, FixedSteps)
+        if not waits and drifted.item():
             raise RuntimeError(CHANGED)
         if self.ys_grad is not None:
             lam = lam + self.ys_grad[: self.ends[0]].sum(0)
@@ -421,7 +426,13 @@ class Backward:
             self.totals.add(vjp(boundaries, self.wrt[:2], grads, keep=True))
         others = len(self.wrt) - len(self.parts.captured)
         sums = self.totals.sums
-        return [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
+        grads = [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
+        return nan_where(drifted, grads) if waits else grads
+
+
+def nan_where(wrong: Tensor, grads: Sequence[Tensor | None]) -> MaybeTensors:
+    """The gradients, or nan in all of them where `wrong`, 0-dim, is true; without reading it."""
+    return [None if g is None else torch.where(wrong.to(g.device), math.nan, g) for g in grads]
 
 
 def _onto_state(cotangent: Tensor, grad: Tensor) -> Tensor:
