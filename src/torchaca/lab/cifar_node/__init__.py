@@ -31,10 +31,10 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "cpu": {
         "width": 8,
         "side": 16,
-        "train_images": 5000,
+        "train_images": 20_000,
         "test_images": 2000,
         "batch": 64,
-        "epochs": 6,
+        "epochs": 5,
         "schedule": "one-cycle",
     },
     "gpu": {
