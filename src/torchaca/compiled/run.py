@@ -25,8 +25,10 @@ from ..stepping import TINY, Pace, _refuse
 from .field import CannotCompile, Capture, first_line, settings
 from .halves import Halves
 from .kept import split_stages
-from .loops import Limits, Spec, State, march_loop, search_loop
+from .loops import march_loop
 from .outputs import Chunk, emit, inner_times
+from .search import Limits, State, search_loop
+from .spec import Spec
 
 CHUNK_BYTES = 2**21  # of states in a chunk, where that is between 8 and 256 of them
 KEPT_BYTES = 2**24  # of the graphs of the steps in a chunk, where that is at most 256 of them
