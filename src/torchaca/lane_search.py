@@ -115,18 +115,19 @@ class Search:
 
     def boundaries(self) -> Tensor:
         """The times between which each lane steps, padded with its end: `(n, *lanes)`."""
-        start, sign, stats = self.t, self.p.ts.sign, self.p.stats
+        start, end, stats = self.t, self.stops[-1], self.p.stats
         with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
             while proposed := self._propose():
                 self._try(*proposed)
         with plain():
             times, active, accepted = map(torch.stack, zip(*self.history, strict=True))
-            times = sign * torch.where(accepted, times, self.stops[-1])
-            n = accepted.sum(0)
-            stats.accepted += int(n.max())
-            stats.rejected += int((active.sum(0) - n).max())
-            ordered = sign * times.sort(0).values  # what a lane accepted comes first, in order
-            return torch.cat([start[None], ordered[: int(n.max())]])
+            numbers = accepted.cumsum(0)
+            stats.accepted += (most := int(numbers[-1].max()))
+            stats.rejected += int((active.sum(0) - numbers[-1]).max())
+            boundaries = end.expand(most + 1, *end.shape).clone()
+            boundaries.scatter_(0, numbers * accepted, times)  # rejected trials: to row 0
+            boundaries[0] = start
+        return boundaries
 
     def _propose(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Which lanes are on their way, where their next trials end, and which of them a stop cuts short."""

@@ -203,6 +203,13 @@ def _split(h: Time, y: Tensor) -> tuple[Time | None, Tensor | None]:
     return number, rest.to(y.device, y.dtype.to_real())
 
 
+def _later(t0: Time, h: Time, c: float) -> Time:
+    """`t0 + c h`."""
+    if isinstance(t0, Tensor) and has_lanes(t0):  # there a product with a number is four operations
+        return torch.add(t0, h, alpha=c)
+    return t0 + c * h
+
+
 def _terms(row: Sequence[Fraction]) -> list[tuple[int, float]]:
     """The non-zero entries as (index, float)."""
     return [(i, float(x)) for i, x in enumerate(row) if x]
@@ -262,7 +269,7 @@ class RungeKuttaStep:
     def _increment(self, weight: float, slope: Tensor) -> Tensor:
         """`h weight slope`."""
         if self._h is None:
-            return slope * (cast("Tensor", self._dh) * weight)
+            return slope * weight * cast("Tensor", self._dh)
         return self._with_dh(slope * (self._h * weight), weight, slope)
 
     def _with_dh(self, out: Tensor, weight: float, slope: Tensor) -> Tensor:
@@ -273,7 +280,7 @@ class RungeKuttaStep:
         if c == 1.0:  # t1 itself, not t0 + 1.0 * h: the last stage is bit for bit the next step's first
             t = self.t1
         else:
-            t = self.t0 + c * self._size if c else self.t0
+            t = _later(self.t0, self._size, c) if c else self.t0
         if i == self.method.f1_index:
             return self._f(t, self.y1)
         if not terms:
