@@ -147,7 +147,10 @@ class Adaptive:
         return self._scaled(error, torch.maximum(step.y0.abs(), step.y1.abs()))
 
     def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
-        """What the step size is multiplied with, given the newest ratios (newest first; floats or tensors)."""
+        """What the step size is multiplied with, given the newest ratios (newest first; floats or tensors).
+
+        `after_rejection` is a tensor where ratios are, and it is not known on the host.
+        """
         p, i, d = self.pid.p, self.pid.i, self.pid.d
         exponents = (-(p + i + d), p + 2 * d, -d)
         factor: Any = self.safety

@@ -97,16 +97,15 @@ class Search:
     @staticmethod
     def of(p: Problem, control: Adaptive) -> Search:
         """At the start, where every state and `p.f0` have all lanes."""
-        f0, lanes, dt0 = p.f0, Lanes.of(p.y0), None
+        f0, lanes = p.f0, Lanes.of(p.y0)
         assert f0 is not None
         with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
             y0, f0 = p.y0.detach(), f0.detach()
             p = replace(p, y0=y0, f0=f0, watch=None)
-            if control.dt0 is None:
-                dt0 = lanes.gathered(control.initial_step(p, f0))
+            dt0 = lanes.gathered(control.initial_step(p, f0)) if control.dt0 is None else None
         with plain():
             t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
-            dt = torch.full_like(t, control.dt0) if dt0 is None else dt0.double()
+            dt = torch.full_like(t, control.dt0 or 0.0) if dt0 is None else dt0.double()
             dt = torch.where(torch.isfinite(dt), dt, 1e-6 * _span(p)).clamp(min=control.dt_min)
             stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
             none = torch.zeros_like(t, dtype=torch.bool)

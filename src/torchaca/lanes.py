@@ -75,14 +75,18 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor]) -> 
     y, known = p.y0, p.f0
     for n, (t0, t1) in enumerate(pairwise(map(lanes.spread, rows))):
         step = p.step(t0, t1, y, known)
-        outputs.write(n, step)
+        outputs.write(n, step, t1)
         y, known = step.y1, step.known_f1
     return Outcome(torch.stack(outputs.ys))
 
 
 @dataclass
 class _Outputs:
-    """The outputs `ys`; each of the times that are `due` lies in step `steps[..., k]` of a lane."""
+    """The outputs `ys`, which are y0 until they are written.
+
+    Those that are `due` are numbered by k: in each lane, one lies in step `steps[..., k]`, `(*lanes, len(due))`.
+    `inside[n]` has the k that step n writes in some lane, and whether it needs the interpolant there.
+    """
 
     p: Problem
     lanes: Lanes
@@ -106,15 +110,15 @@ class _Outputs:
                 inside[n][k] = code in inner
         return _Outputs(p, lanes, [p.y0] * len(p.ts), due, steps, inside)
 
-    def write(self, n: int, step: Step) -> None:
-        """Write the outputs that lie in the n-th steps, each in the lanes where it does."""
+    def write(self, n: int, step: Step, t1: Tensor) -> None:
+        """Write the outputs that lie in the n-th steps, which end at `t1`, each in the lanes where it does."""
         times = {k: self.p.ts.values[self.due[k]] for k in self.inside[n]}
         within = [k for k, inside in self.inside[n].items() if inside]
         inner = dict(zip(within, step.at([times[k] for k in within]), strict=True)) if within else {}
         for k, t in times.items():
             i, here = self.due[k], step.y1
             if k in inner:
-                here = torch.where(step.t1 == t, step.y1, inner[k])
+                here = torch.where(t1 == t, step.y1, inner[k])
             with plain():
                 reached = self.steps[..., k] == n
             self.ys[i] = torch.where(self.lanes.spread(reached), here, self.ys[i])

@@ -192,22 +192,18 @@ class RungeKutta:
 def _split(h: Time, y: Tensor) -> tuple[Time | None, Tensor | None]:
     """h as what multiplies states such as y, and a rest of value zero that carries its derivative, if it has one.
 
-    Where h differs between lanes there is no number: the rest is all of h.
+    Where h differs between lanes there is no number: the rest is all of h, in the shape of y, since a broadcast over
+    few components takes twice the time.
     """
     if torch.compiler.is_compiling() or not isinstance(
         h, Tensor
     ):  # a graph has no host numbers: h itself multiplies
         return h, None
-    number = None if has_lanes(h) else value(h)
-    rest = h if number is None else h - number
-    return number, rest.to(y.device, y.dtype.to_real())
-
-
-def _later(t0: Time, h: Time, c: float) -> Time:
-    """`t0 + c h`."""
-    if isinstance(t0, Tensor) and has_lanes(t0):  # there a product with a number is four operations
-        return torch.add(t0, h, alpha=c)
-    return t0 + c * h
+    dtype = y.dtype.to_real()
+    if has_lanes(h):
+        return None, h.to(y.device, dtype).expand(y.shape).contiguous()
+    number = value(h)
+    return number, (h - number).to(y.device, dtype)
 
 
 def _terms(row: Sequence[Fraction]) -> list[tuple[int, float]]:
@@ -239,7 +235,8 @@ class RungeKuttaStep:
     """One step; stages are evaluated when first needed, in the grad mode in which the step was made.
 
     All values are computed with a host number h. Where the times carry derivatives, `dh` is a tensor of value zero
-    with the derivative of h, and every `h x` becomes `h x + dh x`: the same bits, differentiable in h.
+    with the derivative of h, and every `h x` becomes `h x + dh x`: the same bits, differentiable in h. In lanes of
+    vmap `h` is None and `dh` all of it.
     """
 
     __slots__ = ("_dh", "_f", "_grad", "_h", "_ks", "_size", "method", "t0", "t1", "y0", "y1")
@@ -275,12 +272,19 @@ class RungeKuttaStep:
     def _with_dh(self, out: Tensor, weight: float, slope: Tensor) -> Tensor:
         return out if self._dh is None else out + self._dh * weight * slope
 
+    def _time(self, c: float) -> Time:
+        """`t0 + c h`."""
+        if c == 1.0:  # t1 itself, not t0 + 1.0 * h: the last stage is bit for bit the next step's first
+            return self.t1
+        if not c:
+            return self.t0
+        if self._h is None:  # a product of lanes with a number is four operations
+            return torch.add(cast("Tensor", self.t0), cast("Tensor", self._size), alpha=c)
+        return self.t0 + c * self._size
+
     def _stage(self, i: int) -> Tensor:
         c, terms, ks = self.method._c[i], self.method._a[i], self._ks
-        if c == 1.0:  # t1 itself, not t0 + 1.0 * h: the last stage is bit for bit the next step's first
-            t = self.t1
-        else:
-            t = _later(self.t0, self._size, c) if c else self.t0
+        t = self._time(c)
         if i == self.method.f1_index:
             return self._f(t, self.y1)
         if not terms:
