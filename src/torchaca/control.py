@@ -147,14 +147,20 @@ class Adaptive:
         norm, scale = self._relative_to(torch.maximum(step.y0.abs(), step.y1.abs()))
         return torch.as_tensor(norm(error / scale))
 
-    def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool = False) -> Any:
-        """What the step size is multiplied with, given the newest ratios (newest first; floats or tensors)."""
+    def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
+        """What the step size is multiplied with, given the newest ratios (newest first; floats or tensors).
+
+        `after_rejection` is a tensor where ratios are, and it is not known on the host.
+        """
         p, i, d = self.pid.p, self.pid.i, self.pid.d
         exponents = (-(p + i + d), p + 2 * d, -d)
         factor: Any = self.safety
         for ratio, exponent in zip(ratios, exponents, strict=False):
             if exponent:
                 factor = factor * _at_least(ratio, TINY_RATIO) ** (exponent / order)
+        if isinstance(after_rejection, Tensor):
+            factor = _clip(factor, self.factor_min, self.factor_max)
+            return torch.where(after_rejection, factor.clamp(max=1.0), factor)
         return _clip(factor, self.factor_min, 1.0 if after_rejection else self.factor_max)
 
     def initial_step(self, p: Problem, f0: Tensor) -> Tensor:
