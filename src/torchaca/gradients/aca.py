@@ -416,8 +416,9 @@ class Backward:
             which this would have to wait for, all gradients are nan instead.
         """
         lam = torch.zeros_like(self.parts.y0, requires_grad=False) if self.lam is None else self.lam
-        waits = self.drift.device.type != "cpu" and isinstance(self.p.control, FixedSteps)
-        if not waits and self.drift.item() > 0:
+        drifted = self.drift > 0
+        waits = drifted.device.type != "cpu" and isinstance(self.p.control, FixedSteps)
+        if not waits and drifted.item():
             raise RuntimeError(CHANGED)
         if self.ys_grad is not None:
             for i in range(self.ends[0]):
@@ -428,7 +429,7 @@ class Backward:
         others = len(self.wrt) - len(self.parts.captured)
         sums = self.totals.sums
         grads = [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
-        return nan_where(self.drift > 0, grads) if waits else grads
+        return nan_where(drifted, grads) if waits else grads
 
 
 def nan_where(wrong: Tensor, grads: Sequence[Tensor | None]) -> MaybeTensors:
