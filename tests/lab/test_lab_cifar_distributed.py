@@ -2,34 +2,26 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from cifar_cases import BATCH, COUNT, RANKS, ROWS, Step, minibatches, samples, work
+from cifar_cases import BATCH, COUNT, ROWS, Step, minibatches, samples, work
 from gradient_cases import assert_same
 from lab_helpers import cifar_mosaics, metrics, run
+from ranks import RANKS, found_by_ranks, needs_gloo
 
 from torchaca.lab.cifar import CIFAR10, load
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
-)
+pytestmark = needs_gloo
 NUMBERS = range(-(-COUNT // BATCH))
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each rank found for each row and minibatch."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(work, (port, str(folder)), nprocs=RANKS, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return found_by_ranks(work, tmp_path_factory.mktemp("ranks"), "fork")
 
 
 def joined(row, number):
