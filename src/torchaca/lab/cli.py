@@ -171,7 +171,9 @@ def _parser() -> argparse.ArgumentParser:
         "--accelerator", metavar="NAME", help="cpu (default), gpu, mps, or auto: the fastest there is"
     )
     run.add_argument("--devices", type=int, metavar="N", help="devices that share each minibatch")
-    run.add_argument("--strategy", metavar="NAME", help="how they do: ddp_spawn (default) or ddp_fork")
+    run.add_argument(
+        "--strategy", metavar="NAME", help="how they do: ddp_spawn (default), ddp_fork; with torchrun, fsdp2"
+    )
     _network_options(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-TIME)")
     run.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from ..cifar import Data, Kind, load, place
-from ..engine import check_hardware
+from ..engine import SHARDED, check_hardware
 from ..experiment import UsageError, check_name
 from .models import Classifier, node18, resnet18
 
@@ -152,6 +152,8 @@ def check(settings: Settings, kind: Kind) -> None:
             raise UsageError(f"{name} = {getattr(settings, name)}: a whole number above 0 is needed")
     if not 0 <= settings.ema < 1:
         raise UsageError(f"--ema {settings.ema:g}: a decay from 0 to below 1 is needed")
+    if settings.ema and settings.strategy == SHARDED:
+        raise UsageError(f"--ema averages whole weights: leave it out with --strategy {SHARDED}")
     if "node18" in settings.model and not settings.gradient:
         raise UsageError("node18 needs a gradient method: give one with --gradient")
     if "mali" in settings.gradient:
