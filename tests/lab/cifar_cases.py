@@ -7,15 +7,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torchaca.lab.cifar import CIFAR10
 from torchaca.lab.cifar_node.images import Samples
 from torchaca.lab.cifar_node.module import Training
-from torchaca.lab.cifar_node.recipe import Row, Settings
+from torchaca.lab.cifar_node.recipe import Settings, row_of
 from torchaca.lab.engine import Batches
 
 SETTINGS = Settings(width=2, side=8, rtol=1e-6, atol=1e-6)
 COUNT, BATCH = 12, 7  # minibatches of 7 and 5 images: shares of 4 and 3, then of 3 and 2
 ROWS = {
-    "anode18": Row("anode18", None, 0),
-    "node18-aca": Row("node18", "aca", 0),
-    "node18-adjoint": Row("node18", "adjoint", 0),
+    "anode18": row_of("anode18", None, 0),
+    "node18-aca": row_of("node18", "aca", 0),
+    "node18-adjoint": row_of("node18", "adjoint", 0),
 }
 
 

@@ -1,4 +1,4 @@
-"""The loops that are compiled whole: a search for step sizes, a march over given times, and the sweep back.
+"""The loops that are compiled whole: a march over given times and the sweep back; the search is in `search`.
 
 Each is one function of tensors around `while_loop`; the arithmetic is `Method.step` and `Control`, the same as in the
 eager loop (`torchaca.stepping`). What may change from call to call (times, tolerances, limits) is a tensor; what

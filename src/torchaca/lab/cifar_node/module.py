@@ -13,9 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..cifar import Kind
 from ..engine import Batches, Trained, shard, share_buffers
 from ..experiment import plain
+from ..rows import Row
 from .images import Batch, Normalised, crop_and_flip, draws
 from .models import Classifier, Dynamics, Residual
-from .recipe import Row, Settings, build, schedule
+from .recipe import Settings, build, schedule
 
 ABOUT = "torchaca"
 """The entry of a checkpoint that says what network it is."""

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from ..cifar import Data, Kind, load, place
 from ..engine import SHARDED, check_hardware
 from ..experiment import UsageError, check_name
+from ..rows import Row
 from .models import Classifier, node18, resnet18
 
 MODELS = ("resnet18", "node18", "anode18")
@@ -79,23 +80,9 @@ class Settings:
     threads: int = 1
 
 
-@dataclass(frozen=True)
-class Row:
-    """One network to train: a model, for "node18" with a gradient method, from the weights of a seed."""
-
-    model: str
-    gradient: str | None
-    seed: int
-
-    @property
-    def label(self) -> str:
-        """The row without its seed, as in `node18-aca`."""
-        return self.model if self.gradient is None else f"{self.model}-{self.gradient}"
-
-    @property
-    def name(self) -> str:
-        """Its name in the metrics."""
-        return f"{self.label} seed {self.seed}"
+def row_of(model: str, gradient: str | None, seed: int) -> Row:
+    """A network, for "node18" with a gradient method, from the weights of a seed; labelled as in `node18-aca`."""
+    return Row(model, gradient, seed, between="-")
 
 
 def rows(settings: Settings) -> list[Row]:
@@ -105,7 +92,9 @@ def rows(settings: Settings) -> list[Row]:
         for model in settings.model
         for gradient in (settings.gradient if model == "node18" else (None,))
     ]
-    return [Row(model, gradient, seed) for seed, (model, gradient) in product(range(settings.seeds), kinds)]
+    return [
+        row_of(model, gradient, seed) for seed, (model, gradient) in product(range(settings.seeds), kinds)
+    ]
 
 
 def solver(settings: Settings, row: Row) -> dict[str, Any]:
