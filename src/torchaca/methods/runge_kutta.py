@@ -280,7 +280,7 @@ class RungeKuttaStep:
             return self.t0
         if self._h is None:  # a product of lanes with a number is four operations
             return torch.add(cast("Tensor", self.t0), cast("Tensor", self._size), alpha=c)
-        return self.t0 + c * self._size
+        return self.t0 + c * (self.t1 - self.t0)
 
     def _stage(self, i: int) -> Tensor:
         c, terms, ks = self.method._c[i], self.method._a[i], self._ks
