@@ -39,7 +39,7 @@ EXPERIMENT = Experiment(
             "gru_units": 10,
         },
         "demo": {"sequences": 500, "epochs": 35, "seeds": 1, **SMALL},
-        "cpu": {"sequences": 500, "epochs": 100, "seeds": 2, **SMALL},
+        "cpu": {"sequences": 500, "epochs": 45, "seeds": 2, **SMALL},
         "paper": {},
     },
     main=main,
