@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from gradient_cases import ALL
+from ranks import RANKS
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 import torchaca
 from torchaca.nn import NeuralODE
 
-RANKS = 2
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 FIXED = {"method": "rk4", "n_steps": 4}
 
@@ -177,15 +175,11 @@ INSIDE: dict[str, Any] = {
 }
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    """All cases in one process group, the results in a file; gloo gives up where the other rank does not come."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS, timeout=datetime.timedelta(seconds=30))
+def work(rank: int) -> dict[str, Any]:
+    """All cases in one process group."""
     results = {name: case(rank, *arguments) for name, (case, *arguments) in {**CASES, **SHARDED}.items()}
     for name, (case, gradient) in INSIDE.items():
         results[f"{name} adaptive"] = case(rank, gradient, **TIGHT)
         results[f"{name} fixed"] = case(rank, gradient, **FIXED)
     results["inside no-grad"] = fsdp_inside_without_grad(rank)
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results

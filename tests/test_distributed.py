@@ -1,28 +1,19 @@
 """Two processes with half of the data each, and another number of evaluations each, under DDP and FSDP2."""
 
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
-from distributed_cases import CASES, FIXED, INSIDE, RANKS, SHARDED, TIGHT, data, gradients, loss, model, work
+from distributed_cases import CASES, FIXED, INSIDE, SHARDED, TIGHT, data, gradients, loss, model, work
 from gradient_cases import ALL, CONTINUOUS, assert_same
+from ranks import RANKS, found_by_ranks, needs_gloo
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
-)
+pytestmark = needs_gloo
 KEEPS_GRAPH = {"direct", "naive", "none"}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each rank found in each case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(work, (port, str(folder)), nprocs=RANKS, start_method="spawn")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return found_by_ranks(work, tmp_path_factory.mktemp("ranks"), "spawn")
 
 
 def alone(**options):

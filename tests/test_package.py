@@ -32,6 +32,7 @@ LAYERS = (
     "stepping",
     "outputs",
     "pace",
+    "lane_search",
     "lanes",
     "methods",
     "resolution",

@@ -138,6 +138,15 @@ def test_targets():
     assert {v.workload for v in found.values()} == {"small"}
 
 
+def test_a_row_for_steps_of_each_sample_is_judged_where_it_is():
+    rows = [row("torchaca", 5.0), row("torchode AutoDiffAdjoint", 4.0)]
+    lanes = row("torchaca, vmap", 3.0)
+    promise = "torchaca, vmap: training step, of the fastest PyTorch peer's"
+    assert promise not in {v.promise for v in targets.verdicts({"van-der-pol": rows})}
+    found = {v.promise: v.measured for v in targets.verdicts({"van-der-pol": [*rows, lanes]})}
+    assert found[promise] == 0.75
+
+
 def test_a_missing_row_leaves_a_dash():
     found = targets.verdicts({"small": [row("torchaca", 1.0)]})
     assert {v.outcome for v in found} == {"-"}

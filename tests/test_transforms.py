@@ -139,6 +139,26 @@ def test_nested_states_and_nested_maps():
     torch.testing.assert_close(crossed[1, 2], function(x[1, 0], v[0, 2]), rtol=1e-12, atol=0)
 
 
+def test_derivatives_around_and_inside_of_maps():
+    def lane(y0):
+        return outputs(y0).square().sum()
+
+    v = torch.tensor([[0.3, -1.0], [0.5, 2.0], [-0.2, 0.1]], dtype=DOUBLE)
+    right = alone(lambda y: torch.autograd.functional.jacobian(lane, y))
+    torch.testing.assert_close(grad(lambda y: vmap(lane)(y).sum())(STARTS), right, **close)
+    torch.testing.assert_close(grad(lambda y: vmap(lane, 1)(y.T).sum())(STARTS), right, **close)
+    torch.testing.assert_close(jvp(vmap(lane), (STARTS,), (v,))[1], (right * v).sum(1), **close)
+    torch.testing.assert_close(
+        vmap(lambda y, v: jvp(lane, (y,), (v,))[1])(STARTS, v), (right * v).sum(1), **close
+    )
+    pairs = torch.stack([STARTS, STARTS.flip(0)])
+    torch.testing.assert_close(
+        vmap(vmap(grad(lane)), 1, 1)(pairs), torch.stack([right, right.flip(0)]), **close
+    )
+    inner = vmap(grad(lambda y: vmap(lane)(y).sum()))(pairs)
+    torch.testing.assert_close(inner, torch.stack([right, right.flip(0)]), **close)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
 def test_dtypes(dtype):
     starts = STARTS.to(dtype)

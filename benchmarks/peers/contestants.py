@@ -30,13 +30,14 @@ class Contestant:
 
 
 KEPT = 'torchaca, ACA(checkpoints="none")'
+LANES = "torchaca, vmap"
 COMPILED, COMPILED_KEPT = "torchaca, compile=True", 'torchaca, compile=True, ACA(checkpoints="none")'
 
 CONTESTANTS = (
     Contestant("torchaca", "torchaca", {"gradient": "aca"}),
     Contestant(KEPT, "torchaca", {"gradient": "none"}),
     Contestant("torchaca, adjoint", "torchaca", {"gradient": "adjoint"}, CONTINUOUS),
-    Contestant("torchaca, vmap", "torchaca", {"gradient": "aca", "lanes": True}),
+    Contestant(LANES, "torchaca", {"gradient": "aca", "lanes": True}),
     Contestant(COMPILED, "torchaca", {"gradient": "aca", "compile": True}),
     Contestant(COMPILED_KEPT, "torchaca", {"gradient": "none", "compile": True}),
     Contestant("torchdiffeq odeint", "torchdiffeq"),

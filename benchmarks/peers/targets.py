@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .contestants import COMPILED, COMPILED_KEPT, CONTINUOUS, KEPT
+from .contestants import COMPILED, COMPILED_KEPT, CONTINUOUS, KEPT, LANES
 from .measure import Row
 
 Tables = dict[str, list[Row]]
@@ -75,11 +75,12 @@ def _eager(workload: str, rows: list[Row]) -> list[Verdict]:
     for name, limit, rivals, whom in (
         (KEPT, 1.0, peers, "fastest PyTorch peer"),
         ("torchaca", default_limit, peers, "fastest PyTorch peer"),
+        (LANES, 1.0, peers, "fastest PyTorch peer"),
         (KEPT, 1.0, adjoints, "fastest continuous adjoint"),
         ("torchaca", 1.0, adjoints, "fastest continuous adjoint"),
     ):
         fastest = min(rivals, key=_total, default=None)
-        if fastest is not None:
+        if fastest is not None and any(row.contestant.name == name for row in rows):
             ratio = _ratio(rows, name, fastest.contestant.name, _total)
             promise = f"{name}: training step, of the {whom}'s"
             found.append(Verdict(promise, workload, fastest.contestant.name, limit, ratio))

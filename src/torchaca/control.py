@@ -129,31 +129,38 @@ class Adaptive:
     def _zero(tolerance: float | Tensor) -> bool:
         return not isinstance(tolerance, Tensor) and tolerance == 0
 
-    def _scaled(self, error: Tensor, size: Tensor) -> Tensor:
-        """`norm(error / (atol + rtol size))`, 0-dim."""
+    def _relative_to(self, size: Tensor) -> tuple[Norm, Tensor]:
+        """`norm, scale` such that `norm(x / scale)`, 0-dim, is the size of x relative to `atol + rtol size`."""
         # Without atol, a component that stays zero has no error: not 0 / 0.
         tiny = torch.finfo(size.dtype).tiny
         if self.norm == "rms" and not isinstance(self.rtol, Tensor) and not isinstance(self.atol, Tensor):
             # The mean's 1/sqrt(n) goes into the scale, and the scale is one operation: this runs every step.
-            n = math.sqrt(max(error.numel(), 1))
+            n = math.sqrt(max(size.numel(), 1))
             least = max(n * self.atol, tiny)
-            return torch.linalg.vector_norm(error / torch.rsub(size, least, alpha=-n * self.rtol))
+            return torch.linalg.vector_norm, torch.rsub(size, least, alpha=-n * self.rtol)
         norm = NORMS[self.norm] if isinstance(self.norm, str) else self.norm
-        return torch.as_tensor(norm(error / (self.atol + self.rtol * size).clamp(min=tiny)))
+        return norm, (self.atol + self.rtol * size).clamp(min=tiny)
 
     def ratio(self, step: Step) -> Tensor:
         """The error of a step over its tolerance, 0-dim; at most 1 is acceptable, nan is not."""
         error = step.error
-        return self._scaled(error, torch.maximum(step.y0.abs(), step.y1.abs()))
+        norm, scale = self._relative_to(torch.maximum(step.y0.abs(), step.y1.abs()))
+        return torch.as_tensor(norm(error / scale))
 
-    def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool = False) -> Any:
-        """What the step size is multiplied with, given the newest ratios (newest first; floats or tensors)."""
+    def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
+        """What the step size is multiplied with, given the newest ratios (newest first; floats or tensors).
+
+        `after_rejection` is a tensor where ratios are, and it is not known on the host.
+        """
         p, i, d = self.pid.p, self.pid.i, self.pid.d
         exponents = (-(p + i + d), p + 2 * d, -d)
         factor: Any = self.safety
         for ratio, exponent in zip(ratios, exponents, strict=False):
             if exponent:
                 factor = factor * _at_least(ratio, TINY_RATIO) ** (exponent / order)
+        if isinstance(after_rejection, Tensor):
+            factor = _clip(factor, self.factor_min, self.factor_max)
+            return torch.where(after_rejection, factor.clamp(max=1.0), factor)
         return _clip(factor, self.factor_min, 1.0 if after_rejection else self.factor_max)
 
     def initial_step(self, p: Problem, f0: Tensor) -> Tensor:
@@ -166,15 +173,16 @@ class Adaptive:
         self, f: VectorField, t0: Time, y0: Tensor, f0: Tensor, sign: Any, reach: Any, order: int
     ) -> Tensor:
         """The same from numbers or tensors; f is evaluated not further than `reach` from t0."""
-        size = y0.abs()
-        d0, d1 = self._scaled(y0, size), self._scaled(f0, size)
+        norm, scale = self._relative_to(y0.abs())
+        d0, d1 = (torch.as_tensor(norm(x / scale)) for x in (y0, f0))
         small = (d0 < 1e-5) | (d1 < 1e-5)
-        guess = 0.01 * d0 / torch.where(small, torch.ones_like(d1), d1)  # no nan in the branch not taken
-        h0 = torch.where(small, torch.full_like(guess, 1e-6), guess)
+        guess = 0.01 * d0 / torch.where(small, 1.0, d1)  # no nan in the branch not taken
+        h0 = torch.where(small, 1e-6, guess)
         h0 = h0.clamp(max=reach)
-        y1 = y0 + (sign * h0).to(size.dtype) * f0
-        f1 = f(t0 + sign * (h0.double() if h0.device.type == "cpu" else h0), y1)
-        d2 = self._scaled(f1 - f0, size) / h0
+        h = sign * h0
+        y1 = y0 + h.to(scale.dtype) * f0
+        f1 = f(t0 + (h.double() if h.device.type == "cpu" else h), y1)
+        d2 = torch.as_tensor(norm((f1 - f0) / scale)) / h0
         steepest = torch.maximum(d1, d2)
         h1 = torch.where(
             steepest <= 1e-15,

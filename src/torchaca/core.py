@@ -319,7 +319,8 @@ class Problem:
     @cached_property
     def carrying(self) -> Carrying | None:
         """The method, if its steps hand on more than y1."""
-        return self.method if isinstance(self.method, Carrying) else None
+        # Told by one member: a look at the whole protocol takes as long as a cheap evaluation of f.
+        return cast("Carrying", self.method) if hasattr(self.method, "resume") else None
 
     def fresh(self, t: Time) -> bool:
         """Whether the step at `t` starts from y alone, whatever the method carries: first of all, or after a jump."""

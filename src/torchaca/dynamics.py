@@ -51,6 +51,8 @@ class Dynamics:
 
     def with_tensors(self, swap: dict[int, Tensor]) -> Dynamics:
         """The same f with tensors in its arguments exchanged, by id (for a replay's own leaves, say)."""
+        if not swap:
+            return self
         other = copy(self)
         other.args = pytree.tree_map(lambda leaf: swap.get(id(leaf), leaf), self.args)
         return other

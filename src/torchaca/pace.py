@@ -40,17 +40,17 @@ def next_dt(
     short, and whether it was accepted; `calm` is true after a rejection.
     """
     size, clipped, ok = trial
-    calmed = control.factor(ratios, order, after_rejection=True)
-    grown = torch.where(calm, calmed, control.factor(ratios, order))
-    shrunk = control.factor(ratios[:1], order, after_rejection=True)
-    wanted = size * torch.where(ok, grown, shrunk)
+    newest, *older = ratios
+    past = [torch.where(ok, ratio, 1.0) for ratio in older]  # a rejection asks the newest alone
+    wanted = size * control.factor([newest, *past], order, after_rejection=calm | ~ok)
     restored = ok & clipped & (wanted < dt)  # after a clipped step the old size is restored
     return torch.where(restored, dt, wanted.clamp(min=dt_min))
 
 
 def ulp(t: Tensor) -> Tensor:
     """The distance from t to the next larger number."""
-    return torch.nextafter(t.abs(), torch.full_like(t, torch.inf)) - t.abs()
+    size = t.abs()
+    return torch.nextafter(size, torch.full_like(t, torch.inf)) - size
 
 
 def at_dt_min(t: Tensor, size: Tensor, dt_min: float | Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def reach(root: Callable[..., Any], args: tuple[Any, ...] = ()) -> Reach:
     while pending and looked < REACH_LIMIT:
         path, thing = pending.pop()
         looked += 1
-        if id(thing) in visited or isinstance(thing, PLAIN):
+        if isinstance(thing, PLAIN) or id(thing) in visited:
             continue
         visited.add(id(thing))
         if isinstance(thing, Tensor):
@@ -103,11 +103,11 @@ def _object_parts(path: Path, thing: Any) -> Iterator[tuple[Path, Any]]:
 
 
 def _module_parts(path: Path, module: nn.Module) -> Iterator[tuple[Path, Any]]:
-    for key, value in vars(module).items():
-        if key in ("_parameters", "_buffers", "_modules"):
-            yield from (((path, ".", inner), part) for inner, part in value.items())
-        elif key not in MODULE_INTERNALS:
-            yield (path, ".", key), value
+    own = vars(module)
+    for kind in ("_parameters", "_buffers", "_modules"):
+        for key, part in own.get(kind, {}).items():
+            yield (path, ".", key), part
+    yield from [((path, ".", key), value) for key, value in own.items() if key not in MODULE_INTERNALS]
     yield path, getattr(type(module), "forward", None)  # a ScriptModule has none
 
 

@@ -155,6 +155,9 @@ def wide(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return dtype
 
 
+LEAF = pytree.tree_structure(0)  # of a single tensor; a walk to find that takes longer than an operation
+
+
 def structure_of(y0: Any) -> Structure:
     """The structure of an initial state; checks that it is made of floating point or complex tensors.
 
@@ -165,7 +168,7 @@ def structure_of(y0: Any) -> Structure:
     ValueError
         For a state without tensors, or with tensors on several devices.
     """
-    with_paths, tree = pytree.tree_flatten_with_path(y0)
+    with_paths, tree = ([((), y0)], LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten_with_path(y0)
     if not with_paths:
         raise ValueError(f"y0 holds no tensor: {y0!r}")
     leaves: list[Leaf] = []

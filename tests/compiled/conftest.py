@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from torchaca.compiled import field, loops
+from torchaca.compiled import compiler, field
 
 
 def _loop(goes_on, body, carried):
@@ -14,9 +14,9 @@ def _loop(goes_on, body, carried):
 def interpreted(monkeypatch):
     """The compiled loops' own code, run by Python: everything but the compiler."""
     field._entry.cache_clear()
-    monkeypatch.setattr(loops, "while_loop", _loop)
+    monkeypatch.setattr(compiler, "while_loop", _loop)
     monkeypatch.setattr(torch, "cond", lambda p, yes, no, operands: (yes if p else no)(*operands))
-    monkeypatch.setattr(loops, "compiled", lambda function: traced(monkeypatch, function))
+    monkeypatch.setattr(compiler, "compiled", lambda function, *, forward: traced(monkeypatch, function))
     yield
     field._entry.cache_clear()
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import torchaca as aca
 from torchaca import solve
-from torchaca.compiled import loops, run
+from torchaca.compiled import compiler, run
 
 INSIDE = [0.0, 0.3, 0.31, 1.0, 1.7, 2.0]
 OPTIONS = {"method": "bosh3", "rtol": 1e-4}
@@ -24,8 +24,12 @@ OPTIONS = {"method": "bosh3", "rtol": 1e-4}
 def counted(monkeypatch):
     """How often a loop was compiled."""
     made = []
-    plain = loops.compiled
-    monkeypatch.setattr(loops, "compiled", lambda function: made.append(function.__name__) or plain(function))
+    plain = compiler.compiled
+    monkeypatch.setattr(
+        compiler,
+        "compiled",
+        lambda function, **kind: made.append(function.__name__) or plain(function, **kind),
+    )
     return made
 
 
@@ -221,7 +225,7 @@ def test_without_a_compiler(monkeypatch):
     def failing(*args):  # as PyTorch does, which would remember a missing compiler for the whole process
         raise torch._inductor.exc.InvalidCxxCompiler
 
-    monkeypatch.setattr(loops, "compiled", lambda function: failing)
+    monkeypatch.setattr(compiler, "compiled", lambda function, *, forward: failing)
     f, y0 = Net(hidden=5), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     t = torch.tensor(INSIDE, dtype=torch.float64, requires_grad=True)
     for options in ({"method": "euler", "n_steps": 2}, {"method": "dopri8"}, {"gradient": "direct"}) * 2:

@@ -8,7 +8,7 @@ from compiled_helpers import Net, assert_equal, both
 
 import torchaca
 from torchaca import METHODS, Adaptive, RungeKutta, SolverError
-from torchaca.compiled import loops, run
+from torchaca.compiled import compiler, run
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
@@ -185,9 +185,9 @@ def test_no_graph_where_nothing_needs_a_gradient():
 
 def test_a_solve_is_two_calls_and_a_step_hands_on_few_tensors(monkeypatch):
     carried, calls = [], []
-    loop, call = loops.while_loop, run.Run.call
+    loop, call = compiler.while_loop, run.Run.call
     monkeypatch.setattr(
-        loops, "while_loop", lambda c, b, state: carried.append(len(state)) or loop(c, b, state)
+        compiler, "while_loop", lambda c, b, state: carried.append(len(state)) or loop(c, b, state)
     )
     monkeypatch.setattr(run.Run, "call", lambda *args: calls.append(args[1]) or call(*args))
     f, weights, y0 = net()

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 import torchaca
 from torchaca import I_CONTROL, METHODS, PI_CONTROL, PID_CONTROL, Adaptive, SolverError, solve
 from torchaca.core import Carrying
+from torchaca.gradients.sweep import nan_where
 
 TIMES = [0.0, 0.1, 0.2, 0.3, 1.1, 1.5]
 STEPS = {"fixed": {"n_steps": 3}, "adaptive": {"rtol": 1e-2, "dt0": 0.9}}
@@ -772,3 +773,14 @@ def test_the_name_and_the_object_are_the_same():
     for gradient in ("aca", torchaca.ACA()):
         case = Everything(TIMES)
         assert_same(case.gradients(gradient, n_steps=2), case.gradients("direct", n_steps=2), 1e-11)
+
+
+def test_gradients_of_a_replay_that_drifted_are_nan_without_a_read():
+    grads = [torch.ones(2), None, torch.ones(3, dtype=torch.float64), torch.ones(1, dtype=torch.complex64)]
+    right, wrong = (nan_where(torch.tensor(drifted), grads) for drifted in (False, True))
+    assert [g is None for g in wrong] == [g is None for g in right] == [False, True, False, False]
+    for good, bad, grad in zip(right, wrong, grads, strict=True):
+        if grad is not None:
+            assert torch.equal(good, grad)
+            assert bad.isnan().all()
+            assert good.dtype == bad.dtype == grad.dtype

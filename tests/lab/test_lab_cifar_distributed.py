@@ -2,34 +2,28 @@
 
 import json
 import os
-import socket
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from cifar_cases import BATCH, COUNT, RANKS, ROWS, Step, minibatches, samples, work
+from cifar_cases import BATCH, COUNT, ROWS, Step, minibatches, samples, work
 from gradient_cases import assert_same
 from lab_helpers import cifar_mosaics, metrics, run
+from ranks import RANKS, found_by_ranks, needs_gloo
 
 from torchaca.lab.cifar import CIFAR10, load
+from torchaca.lab.files import load_state
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
-)
+pytestmark = needs_gloo
 NUMBERS = range(-(-COUNT // BATCH))
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each rank found for each row and minibatch."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(work, (port, str(folder)), nprocs=RANKS, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return found_by_ranks(work, tmp_path_factory.mktemp("ranks"), "fork")
 
 
 def joined(row, number):
@@ -105,22 +99,93 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     assert len(sessions) == 2
 
 
-@pytest.mark.slow
-def test_torchrun(tmp_path):
-    """Both processes run the command; the first one writes what a single process of two devices writes."""
-    cifar_mosaics(tmp_path / "images.zip", CIFAR10, 110, 100)
+def torchrun(*options):
+    """What two processes of `torchaca run cifar10` print."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = ["--size", "smoke", "--model", "resnet18", "--data", "images.zip", "--devices", "2"]
     done = subprocess.run(
-        [*command, "-m", "torchaca.lab.cli", "run", "cifar10", *options, "--out", "run"],
-        cwd=tmp_path,
+        [*command, "-m", "torchaca.lab.cli", "run", "cifar10", *map(str, options)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("CIFAR-10: test error in percent") == 1
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    """Both processes run the command; the first one writes what a single process of two devices writes."""
+    cifar_mosaics(tmp_path / "images.zip", CIFAR10, 110, 100)
+    options = ("--size", "smoke", "--model", "resnet18", "--data", tmp_path / "images.zip", "--devices", 2)
+    printed = torchrun(*options, "--out", tmp_path / "run")
+    assert printed.count("CIFAR-10: test error in percent") == 1
     (line,) = metrics(tmp_path / "run")
     assert line["row"] == "resnet18 seed 0"
     assert (tmp_path / "run" / "summary.md").exists()
+
+
+def learned(folder):
+    """Numbers of a run's metrics but for times, tensors of its row, settings of its optimizer and schedule."""
+    lines = [
+        {k: v for k, v in line.items() if not isinstance(v, str) and k not in {"seconds", "elapsed"}}
+        for line in metrics(folder)
+    ]
+    state = load_state(next((folder / "checkpoints").glob("*.pt")))
+    (optimizer,) = state["optimizer_states"]
+    momentum = {str(number): own["momentum_buffer"] for number, own in optimizer["state"].items()}
+    return lines, {**state["state_dict"], **momentum}, optimizer["param_groups"], state["lr_schedulers"]
+
+
+def assert_learned_the_same(found, want):
+    for line, expected in zip(found[0], want[0], strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+    for name, tensor in want[1].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6)
+    assert found[1].keys() == want[1].keys()
+    assert found[2:] == want[2:]
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """A run folder for each strategy, with one of two epochs."""
+    folder = tmp_path_factory.mktemp("halves")
+    load.cache_clear()
+    cifar_mosaics(folder / "images.zip", CIFAR10, 110, 20)
+    options = ("--size", "smoke", "--model", "node18", "--gradient", "aca", "--data", folder / "images.zip")
+    options += ("--epochs", 2, "--test-images", 20, "--devices", 2, "--time-limit", 1e-3)
+    torchrun(*options, "--strategy", "fsdp2", "--out", folder / "fsdp2")
+    assert run("cifar10", *options, "--strategy", "ddp_fork", "--out", folder / "ddp") == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_fsdp2_learns_what_ddp_learns(halves):
+    assert_learned_the_same(learned(halves / "fsdp2"), learned(halves / "ddp"))
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_with_what_fsdp2_has_learned(halves, tmp_path):
+    for strategy in ("fsdp2", "ddp"):
+        shutil.copytree(halves / strategy, tmp_path / strategy)
+        one = ("--devices", 1, "--strategy", "auto", "--time-limit", 600)
+        assert run("cifar10", "--resume", tmp_path / strategy, *one) == 0
+    assert_learned_the_same(learned(tmp_path / "fsdp2"), learned(tmp_path / "ddp"))
+
+
+@pytest.mark.slow
+def test_fsdp2_goes_on_with_what_ddp_has_learned(halves, tmp_path):
+    shutil.copytree(halves / "ddp", tmp_path / "ddp")
+    assert run("cifar10", "--resume", tmp_path / "ddp", "--time-limit", 600) == 0
+    shutil.copytree(halves / "ddp", tmp_path / "fsdp2")
+    torchrun("--resume", tmp_path / "fsdp2", "--strategy", "fsdp2", "--time-limit", 600)
+    assert_learned_the_same(learned(tmp_path / "fsdp2"), learned(tmp_path / "ddp"))
+
+
+def test_fsdp2_needs_torchrun(tmp_path, capsys):
+    options = ("--size", "smoke", "--devices", 2, "--strategy", "fsdp2", "--out", tmp_path / "run")
+    assert run("cifar10", *options) == 2
+    assert "torchrun --standalone --nproc-per-node 2 -m torchaca.lab.cli" in capsys.readouterr().err
+    assert run("cifar10", *options, "--ema", 0.9) == 2
+    assert "--ema averages whole weights" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

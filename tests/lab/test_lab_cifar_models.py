@@ -8,7 +8,7 @@ from gradient_cases import assert_same
 from torch import nn
 
 from torchaca.lab.cifar_node.models import Residual, node18, resnet18
-from torchaca.lab.cifar_node.recipe import Row, Settings, build, rows, solver
+from torchaca.lab.cifar_node.recipe import Settings, build, row_of, rows, solver
 
 GRADIENTS = ("aca", "direct", "naive", "adjoint")
 HEUN_EULER = {"method": "heun_euler", "rtol": 1e-2, "atol": 1e-2}
@@ -50,7 +50,7 @@ def test_rows_of_a_seed_have_the_same_weights():
     for net in nets[1:]:
         for p, q in zip(nets[0].parameters(), net.parameters(), strict=True):
             assert torch.equal(p, q)
-    other = build(SMALL, Row("node18", "aca", 1), 10)
+    other = build(SMALL, row_of("node18", "aca", 1), 10)
     assert not torch.equal(nets[0].head.weight, other.head.weight)
 
 
@@ -93,7 +93,7 @@ def test_the_continuous_adjoint_tends_to_the_same_gradient():
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_running_statistics_move_once_per_accepted_forward_evaluation(gradient):
-    row = Row("node18", gradient, 0)
+    row = row_of("node18", gradient, 0)
     torch.manual_seed(0)
     net = node18(4, 10, 0.1, {**solver(SMALL, row), "dt0": 1.0}).double()  # too long a step: it is rejected
     scores = net(images())
@@ -111,13 +111,13 @@ def test_running_statistics_move_once_per_accepted_forward_evaluation(gradient):
 
 def test_evaluation_mode_does_not_mix_images():
     torch.manual_seed(0)
-    net = build(SMALL, Row("anode18", None, 0), 10).double().eval()
+    net = build(SMALL, row_of("anode18", None, 0), 10).double().eval()
     x = images()
     torch.testing.assert_close(net(x)[:1], net(x[:1]), rtol=1e-10, atol=1e-12)
 
 
 def test_blocks_take_another_solver_for_a_while():
-    net = build(SMALL, Row("node18", "aca", 0), 10).double().eval()
+    net = build(SMALL, row_of("node18", "aca", 0), 10).double().eval()
     with torch.no_grad():
         net.solve_with(method="rk4", n_steps=3)
         net(images())

@@ -14,7 +14,7 @@ from torchaca.lab.cifar import CIFAR10, CIFAR100, load
 from torchaca.lab.cifar_node import cifar10, loggers, outcome
 from torchaca.lab.cifar_node.evaluation import Solver, solvers
 from torchaca.lab.cifar_node.module import Training
-from torchaca.lab.cifar_node.recipe import Row, Settings, schedule
+from torchaca.lab.cifar_node.recipe import Settings, row_of, schedule
 from torchaca.lab.experiment import UsageError
 
 LABELS = ["resnet18", "node18-aca", "node18-adjoint", "node18-naive", "anode18"]
@@ -130,7 +130,7 @@ def test_killed_within_an_epoch_and_resumed(images, tmp_path, without_plots, mon
 
 def test_the_average_is_what_is_tested(images):
     settings = Settings(width=2, side=8, ema=0.9, model=("anode18",))
-    module = Training(settings, CIFAR10, Row("anode18", None, 0), 10)
+    module = Training(settings, CIFAR10, row_of("anode18", None, 0), 10)
     before = module.model.head.weight.detach().clone()
     module.update_average()  # the first average is the weights themselves
     with torch.no_grad():

@@ -213,3 +213,9 @@ def test_the_plots(tmp_path):
     rows = [{"model": name, "fraction": 0.1, "mse": 0.1} for name in ("aca", "rnn")]
     plot_errors(rows, {"aca": ("0.3",)}, tmp_path / "e.png")
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("r.png", "e.png"))
+
+
+def test_sharding_is_refused_at_the_door(monkeypatch):
+    monkeypatch.setattr(hopper, "check_hardware", lambda settings: None)
+    with pytest.raises(UsageError, match="--strategy fsdp2 shards wide networks"):
+        hopper.EXPERIMENT.check(train.Settings(strategy="fsdp2", devices=2))

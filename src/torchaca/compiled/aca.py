@@ -20,10 +20,11 @@ from ..methods import RungeKutta
 from ..params import Inputs
 from ..state import Structure
 from .field import CannotCompile, capture
-from .loops import Spec, sweep_loop
+from .loops import sweep_loop
 from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
 from .pull import Pull
 from .run import Forward, Run, beside, padded
+from .spec import Spec
 from .times import MovingTimes, with_times
 
 SECOND = "second derivatives of a compiled solve are not available: use compile=False"

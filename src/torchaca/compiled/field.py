@@ -12,7 +12,7 @@ import functools
 import threading
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -269,14 +269,25 @@ def renamed(function: Any, name: str) -> Any:
     return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 
 
-def settings() -> Any:
-    """Dynamo's settings, as a context manager: no side effects, no numbers that become inputs, enough graphs."""
-    return dynamo_config.patch(
-        recompile_limit=KEPT_GRAPHS,
-        fail_on_recompile_limit_hit=True,
-        side_effect_replay_policy="error",
-        specialize_float=True,
-    )
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """Dynamo's settings: no side effects, no numbers that become inputs, enough graphs."""
+    # Made anew for every solve they would cost 30 us and, in PyTorch 2.13, a context variable that stays for ever.
+    patch = _FREE.pop() if _FREE else dynamo_config.patch(**SETTINGS)
+    try:
+        with patch:
+            yield
+    finally:
+        _FREE.append(patch)
+
+
+_FREE: list[Any] = []  # patches that nobody is inside of: some versions' cannot be entered twice
+SETTINGS: dict[str, Any] = {
+    "recompile_limit": KEPT_GRAPHS,
+    "fail_on_recompile_limit_hit": True,
+    "side_effect_replay_policy": "error",
+    "specialize_float": True,
+}
 
 
 def first_line(error: BaseException) -> str:

@@ -11,10 +11,11 @@ from torch.func import vjp
 
 from ..core import Problem
 from ..methods import RungeKutta
-from . import loops
+from . import compiler
 from .field import Field
 from .halves import Halves, halves
-from .loops import Spec, row
+from .loops import row
+from .spec import Spec
 
 
 def split_stages(
@@ -79,10 +80,10 @@ def pull_loop(spec: Spec, wanted: tuple[bool, ...], split: Halves) -> Callable[.
             return n - 1, *sums
 
         carried = (n_steps, lam, mu, *totals)
-        _, lam, mu, *totals = loops.while_loop(goes_on, back, tuple(x.clone() for x in carried))
+        _, lam, mu, *totals = compiler.while_loop(goes_on, back, tuple(x.clone() for x in carried))
         return lam, mu, totals
 
-    return loops.compiled(pull)
+    return compiler.compiled(pull, forward=False)
 
 
 def _never(t: Any, y: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -39,15 +40,14 @@ class Chunk:
 
     def find_outputs(self, ts: Times, done: int, ends: Sequence[Time]) -> int:
         """Sort the outputs from `done` on to the steps to `ends`; the number of outputs up to the chunk's end."""
-        if len(ts) == done or ts.up_to(self.times[-1]) == done:
-            return done
-        for n, end in enumerate(ends):
+        last, after = ts.up_to(self.times[-1]), [ts.sign * t for t in self.times[1:]]
+        while done < last:  # a search for every output, of which there are fewer than steps
+            n = bisect_left(after, ts.sign * ts.values[done])
             reached = ts.up_to(self.times[n + 1])
-            if reached > done:
-                within = inside(ts, end, done, reached)
-                ending = [i for i in range(done, reached) if i not in within]
-                self.inside.update({n: within} if within else {})
-                self.ending.update({n: ending} if ending else {})
+            within = inside(ts, ends[n], done, reached)
+            ending = [i for i in range(done, reached) if i not in within]
+            self.inside.update({n: within} if within else {})
+            self.ending.update({n: ending} if ending else {})
             done = reached
         return done
 

@@ -36,13 +36,19 @@ class Pull:
         run = self.run
         for chunk, own in zip(reversed(run.chunks), reversed(states), strict=True):
             self._pull(chunk, own, grad_ys)
-        first = run.capture.recorded
-        if first is not None and run.chunks:
-            wrt = [first.y, *(x for x, want in zip(first.inputs, run.wanted, strict=True) if want)]
-            grads = vjp([first.value], wrt, [self.mu], keep=True)
-            sums = [self.lam, *self.totals]
-            self.lam, *self.totals = [a if g is None else a + g for a, g in zip(sums, grads, strict=True)]
+        if run.chunks:
+            self._first_evaluation()
         return [self.lam + grad_ys[: run.problem.ts.at_start()].sum(0), None, None, *self.totals]
+
+    def _first_evaluation(self) -> None:
+        """The product of f(t0, y0), which was evaluated outside of the loops."""
+        run, first = self.run, self.run.capture.recorded
+        if first is None:
+            return
+        wrt = [first.y, *(x for x, want in zip(first.inputs, run.wanted, strict=True) if want)]
+        grads = vjp([first.value], wrt, [self.mu], keep=True)
+        sums = [self.lam, *self.totals]
+        self.lam, *self.totals = [a if g is None else a + g for a, g in zip(sums, grads, strict=True)]
 
     def _pull(self, chunk: Chunk, states: Sequence[Tensor], grad_ys: Tensor) -> None:
         run, spec, split = self.run, self.run.spec, self.run.split

@@ -25,8 +25,10 @@ from ..stepping import TINY, Pace, _refuse
 from .field import CannotCompile, Capture, first_line, settings
 from .halves import Halves
 from .kept import split_stages
-from .loops import Limits, Spec, State, march_loop, search_loop
+from .loops import march_loop
 from .outputs import Chunk, emit, inner_times
+from .search import Limits, State, search_loop
+from .spec import Spec
 
 CHUNK_BYTES = 2**21  # of states in a chunk, where that is between 8 and 256 of them
 KEPT_BYTES = 2**24  # of the graphs of the steps in a chunk, where that is at most 256 of them
@@ -205,65 +207,46 @@ class Forward:
 
     def _search(self, control: Adaptive, ys: Tensor) -> None:
         """Steps whose sizes follow the error estimate."""
-        run, p = self.run, self.p
-        start, end = p.ts.values[0], p.ts.values[-1]
-        span, evaluated = abs(end - start), p.stats.nfe
-        stops = control.stops(p.ts)
-        reach = min(0.5 * abs(stops[0] - start), control.dt_max)
+        p, now, end = self.p, self.p.ts.values[0], self.p.ts.values[-1]
+        evaluated, stops = p.stats.nfe, control.stops(p.ts)
+        reach = min(0.5 * abs(stops[0] - now), control.dt_max)
         dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
-        state = torch.tensor([0, 0, 0, 0, 0, start, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE)
-        now = start
+        self.state = torch.tensor([0, 0, 0, 0, 0, now, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE)
+        tolerances = [
+            torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else DOUBLE)
+            for x in (control.rtol, control.atol)
+        ]
         for stop in stops:
-            limits = Limits(
-                stop=stop,
-                sign=p.ts.sign,
-                smallest=TINY * span,
-                max_trials=control.max_steps,
-                dt_min=control.dt_min,
-                dt_max=control.dt_max,
-                reach=reach,
-                fallback=max(control.dt_min, 1e-6 * span),
-            )
-            limits = torch.tensor([*vars(limits).values()], dtype=DOUBLE)
-            tolerances = [
-                torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else DOUBLE)
-                for x in (control.rtol, control.atol)
-            ]
+            limits = _limits(p, control, stop, reach)
             while now != stop:
-                T, Y, kept = self._buffers()
-                T[0] = now
-                self.y, self.f0, state = run.call(
-                    "search",
-                    lambda: search_loop(run.capture.field, run.spec, run.split),
-                    *(
-                        limits,
-                        self.signed,
-                        tolerances,
-                        T,
-                        Y,
-                        kept,
-                        self.bases,
-                        self.y,
-                        self.f0,
-                        state,
-                        self.jumps,
-                        self.inputs,
-                    ),
-                )
-                seen = State(*state.tolist())
-                n = int(seen.n)
+                seen, chunk = self._search_chunk(now, limits, tolerances)
                 p.stats.nfe = evaluated + int(seen.calls)
-                p.stats.rejected = int(seen.trials) - p.stats.accepted - n
-                chunk = Chunk(n, T, Y, T[: n + 1].tolist(), kept=kept)
-                chunk.jumps = n > 0 and chunk.times[-1] in p.jumps
+                p.stats.rejected = int(seen.trials) - p.stats.accepted - chunk.n
                 self._finish(chunk, ys)
-                state[:2] = 0  # n and m
                 now = seen.t
                 if chunk.jumps and now != end:
-                    self.f0, state[-1] = self._beyond(now, end), 1.0  # known
+                    self.f0, self.state[-1] = self._beyond(now, end), 1.0  # known
                     evaluated += 1
-                if seen.t != stop and n < run.room:
+                if now != stop and chunk.n < self.run.room:
                     self._stopped(control, seen, stop)
+
+    def _search_chunk(self, now: float, limits: Tensor, tolerances: Sequence[Tensor]) -> tuple[State, Chunk]:
+        """One chunk of steps from `now` on, and where the search is after it."""
+        run = self.run
+        T, Y, kept = self._buffers()
+        T[0] = now
+        self.y, self.f0, self.state = run.call(
+            "search",
+            lambda: search_loop(run.capture.field, run.spec, run.split),
+            *(limits, self.signed, tolerances, T, Y, kept, self.bases),
+            *(self.y, self.f0, self.state, self.jumps, self.inputs),
+        )
+        seen = State(*self.state.tolist())
+        self.state[:2] = 0  # n and m
+        n = int(seen.n)
+        chunk = Chunk(n, T, Y, T[: n + 1].tolist(), kept=kept)
+        chunk.jumps = n > 0 and chunk.times[-1] in self.p.jumps
+        return seen, chunk
 
     def _beyond(self, t: float, end: float) -> Tensor:
         """f just behind a jump at t."""
@@ -283,6 +266,22 @@ class Forward:
         size = abs(value(t1) - seen.t)
         _refuse(p, control, history, seen.t, size, self.y)
         raise diagnose(p, control, history, "step-size", seen.t, size, self.y)
+
+
+def _limits(p: Problem, control: Adaptive, stop: float, reach: float) -> Tensor:
+    """What the search up to `stop` has to keep to."""
+    span = abs(p.ts.values[-1] - p.ts.values[0])
+    limits = Limits(
+        stop=stop,
+        sign=p.ts.sign,
+        smallest=TINY * span,
+        max_trials=control.max_steps,
+        dt_min=control.dt_min,
+        dt_max=control.dt_max,
+        reach=reach,
+        fallback=max(control.dt_min, 1e-6 * span),
+    )
+    return torch.tensor([*vars(limits).values()], dtype=DOUBLE)
 
 
 def _failing(reason: str) -> Callable[..., Any]:

@@ -24,10 +24,11 @@ from ..errors import SolverError
 from ..outputs import gather
 from ..params import Inputs
 from ..stepping import steps
-from .aca import Backward, Run, reached
 from .checkpoints import Shelf, limit_of
 from .evaluations import Evaluations
+from .forward import Run, reached
 from .replay import Ambience, MaybeTensors, Parts, backward_pass, refuse_derivative, without_graph
+from .sweep import Backward
 
 if TYPE_CHECKING:
     from ..core import CarryingStep

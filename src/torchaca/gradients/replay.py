@@ -142,7 +142,7 @@ class Parts:
 def rebuilt(p: Problem, parts: Parts, inputs: Inputs) -> Problem:
     """The problem as a function of other tensors of the same values."""
     f = p.f
-    if isinstance(f, Dynamics) and inputs.args:
+    if isinstance(f, Dynamics):
         swap = {id(old): new for old, new in zip(inputs.args, parts.args, strict=True)}
         f = f.with_tensors(swap)
     control = p.control

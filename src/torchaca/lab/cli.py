@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -110,10 +110,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"torchaca {aca.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    check = commands.add_parser(
+    _add_check(commands)
+    _add_report(commands)
+    _add_evaluate(commands)
+    _add_run(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, carry_out: Callable[[argparse.Namespace], int], said: str, at_length: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=said, description=at_length)
+    parser.set_defaults(carry_out=carry_out)
+    return parser
+
+
+def _add_check(commands: Any) -> None:
+    check = _command(
+        commands,
         "check",
-        help="try every gradient method on a model of yours",
-        description="Every gradient method on your model: its error, its price, and which one to use.",
+        _check,
+        "try every gradient method on a model of yours",
+        "Every gradient method on your model: its error, its price, and which one to use.",
     )
     check.add_argument(
         "target",
@@ -123,13 +141,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--gradient", nargs="+", metavar="NAME", help=f"only these of: {', '.join(aca.GRADIENTS)}"
     )
-    check.set_defaults(carry_out=_check)
-    report = commands.add_parser(
+
+
+def _add_report(commands: Any) -> None:
+    report = _command(
+        commands,
         "report",
-        help="one HTML page about runs",
-        description="One HTML page, with everything in it: tables next to the paper's, plots, settings, versions.",
+        _report,
+        "one HTML page about runs",
+        "One HTML page, with everything in it: tables next to the paper's, plots, settings, versions.",
     )
-    report.set_defaults(carry_out=_report)
     report.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of its results in docs/results"
     )
@@ -140,54 +161,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the page (default: report.html)",
     )
-    _add_evaluate(commands)
-    run = commands.add_parser(
-        "run",
-        help="run an experiment of the paper",
-        description="Run an experiment: a table next to the paper's numbers, plots, a folder with all of it.",
-    )
-    run.set_defaults(carry_out=_run)
-    run.add_argument("experiment", metavar="NAME", help=f"one of: {', '.join(EXPERIMENTS)}")
-    run.add_argument(
-        "--size", metavar="SIZE", help="smoke (seconds), demo, cpu or paper, as the experiment has them"
-    )
-    run.add_argument(
-        "--gradient", nargs="+", metavar="NAME", help=f"gradient methods: {', '.join(aca.GRADIENTS)}"
-    )
-    run.add_argument(
-        "--method", metavar="NAME", help="the solver, dopri5 unless the experiment says otherwise"
-    )
-    run.add_argument("--seeds", type=int, metavar="N", help="the number of repetitions")
-    run.add_argument("--dtype", nargs="+", metavar="DTYPE", help=f"precisions: {', '.join(DTYPES)}")
-    run.add_argument("--data", metavar="PATH", help="where the experiment's data are")
-    run.add_argument(
-        "--time-limit",
-        type=float,
-        metavar="SECONDS",
-        help="start no epoch after this time; every gradient method trains one at least",
-    )
-    run.add_argument("--precision", metavar="NAME", help="32, or bf16-mixed: bfloat16 under autocast")
-    run.add_argument(
-        "--accelerator", metavar="NAME", help="cpu (default), gpu, mps, or auto: the fastest there is"
-    )
-    run.add_argument("--devices", type=int, metavar="N", help="devices that share each minibatch")
-    run.add_argument("--strategy", metavar="NAME", help="how they do: ddp_spawn (default) or ddp_fork")
-    _network_options(run)
-    run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-TIME)")
-    run.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
-    run.add_argument(
-        "--docs", type=Path, metavar="DIR", help="also copy table, plots and summary to DIR/NAME"
-    )
-    return parser
 
 
 def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser(
+    evaluate = _command(
+        commands,
         "evaluate",
-        help="test trained networks with other solvers",
-        description="Error rates of NODE18 and ANODE18 with other solvers than that of their training.",
+        _evaluate,
+        "test trained networks with other solvers",
+        "Error rates of NODE18 and ANODE18 with other solvers than that of their training.",
     )
-    evaluate.set_defaults(carry_out=_evaluate)
     evaluate.add_argument(
         "checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="files in a run's folder checkpoints"
     )
@@ -216,6 +199,54 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--precision", metavar="NAME", help="32 or bf16-mixed; as trained by default")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="also write table, numbers and plot there")
+
+
+def _add_run(commands: Any) -> None:
+    run = _command(
+        commands,
+        "run",
+        _run,
+        "run an experiment of the paper",
+        "Run an experiment: a table next to the paper's numbers, plots, a folder with all of it.",
+    )
+    run.add_argument("experiment", metavar="NAME", help=f"one of: {', '.join(EXPERIMENTS)}")
+    run.add_argument(
+        "--size", metavar="SIZE", help="smoke (seconds), demo, cpu or paper, as the experiment has them"
+    )
+    run.add_argument(
+        "--gradient", nargs="+", metavar="NAME", help=f"gradient methods: {', '.join(aca.GRADIENTS)}"
+    )
+    run.add_argument(
+        "--method", metavar="NAME", help="the solver, dopri5 unless the experiment says otherwise"
+    )
+    run.add_argument("--seeds", type=int, metavar="N", help="the number of repetitions")
+    run.add_argument("--dtype", nargs="+", metavar="DTYPE", help=f"precisions: {', '.join(DTYPES)}")
+    run.add_argument("--data", metavar="PATH", help="where the experiment's data are")
+    run.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="start no epoch after this time; every gradient method trains one at least",
+    )
+    _hardware_options(run)
+    _network_options(run)
+    run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-TIME)")
+    run.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    run.add_argument(
+        "--docs", type=Path, metavar="DIR", help="also copy table, plots and summary to DIR/NAME"
+    )
+
+
+def _hardware_options(run: argparse.ArgumentParser) -> None:
+    """What the networks are trained on."""
+    run.add_argument("--precision", metavar="NAME", help="32, or bf16-mixed: bfloat16 under autocast")
+    run.add_argument(
+        "--accelerator", metavar="NAME", help="cpu (default), gpu, mps, or auto: the fastest there is"
+    )
+    run.add_argument("--devices", type=int, metavar="N", help="devices that share each minibatch")
+    run.add_argument(
+        "--strategy", metavar="NAME", help="how they do: ddp_spawn (default), ddp_fork; with torchrun, fsdp2"
+    )
 
 
 def _network_options(run: argparse.ArgumentParser) -> None:

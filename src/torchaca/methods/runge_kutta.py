@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -188,14 +189,21 @@ class RungeKutta:
         return (end - start) * self.continuous_weights(theta)[:, index]
 
 
-def _split(h: Time, y: Tensor) -> tuple[Time, Tensor | None]:
-    """h as what multiplies states such as y, and a rest of value zero that carries its derivative, if it has one."""
+def _split(h: Time, y: Tensor) -> tuple[Time | None, Tensor | None]:
+    """h as what multiplies states such as y, and a rest of value zero that carries its derivative, if it has one.
+
+    Where h differs between lanes there is no number: the rest is all of h, in the shape of y, since a broadcast over
+    few components takes twice the time.
+    """
     if torch.compiler.is_compiling() or not isinstance(
         h, Tensor
     ):  # a graph has no host numbers: h itself multiplies
         return h, None
-    number = 0.0 if has_lanes(h) else value(h)  # all of a lane's h goes into the rest
-    return number, (h - number).to(y.device, y.dtype.to_real())
+    dtype = y.dtype.to_real()
+    if has_lanes(h):
+        return None, h.to(y.device, dtype).expand(y.shape).contiguous()
+    number = value(h)
+    return number, (h - number).to(y.device, dtype)
 
 
 def _terms(row: Sequence[Fraction]) -> list[tuple[int, float]]:
@@ -227,10 +235,11 @@ class RungeKuttaStep:
     """One step; stages are evaluated when first needed, in the grad mode in which the step was made.
 
     All values are computed with a host number h. Where the times carry derivatives, `dh` is a tensor of value zero
-    with the derivative of h, and every `h x` becomes `h x + dh x`: the same bits, differentiable in h.
+    with the derivative of h, and every `h x` becomes `h x + dh x`: the same bits, differentiable in h. In lanes of
+    vmap `h` is None and `dh` all of it.
     """
 
-    __slots__ = ("_dh", "_f", "_grad", "_h", "_ks", "method", "t0", "t1", "y0", "y1")
+    __slots__ = ("_dh", "_f", "_grad", "_h", "_ks", "_size", "method", "t0", "t1", "y0", "y1")
 
     def __init__(
         self, method: RungeKutta, f: VectorField, t0: Time, t1: Time, y0: Tensor, known: Sequence[Tensor]
@@ -239,29 +248,50 @@ class RungeKuttaStep:
         self.t0, self.t1, self.y0 = t0, t1, y0
         self._f = f
         self._grad = torch.is_grad_enabled()
-        h: Time = t1 - t0
-        self._h, self._dh = _split(h, y0)
+        self._size: Time = t1 - t0
+        self._h, self._dh = _split(self._size, y0)
         self._ks: list[Tensor] = list(known) or [f(t0, y0)]
         for i in range(len(self._ks), method.stages - method.fsal):
             self._ks.append(self._stage(i))
         # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
         weight, mean = _weighted(method._b, self._ks)
-        self.y1 = self._with_dh(_plus(y0, mean, self._h * weight), weight, mean)
+        self.y1 = self._moved(y0, weight, mean)
+
+    def _moved(self, y: Tensor, weight: float, slope: Tensor) -> Tensor:
+        """`y + h weight slope`."""
+        if self._h is None:
+            return torch.addcmul(y, cast("Tensor", self._dh), slope, value=weight)
+        return self._with_dh(_plus(y, slope, self._h * weight), weight, slope)
+
+    def _increment(self, weight: float, slope: Tensor) -> Tensor:
+        """`h weight slope`."""
+        if self._h is None:
+            return slope * weight * cast("Tensor", self._dh)
+        return self._with_dh(slope * (self._h * weight), weight, slope)
 
     def _with_dh(self, out: Tensor, weight: float, slope: Tensor) -> Tensor:
         return out if self._dh is None else out + self._dh * weight * slope
 
+    def _time(self, c: float) -> Time:
+        """`t0 + c h`."""
+        if c == 1.0:  # t1 itself, not t0 + 1.0 * h: the last stage is bit for bit the next step's first
+            return self.t1
+        if not c:
+            return self.t0
+        if self._h is None:  # a product of lanes with a number is four operations
+            return torch.add(cast("Tensor", self.t0), cast("Tensor", self._size), alpha=c)
+        return self.t0 + c * (self.t1 - self.t0)
+
     def _stage(self, i: int) -> Tensor:
         c, terms, ks = self.method._c[i], self.method._a[i], self._ks
-        if c == 1.0:  # t1 itself, not t0 + 1.0 * h: the last stage is bit for bit the next step's first
-            t = self.t1
-        else:
-            t = self.t0 + c * (self.t1 - self.t0) if c else self.t0
+        t = self._time(c)
         if i == self.method.f1_index:
             return self._f(t, self.y1)
         if not terms:
             return self._f(t, self.y0)
         # The fewest operations: a stage's rounding enters only through f.
+        if self._h is None:
+            return self._f(t, self._moved(self.y0, *_weighted(terms, ks)))
         (first, a), *rest = terms
         y = _plus(self.y0, ks[first], self._h * a)
         for j, a in rest:
@@ -288,7 +318,7 @@ class RungeKuttaStep:
     @property
     def error(self) -> Tensor:
         weight, mean = _weighted(self.method._e, self._evaluated(self.method.stages))
-        return self._with_dh(mean * (self._h * weight), weight, mean)
+        return self._increment(weight, mean)
 
     @property
     def known_f1(self) -> Tensor | None:
@@ -303,11 +333,11 @@ class RungeKuttaStep:
         ks = self._evaluated(len(self.method.nodes))
         weights = self.method.continuous_weights(fraction(self.t0, self.t1, times))
         slopes = combined(weights, torch.stack(ks))
-        return self._with_dh(_plus(self.y0, slopes, self._h), 1.0, slopes)
+        return self._moved(self.y0, 1.0, slopes)
 
     def basis(self) -> Tensor:
         ks = torch.stack(self._evaluated(len(self.method.nodes)))
-        return torch.cat([self.y0[None], self._with_dh(self._h * ks, 1.0, ks)])
+        return torch.cat([self.y0[None], self._increment(1.0, ks)])
 
 
 def _weighted(terms: list[tuple[int, float]], ks: list[Tensor]) -> tuple[float, Tensor]:

@@ -21,7 +21,7 @@ from .evaluation import Solver, error_rate, place_of, solvers
 from .images import Samples, samples
 from .module import ABOUT, Training
 from .plots import plot_solvers
-from .recipe import Row, loaded, of_checkpoint
+from .recipe import loaded, of_checkpoint, row_of
 from .tables import scope, solver_table
 
 
@@ -94,7 +94,7 @@ def restored(path: Path, changes: Mapping[str, Any]) -> Training:
             f"{path} is a checkpoint of another model: `torchaca run cifar10` or cifar100 has not written it"
         )
     kind: Kind = KINDS[about["data"]]
-    row = Row(about["model"], about["gradient"], about["seed"])
+    row = row_of(about["model"], about["gradient"], about["seed"])
     if row.model == "resnet18":
         raise UsageError(f"{path} is a resnet18, which has no ODE blocks: no solver has an effect on it")
     given = {name: value for name, value in changes.items() if value is not None}

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..cifar import Kind
-from ..engine import Batches, Trained
+from ..engine import Batches, Trained, shard, share_buffers
 from ..experiment import plain
+from ..rows import Row
 from .images import Batch, Normalised, crop_and_flip, draws
 from .models import Classifier, Dynamics, Residual
-from .recipe import Row, Settings, build, schedule
+from .recipe import Settings, build, schedule
 
 ABOUT = "torchaca"
 """The entry of a checkpoint that says what network it is."""
@@ -50,6 +51,19 @@ class Training(Trained):
     def tested(self) -> Classifier:
         """The network that is tested: the average where there is one."""
         return self.model if self.average is None else cast(Classifier, self.average.module)
+
+    def configure_model(self) -> None:
+        """Shard the network where the strategy is FSDP2: block by block, each solve within one."""
+        if self.device_mesh is None:
+            return
+        blocks = [block for stage in self.model.stages for block in cast(nn.Sequential, stage)]
+        shard(self.model, blocks, self.device_mesh["data_parallel"])
+        if self.settings.compile:
+            compile_layers(self.model)  # a copy of a module is not compiled
+
+    def on_validation_start(self) -> None:
+        if self.device_mesh is not None:
+            share_buffers(self.model)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tested(self.prepared(images))

@@ -12,6 +12,7 @@ from ..cases import measure
 from ..cifar import Data, Kind
 from ..engine import Batches, Loader, fit
 from ..report import Report
+from ..rows import Row
 from ..run import Run
 from ..table import deviation, mean
 from ..training import share
@@ -20,7 +21,7 @@ from .images import Samples, samples
 from .loggers import tensorboard
 from .module import Training
 from .plots import plot_curves, plot_evaluations, plot_solvers, plot_spread
-from .recipe import Row, Settings, loaded, rows
+from .recipe import Settings, loaded, rows
 from .tables import cost_table, error_table, solver_table
 
 Line = Mapping[str, Any]

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from ..cifar import Data, Kind, load, place
-from ..engine import check_hardware
+from ..engine import SHARDED, check_hardware
 from ..experiment import UsageError, check_name
+from ..rows import Row
 from .models import Classifier, node18, resnet18
 
 MODELS = ("resnet18", "node18", "anode18")
@@ -79,23 +80,9 @@ class Settings:
     threads: int = 1
 
 
-@dataclass(frozen=True)
-class Row:
-    """One network to train: a model, for "node18" with a gradient method, from the weights of a seed."""
-
-    model: str
-    gradient: str | None
-    seed: int
-
-    @property
-    def label(self) -> str:
-        """The row without its seed, as in `node18-aca`."""
-        return self.model if self.gradient is None else f"{self.model}-{self.gradient}"
-
-    @property
-    def name(self) -> str:
-        """Its name in the metrics."""
-        return f"{self.label} seed {self.seed}"
+def row_of(model: str, gradient: str | None, seed: int) -> Row:
+    """A network, for "node18" with a gradient method, from the weights of a seed; labelled as in `node18-aca`."""
+    return Row(model, gradient, seed, between="-")
 
 
 def rows(settings: Settings) -> list[Row]:
@@ -105,7 +92,9 @@ def rows(settings: Settings) -> list[Row]:
         for model in settings.model
         for gradient in (settings.gradient if model == "node18" else (None,))
     ]
-    return [Row(model, gradient, seed) for seed, (model, gradient) in product(range(settings.seeds), kinds)]
+    return [
+        row_of(model, gradient, seed) for seed, (model, gradient) in product(range(settings.seeds), kinds)
+    ]
 
 
 def solver(settings: Settings, row: Row) -> dict[str, Any]:
@@ -152,6 +141,8 @@ def check(settings: Settings, kind: Kind) -> None:
             raise UsageError(f"{name} = {getattr(settings, name)}: a whole number above 0 is needed")
     if not 0 <= settings.ema < 1:
         raise UsageError(f"--ema {settings.ema:g}: a decay from 0 to below 1 is needed")
+    if settings.ema and settings.strategy == SHARDED:
+        raise UsageError(f"--ema averages whole weights: leave it out with --strategy {SHARDED}")
     if "node18" in settings.model and not settings.gradient:
         raise UsageError("node18 needs a gradient method: give one with --gradient")
     if "mali" in settings.gradient:

@@ -54,7 +54,7 @@ class Wasteful(Adaptive):
     factor_min: float = 0.5
     trials: int = 1
 
-    def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool = False) -> Any:
+    def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
         """As it should be after a rejection, too large after an accepted step."""
         factor = super().factor(ratios, order, after_rejection=after_rejection)
         return factor * 2 ** (self.trials - 1) if value(ratios[0]) <= 1 else factor

@@ -7,8 +7,20 @@ at any moment, in the middle of an epoch too, costs no digit.
 from __future__ import annotations
 
 from .fit import evaluate, fit
-from .hardware import Hardware, check_hardware
+from .hardware import SHARDED, Hardware, check_hardware
 from .loader import Batches, Loader
 from .record import Trained
+from .sharded import shard, share_buffers
 
-__all__ = ["Batches", "Hardware", "Loader", "Trained", "check_hardware", "evaluate", "fit"]
+__all__ = [
+    "SHARDED",
+    "Batches",
+    "Hardware",
+    "Loader",
+    "Trained",
+    "check_hardware",
+    "evaluate",
+    "fit",
+    "shard",
+    "share_buffers",
+]

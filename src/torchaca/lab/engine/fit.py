@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 
 from pytorch_lightning import seed_everything
 from pytorch_lightning.loggers import Logger
@@ -18,6 +19,7 @@ from ..run import Run
 from .hardware import Hardware, silence, trainer
 from .loader import Loader
 from .record import KEY, Record, Trained
+from .sharded import Sharded
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -74,9 +76,10 @@ def fit(
     interrupt = signal.getsignal(signal.SIGINT)
     with silence(), _shared_by_files():
         made = trainer(hardware, max_epochs=epochs, callbacks=[record], logger=list(loggers))
+        sharded = isinstance(made.strategy, Sharded)
         try:
             made.fit(
-                module,
+                deepcopy(module) if sharded else module,  # what is sharded stays so
                 loader,
                 validation,
                 ckpt_path=run.checkpoint(row) if state else None,
@@ -94,6 +97,8 @@ def fit(
             signal.signal(signal.SIGINT, interrupt)
     if hardware.devices * machines() > 1:
         run.reread()
+    if sharded and (state := run.load(row)):
+        module.load_state_dict(state["state_dict"])
 
 
 def evaluate(module: Trained, loader: Loader, *, hardware: Hardware, seed: int) -> dict[str, float]:

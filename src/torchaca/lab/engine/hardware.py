@@ -11,16 +11,19 @@ from typing import Any, Protocol
 
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ..experiment import UsageError, check_name
 from ..files import load_state, save_state
 from ..processes import launched, machines, on_this_machine
+from .sharded import Sharded
 
 PRECISIONS = ("32", "bf16-mixed")
 ACCELERATORS = ("cpu", "gpu", "mps", "auto")
-STRATEGIES = ("auto", "ddp_spawn", "ddp_fork")
-"""Those that start their processes from this one. Where torchrun has started them, "auto" is "ddp"."""
+SHARDED = "fsdp2"
+STRATEGIES = ("auto", "ddp_spawn", "ddp_fork", SHARDED)
+"""DDP starts its processes from this one; where torchrun has started them, it is "auto", or `SHARDED`."""
 
 
 class Hardware(Protocol):
@@ -43,7 +46,7 @@ class Hardware(Protocol):
 
     @property
     def strategy(self) -> str:
-        """How several devices work together: "auto" is "ddp_spawn"."""
+        """How several devices work together: "auto" is DDP, "fsdp2" shards the weights."""
         ...
 
 
@@ -58,12 +61,17 @@ def check_hardware(hardware: Hardware) -> None:
         check_name(option, getattr(hardware, option), known)
     if hardware.devices < 1:
         raise UsageError(f"--devices {hardware.devices}: at least one device is needed")
-    if hardware.devices == 1 and hardware.strategy != "auto":
+    if hardware.devices * machines() == 1 and hardware.strategy != "auto":
         raise UsageError(
             f"--strategy {hardware.strategy} has no effect on one device: give --devices as well"
         )
     if launched():
         _check_launched(hardware)
+    elif hardware.strategy == SHARDED:
+        raise UsageError(
+            f"--strategy {SHARDED} needs torchrun's processes: give the same options to torchrun --standalone "
+            f"--nproc-per-node {hardware.devices} -m torchaca.lab.cli"
+        )
     with silence():
         try:
             trainer(hardware)
@@ -73,7 +81,7 @@ def check_hardware(hardware: Hardware) -> None:
 
 def _check_launched(hardware: Hardware) -> None:
     """torchrun starts a process for each device, on each of its machines."""
-    if hardware.strategy != "auto":
+    if hardware.strategy not in ("auto", SHARDED):
         raise UsageError(f"--strategy {hardware.strategy} starts processes: under torchrun leave it out")
     if hardware.devices != on_this_machine():
         raise UsageError(
@@ -84,13 +92,11 @@ def _check_launched(hardware: Hardware) -> None:
 def trainer(hardware: Hardware, *, devices: int | None = None, **options: Any) -> Trainer:
     """A trainer without files, bars and words of its own; `devices` instead of the settings' number."""
     devices = hardware.devices if devices is None else devices
-    several = "ddp_spawn" if hardware.strategy == "auto" else hardware.strategy
-    strategy = "ddp" if launched() else several
     return Trainer(
         accelerator=hardware.accelerator,
         devices=devices,
         num_nodes=machines(),
-        strategy="auto" if devices * machines() == 1 else strategy,
+        strategy=_strategy(hardware, devices * machines()),
         precision="32-true" if hardware.precision == "32" else "bf16-mixed",
         # A CPU's kernels give the same digits each time for one number of threads; a GPU's are asked to.
         deterministic=hardware.accelerator != "cpu",
@@ -102,6 +108,16 @@ def trainer(hardware: Hardware, *, devices: int | None = None, **options: Any) -
         enable_model_summary=False,
         **{"logger": False, **options},
     )
+
+
+def _strategy(hardware: Hardware, processes: int) -> str | Strategy:
+    if processes == 1:
+        return "auto"
+    if hardware.strategy == SHARDED:
+        return Sharded(processes)
+    if launched():
+        return "ddp"
+    return "ddp_spawn" if hardware.strategy == "auto" else hardware.strategy
 
 
 class Checkpoints(CheckpointIO):
@@ -124,6 +140,8 @@ IRRELEVANT = (
     "GPU available but not used",  # a single process on the CPU is the default
     "MPS available but not used",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and PyTorch
+    "`weights_only` was not set",  # `Checkpoints` loads weights only
+    r"FSDP2-wrapped module \(.*\) returned a view tensor",  # nothing is done to it in place
 )
 
 

@@ -25,7 +25,10 @@ KEY = "record"
 
 
 class Trained(LightningModule, ABC):
-    """A Lightning module that says what each of its steps cost."""
+    """A Lightning module that says what each of its steps cost.
+
+    Where its experiment may run on torchrun's processes, `configure_model` shards it for the strategy "fsdp2".
+    """
 
     @abstractmethod
     def measures(self) -> Mapping[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchaca.errors import SolverError
 
 from ..cases import measure
+from ..rows import Row
 from ..run import Run
 from ..table import mean
 from ..training import Trainee, share, train
@@ -27,25 +27,6 @@ Result = dict[str, Any]
 
 NEAR = 0.99
 """Times the weights of a trained model: close to where the training ended."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training: a model, its gradient method where it is a differential equation, and a seed."""
-
-    model: str
-    gradient: str | None
-    seed: int
-
-    @property
-    def method(self) -> str:
-        """Model and gradient method."""
-        return self.model if self.gradient is None else f"{self.model} {self.gradient}"
-
-    @property
-    def name(self) -> str:
-        """As it is in the run folder."""
-        return f"{self.method} seed {self.seed}"
 
 
 class Fit(Trainee, Protocol):
@@ -110,7 +91,7 @@ def train_rows(
         seconds = share(run, settings.time_limit, waiting, first)
         least = 1 if row.seed == 0 else 0
         train(run, console, row.name, fit, seed=row.seed, epochs=fit.epochs, seconds=seconds, least=least)
-        told = {"model": row.model, "gradient": row.gradient, "method": row.method, "seed": row.seed}
+        told = {"model": row.model, "gradient": row.gradient, "method": row.label, "seed": row.seed}
         results.append({**told, "wanted": fit.epochs, **result(run.of(row.name), fit)})
         waiting.remove(row.name)
     return results

@@ -1,14 +1,16 @@
-"""Matrix products of small models, where a call costs more than its numbers.
+"""Small tensors, where a call, or a buffer, costs more than its numbers.
 
 A pass over the graphs that PyTorch's compiler is about to turn into code, which changes nothing but rounding:
 
     addmm(b, x, w)            ->  x w + b        the addition becomes a part of the loop that reads it
     a_1 b_1 + a_2 b_2 + ...   ->  [a_1 a_2 ...] [b_1; b_2; ...]    a weight's gradients from all stages of a step
+    cat([a, b, ...])          ->  where(i < n, a, ...)    an expression of the loop that reads it, and no buffer
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
@@ -16,15 +18,25 @@ from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.virtualized import V
 
-aten = torch.ops.aten
+aten, prims = torch.ops.aten, torch.ops.prims
 EXACT = (torch.float32, torch.float64)  # in half precision, addmm adds before it rounds
+IOTA = {"start": 0, "step": 1, "dtype": torch.int64, "requires_grad": False}
+FEW = 64  # numbers in a tensor, up to which a choice for each of them costs less than a buffer
 SMALL = 2**17  # multiplications in a product, below which joining it with others pays
 
 
-class Products(CustomGraphPass):
-    """The pass; the disk cache of graphs knows it by its source."""
+@dataclass(frozen=True)
+class Small(CustomGraphPass):
+    """The pass; the disk cache of graphs knows it by its source.
+
+    `cats`: look at `cat` as well. In a backward pass, which needs the values more than once, buffers are cheaper.
+    """
+
+    cats: bool
 
     def __call__(self, graph: fx.Graph) -> None:
+        for node in graph.find_nodes(op="call_function", target=aten.cat.default) if self.cats else ():
+            _select(graph, node)
         for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
             if not node.kwargs and _value(node).dtype in EXACT:
                 _separate(graph, node)
@@ -33,8 +45,8 @@ class Products(CustomGraphPass):
                 _join(graph, node)
         graph.eliminate_dead_code()
 
-    def uuid(self) -> bytes:
-        return get_hash_for_files((__file__,))
+    def uuid(self) -> tuple[bytes, bool]:
+        return get_hash_for_files((__file__,)), self.cats
 
 
 def _separate(graph: fx.Graph, node: fx.Node) -> None:
@@ -86,6 +98,30 @@ def _is_small(node: fx.Node) -> bool:
     return known and _value(node).dtype in EXACT and rows * inner * columns < SMALL
 
 
+def _select(graph: fx.Graph, node: fx.Node) -> None:
+    """A small `cat` as a choice between its parts, each moved to its place."""
+    given: Any = node.args
+    parts: list[fx.Node] = given[0]
+    shape, sizes = _value(node).shape, [size for x in parts for size in _value(x).shape]
+    if not all(isinstance(size, int) and size for size in sizes) or shape.numel() > FEW or node.kwargs:
+        return
+    dim: int = (given[1] if len(given) > 1 else 0) % len(shape)
+    with graph.inserting_before(node):
+        places = _new(graph, prims.iota.default, shape[dim], **IOTA, device=_value(node).device)
+        places = _new(graph, aten.view.default, places, [-1 if i == dim else 1 for i in range(len(shape))])
+        found, start = parts[0], 0
+        for part in parts:
+            end = start + _value(part).shape[dim]
+            around = [0, 0] * (len(shape) - 1 - dim) + [start, shape[dim] - end]
+            moved = _new(graph, aten.constant_pad_nd.default, part, around, 0)
+            before = _new(graph, aten.lt.Scalar, places, start)
+            found = _new(graph, aten.where.self, before, found, moved) if start else moved
+            start = end
+    if _value(found).stride() == _value(node).stride() and _value(found).dtype == _value(node).dtype:
+        node.replace_all_uses_with(found)
+        graph.erase_node(node)
+
+
 def _joined(graph: fx.Graph, parts: Sequence[fx.Node], dim: int) -> fx.Node:
     """`cat(parts, dim)`; of transposed matrices, as the transpose of theirs."""
     if all(node.target is aten.permute.default for node in parts):
@@ -94,11 +130,11 @@ def _joined(graph: fx.Graph, parts: Sequence[fx.Node], dim: int) -> fx.Node:
     return _new(graph, aten.cat.default, list(parts), dim)
 
 
-def _new(graph: fx.Graph, target: Callable[..., Tensor], *args: Any) -> fx.Node:
+def _new(graph: fx.Graph, target: Callable[..., Tensor], *args: Any, **options: Any) -> fx.Node:
     """A node, with the example of its value that all nodes have."""
-    node = graph.call_function(target, args)
+    node = graph.call_function(target, args, options)
     with V.fake_mode:
-        node.meta["val"] = target(*fx.map_arg(args, _value))
+        node.meta["val"] = target(*fx.map_arg(args, _value), **options)
     return node
 
 

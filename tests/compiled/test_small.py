@@ -1,4 +1,4 @@
-"""The pass over matrix products: the same values from fewer calls."""
+"""The pass over small tensors: the same values from fewer calls and buffers."""
 
 from collections import Counter
 
@@ -8,19 +8,19 @@ from torch._inductor.virtualized import V
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from torchaca.compiled.products import SMALL, Products
+from torchaca.compiled.small import FEW, SMALL, Small
 
 aten = torch.ops.aten
 
 
-def passed(function, *args):
+def passed(function, *args, cats=True):
     """The function's graph behind the pass, and how often it calls each operation."""
     mode = FakeTensorMode()
     with mode:
         fakes = [mode.from_tensor(x) for x in args]
     graph = make_fx(function)(*fakes)
     with V.set_fake_mode(mode):
-        Products()(graph.graph)
+        Small(cats)(graph.graph)
     graph.recompile()
     graph.graph.lint()
     torch.testing.assert_close(graph(*args), function(*args), rtol=1e-5, atol=1e-5)
@@ -66,3 +66,32 @@ def test_what_is_large_read_twice_or_broadcast_stays():
     four = [torch.randn(*shape) for shape in ((5, 4), (4, 2)) * 2]
     assert passed(read_twice, *four)[aten.mm.default] == 2
     assert passed(lambda a, b, c, d: a @ b + (c @ d)[:1], *four)[aten.mm.default] == 2
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool, torch.complex64])
+def test_a_small_cat_is_a_choice(dtype, dim):
+    shapes = [(2, 3, 2), (1, 3, 2), (2, 3, 2)] if dim == 0 else [(2, 3, 2), (2, 3, 2)]
+    parts = [torch.randn(*shape).to(dtype) for shape in shapes]
+    calls = passed(lambda *parts: torch.cat(parts, dim), *parts)
+    assert aten.cat.default not in calls
+    assert calls[aten.where.self] == len(parts) - 1
+    assert passed(lambda *parts: torch.cat(parts, dim), *parts, cats=False)[aten.cat.default] == 1
+
+
+def test_signed_zeros_and_nan_keep_their_places():
+    parts = torch.tensor([-0.0, torch.nan, 1.0]), torch.tensor([0.0, -torch.inf, -0.0])
+    mode = FakeTensorMode()
+    with mode:
+        fakes = [mode.from_tensor(x) for x in parts]
+    graph = make_fx(lambda *parts: torch.cat(parts))(*fakes)
+    with V.set_fake_mode(mode):
+        Small(cats=True)(graph.graph)
+    graph.recompile()
+    assert graph(*parts).view(torch.int32).tolist() == torch.cat(parts).view(torch.int32).tolist()
+
+
+def test_a_cat_that_is_large_empty_or_dynamic_stays():
+    assert passed(lambda a, b: torch.cat([a, b]), torch.ones(FEW), torch.ones(1))[aten.cat.default] == 1
+    assert passed(lambda a, b: torch.cat([a, b]), torch.ones(3), torch.ones(0))[aten.cat.default] == 1
+    assert passed(lambda a: torch.cat([a]).neg(), torch.ones(3))[aten.neg.default] == 1

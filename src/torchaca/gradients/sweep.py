@@ -1,0 +1,205 @@
+"""ACA's backward pass: the accepted steps again, one at a time, from the last to the first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..control import FixedSteps
+from ..core import Step, Time, combined, value
+from ..outputs import inside
+from ..params import check_replay
+from ..trace import Trace
+from .forward import Run
+from .replay import (
+    MaybeTensors,
+    Parts,
+    backward_pass,
+    rebuilt,
+    totals_for,
+    vjp,
+    without_detours,
+    without_graph,
+)
+
+CHANGED = (
+    "f gave other values in the backward pass than in the forward pass, so the replayed steps are not the solution's. "
+    "Something that f reads was changed in between (an attribute, a buffer, an argument without gradient), or f is "
+    "random in a way that was not noticed: keep it as it was until backward() is done, or use gradient='direct'"
+)
+
+
+def sweep(
+    run: Run, states: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+) -> MaybeTensors:
+    """The backward pass: gradients of all inputs, in the order of `Parts`."""
+    with backward_pass(run.problem, run.inputs, run.ambience):
+        parts = run.leaves(tensors)
+        backward = Backward(run, parts, cotangents[0], cotangents[1:])
+        for n, state in run.reversed_states(states, backward.plain):
+            backward.replay(n, state)
+        grads = backward.finish()
+    return grads
+
+
+class Backward:
+    """The sweep's state: the adjoint `lam` of the current state, and the totals of everything else.
+
+    An interpolated output depends on f1 = f(t1, y1), which is also the first stage of the following step. Its
+    cotangent is known beforehand (the interpolant is linear in f1) and is handed to that step's replay, so that
+    outputs cost no evaluations.
+    """
+
+    def __init__(
+        self, run: Run, parts: Parts, grad_ys: Tensor | None, grad_dense: Sequence[Tensor | None]
+    ) -> None:
+        self.run, self.parts = run, parts
+        self.p = rebuilt(run.problem, parts, run.inputs)
+        self.plain = without_graph(self.p)
+        if run.stagewise:
+            noisy = self.p.effects is not None and self.p.effects.random
+            staged = partial(checkpoint, self.p.f, use_reentrant=False, preserve_rng_state=noisy)
+            self.p = replace(self.p, f=staged)
+        with torch.enable_grad():
+            self.boundaries = list(self.p.control.boundaries(self.p.ts, run.times))
+        self.ys_grad, self.dense_grad = grad_ys, grad_dense
+        self.lam: Tensor | None = None
+        self.wrt = [parts.ts, parts.grid, *parts.args, *parts.captured]
+        self.totals = totals_for(len(self.wrt), (grad_ys, *grad_dense))
+        self.time_grads: list[tuple[Tensor, Tensor]] = []
+        self.keep = run.inputs.historic
+        self.next_f0: Tensor | None = None
+        self.next_state: Tensor | None = None
+        self.allowed = torch.finfo(parts.y0.dtype).eps ** 0.5
+        self.drift = torch.zeros((), device=parts.y0.device)
+        self.ends = [self.p.ts.at_start(), *(self.p.ts.up_to(t) for t in run.times[1:])]
+
+    def replay(self, n: int, state: Tensor) -> None:
+        """One accepted step again, and its vector-Jacobian product."""
+        with torch.enable_grad():
+            y = state.detach().requires_grad_()
+            t0, t1 = (self._leaf(t) for t in self.boundaries[n : n + 2])
+            step = self.p.step(t0, t1, y)
+            end = self.p.handed(step)
+            outs, cotangents = [end], [torch.zeros_like(end) if self.lam is None else self.lam]
+            self._outputs(n, step, outs, cotangents)
+            carried = self._carried(n)
+            if carried is not None and step.f0.requires_grad:
+                outs.append(step.f0)
+                cotangents.append(carried)
+        times = [t if isinstance(t, Tensor) else None for t in (t0, t1)]
+        if self.run.inputs.watched:
+            span = f"from t = {value(t0):g} to {value(t1):g}"
+            check_replay(outs, self.run.inputs, (y, *times, *self.wrt), span)
+        self._compare(end)
+        grad_y, *grads = vjp(outs, [y, *times, *self.wrt], cotangents, keep=self.keep)
+        for boundary, grad in zip(self.boundaries[n : n + 2], grads[:2], strict=True):
+            if grad is not None and isinstance(boundary, Tensor):
+                self.time_grads.append((boundary, grad))
+        if self.p.trace is not None:
+            self._tell(self.p.trace, n, cotangents, grad_y, grads[4:])
+        self.lam = grad_y if grad_y is not None else torch.zeros_like(state)
+        self.totals.add(grads[2:])
+        self.next_f0, self.next_state = step.f0.detach(), state
+
+    def _tell(
+        self, trace: Trace, n: int, cotangents: list[Tensor], grad_y: Tensor | None, grads: MaybeTensors
+    ) -> None:
+        trace.n_steps, tensors = self.run.n_steps, self.run.inputs.tensors
+        span = (self.run.times[n], self.run.times[n + 1])
+        trace.passed(n, span, cotangents, grad_y, list(zip(tensors, grads, strict=True)))
+
+    def _compare(self, y1: Tensor) -> None:
+        """Note how much further than rounding the replay's end is from the state that the forward pass found there."""
+        if self.next_state is not None:
+            off = torch.linalg.vector_norm(y1.detach() - self.next_state)
+            size = torch.linalg.vector_norm(self.next_state)
+            # One number, not one for each step: the backward pass holds nothing that grows with the steps.
+            self.drift = torch.maximum(self.drift, torch.sub(off, size, alpha=self.allowed))
+
+    @staticmethod
+    def _leaf(t: Time) -> Time:
+        return t.detach().requires_grad_() if isinstance(t, Tensor) else t
+
+    def _outputs(self, n: int, step: Step, outs: list[Tensor], cotangents: list[Tensor]) -> None:
+        """Add the step's outputs: an end state to the adjoint, the others to the product."""
+        first, last = self.ends[n], self.ends[n + 1]
+        if self.ys_grad is not None and last > first:
+            within = self._inside(n)
+            for i in range(first, last):
+                if i not in within:
+                    cotangents[0] = _onto_state(cotangents[0], self.ys_grad[i])
+            if within:
+                if self.next_f0 is not None and self._f1_weights(n) is not None:
+                    step.give_f1(self.next_f0)
+                outs.append(step.at([self.p.ts[i] for i in within]))
+                cotangents.append(self.ys_grad[within])
+        grad = self.dense_grad[n] if self.dense_grad else None
+        if grad is not None:
+            outs.append(step.basis())
+            cotangents.append(grad)
+
+    def _inside(self, n: int) -> list[int]:
+        """The outputs on the interpolant of step n."""
+        return inside(self.p.ts, self.boundaries[n + 1], self.ends[n], self.ends[n + 1])
+
+    def _f1_weights(self, n: int) -> Tensor | None:
+        """d outputs / d f1 of the outputs inside step n, where f1 is the first stage of step n + 1, else None."""
+        within = self._inside(n)
+        last = n + 1 == self.run.n_steps
+        if not within or last or self.dense_grad or not self.p.reuses(self.boundaries[n + 1]):
+            return None
+        times = [self.p.ts[i] for i in within]
+        return self.p.method.f1_weights(self.boundaries[n], self.boundaries[n + 1], times)
+
+    def _carried(self, n: int) -> Tensor | None:
+        """The cotangent that the outputs inside step n - 1 put on the first stage of step n."""
+        weights = self._f1_weights(n - 1) if n > 0 and self.ys_grad is not None else None
+        if weights is None or self.ys_grad is None:
+            return None
+        grads = self.ys_grad[self._inside(n - 1)]
+        return combined(weights, grads)
+
+    def finish(self) -> MaybeTensors:
+        """Gradients of y0, the times, the grid, args and captured tensors.
+
+        Raises
+        ------
+        RuntimeError
+            Where f gave other values than in the forward pass. After fixed steps on a device that is not the host,
+            which this would have to wait for, all gradients are nan instead.
+        """
+        lam = torch.zeros_like(self.parts.y0, requires_grad=False) if self.lam is None else self.lam
+        drifted = self.drift > 0
+        waits = drifted.device.type != "cpu" and isinstance(self.p.control, FixedSteps)
+        if not waits and drifted.item():
+            raise RuntimeError(CHANGED)
+        if self.ys_grad is not None:
+            for i in range(self.ends[0]):
+                lam = lam + self.ys_grad[i]
+        if self.time_grads:
+            boundaries, grads = zip(*self.time_grads, strict=True)
+            self.totals.add(vjp(boundaries, self.wrt[:2], grads, keep=True))
+        others = len(self.wrt) - len(self.parts.captured)
+        sums = self.totals.sums
+        grads = [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
+        return nan_where(drifted, grads) if waits else grads
+
+
+def nan_where(wrong: Tensor, grads: Sequence[Tensor | None]) -> MaybeTensors:
+    """The gradients, or nan in all of them where `wrong`, 0-dim, is true; without reading it."""
+    return [None if g is None else torch.where(wrong.to(g.device), math.nan, g) for g in grads]
+
+
+def _onto_state(cotangent: Tensor, grad: Tensor) -> Tensor:
+    """`grad` of the state added to the cotangent of it, or of a carry, whose first row it is."""
+    if cotangent.shape == grad.shape:
+        return cotangent + grad
+    return torch.cat([cotangent[:1] + grad, cotangent[1:]])

@@ -1,0 +1,205 @@
+"""The search for step sizes in lanes of `torch.func.vmap`: a trial is made for all lanes, each accepts its own."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import (
+    _add_batch_dim,
+    _remove_batch_dim,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_bdim,
+    maybe_get_level,
+)
+from torch.autograd import forward_ad
+
+from .control import Adaptive
+from .core import Problem
+from .errors import SolverError
+from .pace import at_dt_min, next_dt, propose, ulp
+from .stepping import BAD_RATIO, TINY, TOO_SMALL
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The maps around a solve: level and size of each, the outermost first."""
+
+    maps: list[tuple[int, int]]
+
+    @staticmethod
+    def of(x: Tensor) -> Lanes:
+        """Those of a tensor that has all lanes."""
+        maps: list[tuple[int, int]] = []
+        while is_functorch_wrapped_tensor(x):
+            inside = get_unwrapped(x)
+            if is_batchedtensor(x):
+                maps.append((maybe_get_level(x), inside.shape[maybe_get_bdim(x)]))
+            x = inside
+        return Lanes(maps[::-1])
+
+    @property
+    def shape(self) -> list[int]:
+        return [size for _, size in self.maps]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """A plain tensor with the lanes in front, as each lane sees it."""
+        for level, _ in self.maps:
+            x = _add_batch_dim(x, 0, level)
+        return x
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """The plain tensor of all lanes, which are in front."""
+        for level, size in reversed(self.maps):
+            x = _remove_batch_dim(_without_transforms(x), level, size, 0)
+        return _without_transforms(x)
+
+
+def plain() -> AbstractContextManager[Any]:
+    """Plain tensors are computed with as if there were no transforms: cheaper, and none of them is wrapped."""
+    return torch._C._DisableFuncTorch()
+
+
+def _without_transforms(x: Tensor) -> Tensor:
+    """Without what other transforms than vmap have put around it."""
+    while is_functorch_wrapped_tensor(x) and not is_batchedtensor(x):
+        x = get_unwrapped(x)
+    return x
+
+
+@dataclass
+class Search:
+    """Where the lanes are, and how they came there.
+
+    `y` and `f0` are as each lane sees them, all other tensors plain, `(*lanes,)`: that makes their many small
+    operations cheaper. A lane is `stuck` where its error is too large at `dt_min`.
+    """
+
+    p: Problem
+    control: Adaptive
+    lanes: Lanes
+    y: Tensor
+    f0: Tensor | None
+    t: Tensor
+    dt: Tensor
+    stops: list[Tensor]
+    ratios: list[Tensor]
+    rejected: Tensor
+    stuck: Tensor
+    history: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    @staticmethod
+    def of(p: Problem, control: Adaptive) -> Search:
+        """At the start, where every state and `p.f0` have all lanes."""
+        f0, lanes = p.f0, Lanes.of(p.y0)
+        assert f0 is not None
+        with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+            y0, f0 = p.y0.detach(), f0.detach()
+            p = replace(p, y0=y0, f0=f0, watch=None)
+            dt0 = lanes.gathered(control.initial_step(p, f0)) if control.dt0 is None else None
+        with plain():
+            t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
+            dt = torch.full_like(t, control.dt0 or 0.0) if dt0 is None else dt0.double()
+            dt = torch.where(torch.isfinite(dt), dt, 1e-6 * _span(p)).clamp(min=control.dt_min)
+            stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
+            none = torch.zeros_like(t, dtype=torch.bool)
+            ratios = [torch.ones_like(t)] * 2
+        return Search(p, control, lanes, y0, f0, t, dt, stops, ratios, none, none)
+
+    def boundaries(self) -> Tensor:
+        """The times between which each lane steps, padded with its end: `(n, *lanes)`."""
+        start, end, stats = self.t, self.stops[-1], self.p.stats
+        with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+            while proposed := self._propose():
+                self._try(*proposed)
+        with plain():
+            times, active, accepted = map(torch.stack, zip(*self.history, strict=True))
+            numbers = accepted.cumsum(0)
+            stats.accepted += (most := int(numbers[-1].max()))
+            stats.rejected += int((active.sum(0) - numbers[-1]).max())
+            boundaries = end.expand(most + 1, *end.shape).clone()
+            boundaries.scatter_(0, numbers * accepted, times)  # rejected trials: to row 0
+            boundaries[0] = start
+        return boundaries
+
+    def _propose(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Which lanes are on their way, where their next trials end, and which of them a stop cuts short."""
+        with plain():
+            t = self.t
+            active = t != self.stops[-1]
+            t1, clipped = propose(t, self.dt, self._next_stop(), self.p.ts.sign, self.control.dt_max)
+            t1 = torch.where(active, t1, t)
+            return (active, t1, clipped) if self._goes_on(active, (t1 - t).abs()) else None
+
+    def _try(self, active: Tensor, t1: Tensor, clipped: Tensor) -> None:
+        """One trial in every lane; the lanes that are not active stay where they are."""
+        control, spread = self.control, self.lanes.spread
+        step = self.p.step(spread(self.t), spread(t1), self.y, self.f0)
+        ratio = self.lanes.gathered(control.ratio(step))
+        with plain():
+            ratio, size = ratio.double(), (t1 - self.t).abs()
+            success = active & self._passes(ratio, size)
+            ratios = [ratio.nan_to_num(nan=BAD_RATIO, posinf=BAD_RATIO, neginf=BAD_RATIO), *self.ratios]
+            trial = size, clipped, success
+            order, dt_min = self.p.method.order, control.dt_min
+            self.dt = next_dt(control, order, self.dt, ratios, trial, self.rejected, dt_min)
+            self.ratios = [torch.where(success, *pair) for pair in pairwise(ratios)]
+            self.rejected = ~success
+            self.t = torch.where(success, t1, self.t)
+            self.history.append((t1, active, success))
+        here, f1 = spread(success), step.known_f1
+        self.y = torch.where(here, step.y1, self.y)
+        self.f0 = None if f1 is None else torch.where(here, f1, step.f0)
+
+    def _next_stop(self) -> Tensor:
+        """The nearest time ahead of each lane where a step has to end."""
+        *earlier, stop = self.stops
+        for one in reversed(earlier):
+            stop = torch.where(self.p.ts.sign * (one - self.t) > 0, one, stop)
+        return stop
+
+    def _passes(self, ratio: Tensor, size: Tensor) -> Tensor:
+        """Whether a trial is good enough; also notes who is stuck."""
+        passes, control = ratio <= 1.0, self.control
+        if not control.dt_min:
+            return passes
+        smallest = at_dt_min(self.t, size, control.dt_min) & torch.isfinite(ratio)
+        if control.accept_at_dt_min:
+            return passes | smallest
+        self.stuck = smallest & ~passes
+        return passes
+
+    def _goes_on(self, active: Tensor, size: Tensor) -> bool:
+        """Whether a lane is still on its way, of those that can go on: read from the device at once.
+
+        Raises
+        ------
+        SolverError
+            Where a lane cannot.
+        """
+        limit = torch.clamp(TOO_SMALL * ulp(self.t), min=TINY * _span(self.p))
+        tiny, stuck = active & ~(size > limit), active & self.stuck
+        goes, *fails = torch.stack([active, tiny, stuck]).flatten(1).any(1).tolist()
+        max_steps, dt_min = self.control.max_steps, self.control.dt_min
+        if fails[0]:
+            raise self._failure("step-size", tiny, "a step size fell below what time can resolve")
+        if fails[1]:
+            raise self._failure("dt-min", stuck, f"the error is too large at dt_min = {dt_min:g}")
+        if goes and len(self.history) == max_steps:
+            raise self._failure("max-steps", active, f"max_steps = {max_steps} trials are used up")
+        return goes
+
+    def _failure(self, kind: str, lanes: Tensor, reason: str) -> SolverError:
+        t, dt = self.t[lanes].min().item(), self.dt.max().item()
+        message = f"a lane of vmap stopped at t = {t:.10g}: {reason}. try: that lane alone, outside of vmap."
+        return SolverError(kind, message, t=t, dt=dt, stats=self.p.stats)
+
+
+def _span(p: Problem) -> float:
+    return abs(p.ts.values[-1] - p.ts.values[0])
