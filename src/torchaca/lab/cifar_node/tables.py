@@ -154,7 +154,9 @@ def cost_table(kinds: Sequence[Row]) -> Table:
             for row in kinds
         ],
         notes=[
-            "NFE: evaluations of f for a minibatch, over all blocks; rejected: trials, forward and backward."
+            "NFE: evaluations of f for a minibatch, over all blocks; rejected: trials, forward and backward.",
+            "seconds: on the clock, so that other work on the machine counts; compare times in "
+            "`benchmarks/node18.py`, which takes turns.",
         ],
     )
 
