@@ -151,7 +151,7 @@ class Sweep:
         tables = [table_of_ends(chunk, run.room, grad_ys)]
         if spec.inside:
             tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, spec.carries, grad_ys)
-        self.lam, carried, self.totals = run.call(
+        self.lam, carried, ends, self.totals = run.call(
             ("sweep", run.wanted),
             lambda: sweep_loop(run.capture.field, spec, run.wanted),
             *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.ends),
@@ -159,6 +159,8 @@ class Sweep:
         )
         if carried:
             (self.f1,) = carried
+        if ends:
+            (self.ends,) = ends
 
     def _tail(self, chunk: Chunk, y1: Tensor, grad_ys: Tensor) -> None:
         """f(t1, y1) at the end of the solve or before a jump, and its product.

@@ -80,12 +80,12 @@ def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
 def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
     """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, jumps, inputs)`.
 
-    Returns lam, f0 (in a list, empty where nobody needs it) and totals. `wanted` says which inputs are
+    Returns lam, f0 and ends (in lists, empty where nobody needs them) and totals. `wanted` says which inputs are
     differentiated. `tables` hold the cotangents of outputs: of y1, and where there are outputs inside steps, of the
     basis, and of f0, which is the f1 of the step before. `ends` `(K, 2)` get the gradients of the steps' t0 and t1,
     where times are differentiated.
     """
-    method, carries = spec.method, spec.carries
+    method, carries, timed = spec.method, spec.carries, spec.timed
 
     def sweep(
         n_steps: Tensor,
@@ -108,15 +108,15 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
             return n > 0
 
         def replay(n: Tensor, lam: Tensor, *sums: Tensor) -> Any:
-            known, sums = sums[: int(carries)], sums[int(carries) :]
+            known, moved, sums = parted(sums)
             at = (n - 1).view(1)
             y, times = Y.index_select(0, at)[0], (T.index_select(0, at)[0], T.index_select(0, n.view(1))[0])
             ending, *others = [row(table, at) for table in tables]
 
-            leaves = (y, *times, *chosen) if spec.timed else (y, *chosen)
+            leaves = (y, *times, *chosen) if timed else (y, *chosen)
 
             def outs(based: bool, y: Tensor, *leaves: Tensor) -> Any:
-                (t0, t1), own = (leaves[:2], iter(leaves[2:])) if spec.timed else (times, iter(leaves))
+                (t0, t1), own = (leaves[:2], iter(leaves[2:])) if timed else (times, iter(leaves))
                 now = [next(own) if want else x for x, want in zip(inputs, wanted, strict=True)]
                 own_f = one_sided(func, now, jumps, t0, t1) if spec.jumps else partial(f, now)
                 step = method.step(own_f, t0, t1, y)
@@ -140,15 +140,17 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
             else:
                 last, *grads = product(spec.inside)
             dy, *grads = grads
-            if spec.timed:
-                ends.index_copy_(0, at, torch.stack(grads[:2])[None])
-                grads = grads[2:]
+            if timed:  # not in place, which fails beside a vjp in PyTorch 2.13; the table is small
+                moved, grads = [moved[0].index_copy(0, at, torch.stack(grads[:2])[None])], grads[2:]
             handed = [last.clone()] if carries and last is not None else []
-            return n - 1, dy.clone(), *handed, *(a + b for a, b in zip(sums, grads, strict=True))
+            return n - 1, dy.clone(), *handed, *moved, *(a + b for a, b in zip(sums, grads, strict=True))
 
-        carried = (n_steps, lam, *([f1] if carries else []), *totals)
+        carried = (n_steps, lam, *([f1] if carries else []), *([ends] if timed else []), *totals)
         _, lam, *sums = compiler.while_loop(goes_on, replay, tuple(x.clone() for x in carried))
-        return lam, sums[: int(carries)], sums[int(carries) :]
+        return lam, *parted(sums)
+
+    def parted(sums: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        return sums[:carries], sums[carries : carries + timed], sums[carries + timed :]
 
     return compiler.compiled(sweep, forward=False)
 
