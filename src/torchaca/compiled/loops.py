@@ -108,7 +108,7 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
             return n > 0
 
         def replay(n: Tensor, lam: Tensor, *sums: Tensor) -> Any:
-            known, moved, sums = parted(sums)
+            known, moved, old = parted(sums)
             at = (n - 1).view(1)
             y, times = Y.index_select(0, at)[0], (T.index_select(0, at)[0], T.index_select(0, n.view(1))[0])
             ending, *others = [row(table, at) for table in tables]
@@ -143,7 +143,7 @@ def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..
             if timed:  # not in place, which fails beside a vjp in PyTorch 2.13; the table is small
                 moved, grads = [moved[0].index_copy(0, at, torch.stack(grads[:2])[None])], grads[2:]
             handed = [last.clone()] if carries and last is not None else []
-            return n - 1, dy.clone(), *handed, *moved, *(a + b for a, b in zip(sums, grads, strict=True))
+            return n - 1, dy.clone(), *handed, *moved, *(a + b for a, b in zip(old, grads, strict=True))
 
         carried = (n_steps, lam, *([f1] if carries else []), *([ends] if timed else []), *totals)
         _, lam, *sums = compiler.while_loop(goes_on, replay, tuple(x.clone() for x in carried))
