@@ -84,7 +84,11 @@ def test_from_command_to_page(images, tmp_path, capsys):
     assert published == {"summary.md", "summary.json", "config.json", *plots}
     for name in plots:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    (distances,) = numbers["gradient_distances"]
+    assert distances["aca at first"] < 1e-4
+    assert distances["aca trained"] < 1e-4 < distances["adjoint trained"]
     out = said(capsys)
+    assert "at those of node18-aca seed 0" in out
     assert "110 of 110 training images and 20 of 20 test images of images.zip, 8 x 8 pixels; width 2" in out
     first = next(line for line in metrics(folder) if line["row"] == "node18-aca seed 0")
     blocks = [first[f"nfe_block{i}"] for i in range(1, 5)]

@@ -90,7 +90,7 @@ def error_rate(module: Training, test: Samples, options: Mapping[str, Any] | Non
     wrong, nfe, batches = 0, 0, 0
     with _tested(module, options):
         for images, labels, _ in map(test.__getitem__, _parts(len(test), module.settings.batch)):
-            with _precision(module):
+            with half_precision(module):
                 scores = module(images.to(module.device))
             wrong += int((scores.argmax(1).cpu() != labels).sum())
             nfe += sum(stats.nfe for stats in model.stats())
@@ -121,7 +121,8 @@ def place_of(settings: Settings) -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _precision(module: Training) -> torch.autocast:
+def half_precision(module: Training) -> torch.autocast:
+    """Autocast to bfloat16 where the network is trained with it, else nothing."""
     half = module.settings.precision == "bf16-mixed"
     return torch.autocast(module.device.type, torch.bfloat16, enabled=half)
 

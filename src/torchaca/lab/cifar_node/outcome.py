@@ -16,6 +16,7 @@ from ..rows import Row
 from ..run import Run
 from ..table import deviation, mean
 from ..training import share
+from .distances import distance_table, gradient_distances
 from .evaluation import TITLES, Solver, error_rate, place_of, solvers
 from .images import Samples, samples
 from .loggers import tensorboard
@@ -26,6 +27,7 @@ from .tables import cost_table, error_table, solver_table
 
 Line = Mapping[str, Any]
 SOLVERS = tuple(TITLES)
+DISTANCES = "gradients"  # the row of metrics that has them
 CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch
 
 
@@ -43,9 +45,17 @@ def main(run: Run, settings: Settings, console: Console, kind: Kind) -> Report:
         waiting.remove(row.name)
         if run.writes:
             found.append(result(run, console, row, module, test))
+            if row == compared(settings) and found[-1]["epochs"] == settings.epochs:
+                cases = {DISTANCES: partial(gradient_distances, module, train)}
+                measure(run, console, "distances of gradients", cases)
     if not run.writes:
         return Report([], {}, {})
     return report(run, settings, data, (train, test), found)
+
+
+def compared(settings: Settings) -> Row | None:
+    """The row at whose weights the gradient methods are compared: the first NODE18."""
+    return next((row for row in rows(settings) if row.model == "node18"), None)
 
 
 def fit_row(
@@ -126,7 +136,11 @@ def report(
         plot_solvers(ode, run.folder / "solvers.png")
         plot_evaluations(found, run.folder / "evaluations.png")
         tables.insert(1, solver_table(ode, data.kind, notes=[]))
-    return Report(tables, plots, {"data": data.source, "standard": data.standard, "models": kinds})
+    distances = [line for line in run.of(DISTANCES) if "failed" not in line]
+    if distances and (row := compared(settings)):
+        tables.append(distance_table(distances[0], row.name))
+    about = {"data": data.source, "standard": data.standard, "gradient_distances": distances}
+    return Report(tables, plots, {**about, "models": kinds})
 
 
 def summarise(label: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

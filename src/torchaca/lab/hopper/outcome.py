@@ -18,7 +18,7 @@ from ..training import share
 from .data import Data, prepare, seen, trajectories
 from .networks import CELLS
 from .plots import plot_errors, plot_reconstructions
-from .train import Fit, Settings, relative_distances
+from .train import Fit, Settings, gradient_distances
 
 PAPER = {
     "rnn": ("2.45", "1.71", "0.79"),
@@ -100,7 +100,7 @@ def train_rows(
             plots.update(reconstructions(run, made, data[seed], name))
             if rows[-1]["epochs"] == settings.epochs:
                 compared = {
-                    f"gradients {fraction:.0%}": lambda made=made: relative_distances(
+                    f"gradients {fraction:.0%}": lambda made=made: gradient_distances(
                         settings, data[0], made, 0
                     )
                 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchaca.core import Stats
 from torchaca.nn import LatentLoss, LatentODE
 
+from ..distances import When, flat_gradient, relative_distances
 from ..engine import Trained
 from .data import Data, seen
 from .networks import CELLS, Recurrent, latent_parameters
@@ -131,28 +132,18 @@ def kl_weight(epoch: int) -> float:
     return 0.0 if epoch < KL_WAIT else 1 - KL_BASE ** (epoch - KL_WAIT)
 
 
-def relative_distances(settings: Settings, data: Data, trained: Fit, seed: int) -> dict[str, float]:
-    """How far each method's gradient is from that of `direct`, on the first batch.
-
-    Returns
-    -------
-    dict
-        "NAME at first", at the initial weights, and "NAME trained", at those of `trained`.
-    """
+def gradient_distances(settings: Settings, data: Data, trained: Fit, seed: int) -> dict[str, float]:
+    """How far each method's gradient is from that of `direct` on the first batch; see `lab.distances`."""
     x = data.train[: settings.batch]
     mask = seen(len(x), x.shape[1], trained.fraction, torch.Generator().manual_seed(seed))
-    found = {}
-    for when in ("at first", "trained"):
-        gradients = {}
-        for name in dict.fromkeys(("direct", *settings.gradient)):
-            fit = Fit(name, settings, data, trained.fraction, seed)
-            if when == "trained":
-                fit.load_state_dict(trained.state_dict())
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                fit.loss(x, mask, kl_weight=1.0).loss.backward()
-            gradients[name] = torch.cat([p.grad.flatten() for p in fit.parameters() if p.grad is not None])
-        truth = gradients.pop("direct")
-        for name, gradient in gradients.items():
-            found[f"{name} {when}"] = float((gradient - truth).norm() / truth.norm())
-    return found
+
+    def gradient(name: str, when: When) -> Tensor:
+        fit = Fit(name, settings, data, trained.fraction, seed)
+        if when == "trained":
+            fit.load_state_dict(trained.state_dict())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fit.loss(x, mask, kl_weight=1.0).loss.backward()
+        return flat_gradient(fit)
+
+    return relative_distances(settings.gradient, gradient)
