@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 REFERENCE = "direct"
+ALWAYS = ("aca", "naive", "adjoint")
 When = Literal["at first", "trained"]
 WHEN: tuple[When, ...] = ("at first", "trained")
+
+
+def compared(names: Iterable[str]) -> list[str]:
+    """The methods whose distances are measured: of these the others than the reference, and some in any case."""
+    return [name for name in dict.fromkeys((*names, *ALWAYS)) if name != REFERENCE]
 
 
 def relative_distances(names: Iterable[str], gradient: Callable[[str, When], Tensor]) -> dict[str, float]:
@@ -19,16 +25,15 @@ def relative_distances(names: Iterable[str], gradient: Callable[[str, When], Ten
     Parameters
     ----------
     names : iterable of str
-        Gradient methods.
+        Gradient methods, as `compared` takes them.
     gradient : callable
         `gradient(name, when)`: the gradient of one loss with respect to all parameters, flat, at the initial weights
         or at trained ones.
     """
     found = {}
-    others = [name for name in dict.fromkeys(names) if name != REFERENCE]
     for when in WHEN:
         truth = gradient(REFERENCE, when)
-        for name in others:
+        for name in compared(names):
             found[f"{name} {when}"] = float((gradient(name, when) - truth).norm() / truth.norm())
     return found
 

@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..distances import REFERENCE, WHEN, When, flat_gradient, relative_distances
+from ..distances import REFERENCE, WHEN, When, compared, flat_gradient, relative_distances
 from ..table import Table, number
 from .evaluation import half_precision, place_of
 from .images import Samples
 from .module import Training
-from .recipe import row_of
+from .recipe import Settings, row_of
 
 
 def gradient_distances(trained: Training, train: Samples) -> dict[str, float]:
@@ -44,14 +44,15 @@ def gradient_distances(trained: Training, train: Samples) -> dict[str, float]:
     return relative_distances(settings.gradient, gradient)
 
 
-def distance_table(distances: Mapping[str, Any], trained: str) -> Table:
+def distance_table(distances: Mapping[str, Any], settings: Settings, trained: str) -> Table:
     """`trained` names the row whose weights are the trained ones."""
-    ends = [f" {when}" for when in WHEN]
-    names = dict.fromkeys(key.removesuffix(end) for key in distances for end in ends if key.endswith(end))
     return Table(
         title=f"Distance of each gradient from that of `{REFERENCE}`",
         columns=["gradient", *WHEN],
-        rows=[[name, *(number(distances.get(f"{name} {when}")) for when in WHEN)] for name in names],
+        rows=[
+            [name, *(number(distances.get(f"{name} {when}")) for when in WHEN)]
+            for name in compared(settings.gradient)
+        ],
         notes=[
             f"|g - g_{REFERENCE}| / |g_{REFERENCE}| over all parameters, first minibatch, batch normalisation in "
             f"training mode, at the initial weights and at those of {trained}.",

@@ -138,7 +138,7 @@ def report(
         tables.insert(1, solver_table(ode, data.kind, notes=[]))
     distances = [line for line in run.of(DISTANCES) if "failed" not in line]
     if distances and (row := compared(settings)):
-        tables.append(distance_table(distances[0], row.name))
+        tables.append(distance_table(distances[0], settings, row.name))
     about = {"data": data.source, "standard": data.standard, "gradient_distances": distances}
     return Report(tables, plots, {**about, "models": kinds})
 

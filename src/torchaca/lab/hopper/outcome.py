@@ -10,6 +10,7 @@ from rich.console import Console
 from torch.utils.data import TensorDataset
 
 from ..cases import measure
+from ..distances import REFERENCE, WHEN, compared
 from ..engine import Batches, Loader, evaluate, fit
 from ..report import Report
 from ..run import Run
@@ -225,25 +226,23 @@ def cost_table(rows: Sequence[Row], names: Sequence[str], settings: Settings) ->
 
 def distance_table(distances: Mapping[float, Row], settings: Settings) -> Table:
     """How far apart the methods' gradients are, before and after training."""
-    names = [name for name in settings.gradient if name != "direct"]
-    when = ("at first", "trained")
     return Table(
-        title="Distance of each gradient from that of `direct`",
-        columns=["gradient", *(f"{fraction:.0%} {at}" for fraction in settings.fractions for at in when)],
+        title=f"Distance of each gradient from that of `{REFERENCE}`",
+        columns=["gradient", *(f"{fraction:.0%} {at}" for fraction in settings.fractions for at in WHEN)],
         rows=[
             [
                 name,
                 *(
                     number(distances.get(fraction, {}).get(f"{name} {at}"))
                     for fraction in settings.fractions
-                    for at in when
+                    for at in WHEN
                 ),
             ]
-            for name in names
+            for name in compared(settings.gradient)
         ],
         notes=[
-            "|g - g_direct| / |g_direct| over all parameters, first batch, float32, at the initial weights and at "
-            f"those that {settings.gradient[0]} has trained. aca and direct are one gradient up to rounding.",
+            f"|g - g_{REFERENCE}| / |g_{REFERENCE}| over all parameters, first batch, float32, at the "
+            f"initial weights and at those that {settings.gradient[0]} has trained. aca and direct are one gradient up to rounding.",
         ],
     )
 
