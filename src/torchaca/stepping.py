@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,7 +21,7 @@ LANDING = 1 + 1e-9  # a stop that is nearly reached is reached: no sliver of 1e-
 BAD_RATIO = 1e10  # what a nan or inf error counts as: shrink as much as allowed
 
 
-def steps(p: Problem, through_search: bool = False) -> Iterator[Step]:
+def steps(p: Problem, through_search: bool = False) -> Generator[Step, None, float | None]:
     """The accepted steps of a problem, in order; they always end on the last output time.
 
     Parameters
@@ -29,14 +29,20 @@ def steps(p: Problem, through_search: bool = False) -> Iterator[Step]:
     through_search : bool
         Keep times and step sizes as tensors in the graph, so that autograd goes through the step-size search.
 
+    Returns
+    -------
+    float or None
+        Of the generator: the size that a next step would have, where steps are adaptive.
+
     Raises
     ------
     SolverError
         When the solve cannot go on.
     """
     if isinstance(p.control, FixedSteps):
-        return march(p, p.control.times(p.ts))
-    return search(p, p.control, through_search)
+        yield from march(p, p.control.times(p.ts))
+        return None
+    return (yield from search(p, p.control, through_search))
 
 
 def march(p: Problem, boundaries: Sequence[Time]) -> Iterator[Step]:
@@ -91,10 +97,10 @@ class Pace:
         self.dt = dt if value(dt) >= self.control.dt_min else self.control.dt_min
 
 
-def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Step]:
+def search(p: Problem, control: Adaptive, through: bool = False) -> Generator[Step, None, float | None]:
     """Steps whose sizes follow the error estimate; see `steps`."""
     if p.ts.values[0] == p.ts.values[-1]:
-        return
+        return None
     last = p.ts[len(p.ts) - 1]
     t, y, start, f0 = p.ts[0], p.y0, p.y0, p.f0
     with p.effects.undone() if p.effects and f0 is None else nullcontext():
@@ -134,6 +140,7 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Iterator[Ste
                 if p.effects and mark:
                     p.effects.restore(mark)
                     f0 = None if p.effects.stateful else f0
+    return value(pace.dt)
 
 
 def _at_dt_min(control: Adaptive, t: float, size: float) -> bool:

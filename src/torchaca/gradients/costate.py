@@ -162,17 +162,17 @@ class Backward:
             one_sided=self.p.one_sided,
             watch=self._watch if self.settings.watch else None,
         )
-        sizes: list[float] = []
         z = problem.y0
-        for step in steps(problem):
+        for step in self._sized(problem):
             z = step.y1
-            sizes.append(abs(value(step.t1) - value(step.t0)))
             if self.nodes and (self.wrt or self.late):
                 self._add_quadrature(step)
-        # The last step was cut to land here: the next segment starts with the size before the cut.
-        self.dt = max(*sizes[-2:], self.dt or 0.0) if len(sizes) < 3 else max(sizes[-2:])
         _, lam, totals = self._at(end, z)
         return lam, totals
+
+    def _sized(self, problem: Problem) -> Iterator[Step]:
+        """The steps of a segment; the next segment starts with the size that would come next."""
+        self.dt = yield from steps(problem)
 
     def _watch(self, event: str, t: float, z: Tensor, dt: float) -> None:
         """Hand a trial on, with the state that a callable norm gets."""
