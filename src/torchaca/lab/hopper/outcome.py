@@ -242,7 +242,8 @@ def distance_table(distances: Mapping[float, Row], settings: Settings) -> Table:
         ],
         notes=[
             f"|g - g_{REFERENCE}| / |g_{REFERENCE}| over all parameters, first batch, float32, at the "
-            f"initial weights and at those that {settings.gradient[0]} has trained. aca and direct are one gradient up to rounding.",
+            f"initial weights and at those that {settings.gradient[0]} has trained. aca and direct are one "
+            "gradient up to rounding.",
         ],
     )
 
