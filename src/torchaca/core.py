@@ -187,6 +187,10 @@ class Step(Protocol):
         ...
 
 
+Stepper: TypeAlias = "Callable[[Problem, Time, Time, Tensor, Tensor | None], Step]"
+"""The step of a problem's method, as `Method.step` makes it."""
+
+
 class Method(Protocol):
     """A one-step method: a pure function of its inputs (same inputs, same bits)."""
 
@@ -285,7 +289,7 @@ class Problem:
     evaluation where the door has made it already. At the times in `jumps` f may jump: steps next to one
     evaluate f strictly on their own side (`one_sided`: all steps do). `source` is the user's function and
     `locate` names a flat component of the state, for messages. `effects` is what evaluations of f leave behind.
-    `trace` is told of every step of the backward pass.
+    `trace` is told of every step of the backward pass. `stepper` makes the steps in place of the method.
     """
 
     f: VectorField
@@ -303,6 +307,7 @@ class Problem:
     locate: Callable[[int], str] = "component {}".format
     effects: Effects | None = None
     trace: Trace | None = None
+    stepper: Stepper | None = None
 
     def side(self, t0: Time, t1: Time) -> tuple[bool, bool]:
         """Whether f has to be evaluated strictly inside the step at its start, and at its end."""
@@ -328,6 +333,8 @@ class Problem:
 
     def step(self, t0: Time, t1: Time, start: Tensor, f0: Tensor | None = None) -> Step:
         """One step of the method from `start`: y0 or, inside a solve, what the step before `handed` on."""
+        if self.stepper is not None:
+            return self.stepper(self, t0, t1, start, f0)
         f = self.between(t0, t1)
         if self.carrying and not self.fresh(t0):
             return self.carrying.resume(f, t0, t1, start)

@@ -133,7 +133,7 @@ def solve(
     jump_ts: Any = None,
     norm: str | Callable[[Any], Tensor] | None = None,
     control: Adaptive | FixedSteps | None = None,
-    compile: bool = False,
+    compile: bool | str = False,
     dense: bool = False,
     on_failure: str = "raise",
     debug: bool = False,
@@ -172,8 +172,9 @@ def solve(
         Of the scaled error; a callable gets the structure of y0.
     control : Adaptive or FixedSteps
         Instead of all the step options above.
-    compile : bool
-        Run the solve and its backward pass as compiled loops (see docs/compile.md).
+    compile : bool, "steps" or "cuda-graphs"
+        Run the solve and its backward pass as compiled loops; or each step as a compiled graph, on a GPU as a CUDA
+        graph (see docs/compile.md).
     dense : bool
         Keep what `solution(t)` needs (a few states a step).
     on_failure : "raise", "status", "nan"
@@ -244,7 +245,7 @@ def run(
     control: Adaptive | FixedSteps,
     gradient: Gradient,
     args: tuple[Any, ...] = (),
-    compile: bool = False,
+    compile: bool | str = False,
     dense: bool = False,
     on_failure: str = "raise",
     debug: bool = False,
@@ -274,7 +275,11 @@ def run(
     )
     if debug:
         problem = replace(problem, trace=_trace(f, args, gradient, stats))
-    outcome = compiled.solved(problem, dynamics, gradient, transformed()) if compile else None
+    outcome = None
+    if isinstance(compile, str):
+        problem = compiled.in_steps(problem, dynamics, gradient, compile, transformed())
+    elif compile:
+        outcome = compiled.solved(problem, dynamics, gradient, transformed())
     if outcome is None:
         outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
     return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics))

@@ -25,13 +25,13 @@ def loss_of(ys):
     return sum(leaf.square().sum() for leaf in torch.utils._pytree.tree_leaves(ys))
 
 
-def both(f, y0, t, wrt=(), **options):
-    """`(solution, gradients)` of y0 and of the tensors in `wrt`, eager and compiled."""
+def both(f, y0, t, wrt=(), how=True, **options):
+    """`(solution, gradients)` of y0 and of the tensors in `wrt`, eager and compiled; `how` is `compile=`."""
     found = []
-    for compiled in (False, True):
+    for compiled in (False, how):
         start = torch.utils._pytree.tree_map(lambda y: y.detach().clone().requires_grad_(), y0)
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "compile=True")
+            warnings.filterwarnings("error", "compile=")
             solution = torchaca.solve(f, start, t, compile=compiled, **options)
         inputs = (*torch.utils._pytree.tree_leaves(start), *wrt)
         grads = torch.autograd.grad(loss_of(solution.ys), inputs, allow_unused=True, retain_graph=True)

@@ -53,7 +53,7 @@ def odeint(
     method: str | Method | None = None,
     options: dict[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
-    compile: bool = False,
+    compile: bool | str = False,
 ) -> Any:
     """Solve dy/dt = func(t, y), y(t[0]) = y0; torchdiffeq's `odeint`, differentiated by ACA.
 
@@ -72,7 +72,7 @@ def odeint(
         torchdiffeq's options of that method.
     event_fn : callable
         Not available yet.
-    compile : bool
+    compile : bool or str
         As in `torchaca.solve`.
 
     Returns
@@ -163,7 +163,7 @@ def _solve(
     declared: tuple[Tensor, ...] = (),
     declared_alone: bool = False,
     *,
-    compile: bool = False,
+    compile: bool | str = False,
 ) -> Any:
     if event_fn is not None:
         raise NotImplementedError(EVENTS)

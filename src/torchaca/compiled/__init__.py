@@ -1,5 +1,6 @@
-"""`compile=True`: a whole solve and its ACA backward pass as compiled loops."""
+"""`compile=True`: a whole solve and its ACA backward pass as compiled loops; `compile="steps"`: each step a graph."""
 
 from .aca import solved
+from .graphs import in_steps
 
-__all__ = ["solved"]
+__all__ = ["in_steps", "solved"]

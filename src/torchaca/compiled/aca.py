@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Outcome, Problem, without_autocast
 from ..dynamics import Dynamics
 from ..errors import warn
-from ..gradients import ACA, Direct
+from ..gradients import ACA
 from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, vjp
-from ..methods import RungeKutta
 from ..params import Inputs
-from ..state import Structure
+from .door import is_timed, refuse_loops
 from .field import CannotCompile, capture
 from .loops import sweep_loop
 from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
@@ -40,7 +38,7 @@ def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Ou
     ValueError
         For options that the compiled solve does not have yet.
     """
-    refuse(p, gradient, transformed)
+    refuse_loops(p, gradient, transformed)
     if p.ts.values[0] == p.ts.values[-1]:
         return None
     try:
@@ -49,40 +47,6 @@ def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Ou
         p.stats.__init__()
         warn(f"compile=True: {reason}; this solve runs in the eager loop")
         return None
-
-
-def refuse(p: Problem, gradient: Gradient, transformed: bool) -> None:
-    """One sentence for every combination that is not there yet."""
-    control = p.control
-    norm = control.norm if isinstance(control, Adaptive) else "rms"
-    known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
-    timed, kept = _timed(p), gradient in (ACA(checkpoints="none"), Direct())
-    plain = isinstance(p.method, RungeKutta) and p.method.fsal and len(p.method.nodes) == p.method.stages
-    reasons = {
-        "gradient='aca' with all checkpoints or none, and 'direct', are compiled so far": gradient != ACA()
-        and not kept,
-        "the graph of all steps is kept compiled for adaptive FSAL methods (dopri5, tsit5, bosh3), times that "
-        "require no gradient and f that do not jump so far": kept
-        and not (plain and isinstance(control, Adaptive) and not timed and not p.jumps),
-        "explicit Runge-Kutta methods are compiled so far": not isinstance(p.method, RungeKutta),
-        "a solve inside a torch.func transform is not compiled": transformed,
-        "dense output is not compiled": p.dense,
-        "debug=True is not compiled": p.trace is not None,
-        "a solve on one side of all jumps is not compiled": p.one_sided,
-        "callbacks of f are not compiled": p.watch is not None,
-        "a norm of your own is not compiled": not known_norm,
-        "complex states are not compiled": p.y0.is_complex(),
-        f"the device {p.y0.device.type!r} has no compiled loop": p.y0.device.type != "cpu",
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ValueError(f"{reason}: use compile=False")
-
-
-def _timed(p: Problem) -> bool:
-    """Whether times are differentiated."""
-    grid = p.control.grid if isinstance(p.control, FixedSteps) else None
-    return p.ts.tensor is not None or (grid is not None and grid.tensor is not None)
 
 
 def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
@@ -94,7 +58,7 @@ def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
     differentiate = torch.is_grad_enabled()
     wanted = tuple(differentiate and x.requires_grad for x in seen.inputs)
     parts = Parts.of(p, Inputs())
-    timed = _timed(p)
+    timed = is_timed(p)
     keep = any(wanted) or timed or (differentiate and p.y0.requires_grad)
     ambience = Ambience.here(p.y0)
     own = with_times(p, parts.ts, parts.grid)

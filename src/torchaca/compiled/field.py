@@ -81,11 +81,13 @@ class Recorded:
 class Call:
     """One evaluation that is being captured: of which graph, on what tensors; with `record`, as a graph of autograd.
 
-    `found` are the graph, its inputs, and where it is recorded their leaves and the value.
+    Without `evaluates`, its value is not needed. `found` are the graph, its inputs, and where it is recorded their
+    leaves and the value.
     """
 
     y: Tensor
     record: bool
+    evaluates: bool = True
     found: list[tuple[Field, list[Tensor], list[Tensor], Tensor]] = field(default_factory=list)
 
     def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -95,8 +97,10 @@ class Call:
         return [x.detach().requires_grad_(x is self.y or x.requires_grad) for x in tensors]
 
 
-def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False) -> Capture:
+def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False, evaluates: bool = True) -> Capture:
     """Evaluate f through Dynamo; `record`: and keep the graph of that evaluation.
+
+    Without `evaluates`, only an f that was not seen before is evaluated, and the value is not to be used.
 
     Raises
     ------
@@ -104,7 +108,7 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False) -> Capt
         Where f has no graph, or is more than a function.
     """
     time, y = time.clone(), y0.detach().clone()  # nothing that f may hold itself
-    call = Call(y, record)
+    call = Call(y, record, evaluates)
     key = _identity(f.func)
     owner = key if isinstance(key, types.CodeType) else f.func  # that class may have other, traceable objects
     with contextlib.suppress(TypeError):  # an object that cannot be a key is tried again each time
@@ -172,6 +176,9 @@ def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[.
         leaves = call.leaves(tensors)
         if kept.effects:  # no evaluation, which would have them again
             raise CannotCompile(kept.effects)
+        if kept.effects is not None and not call.evaluates:
+            call.found.append((kept, tensors, leaves, call.y))
+            return (call.y,)
         with torch.set_grad_enabled(call.record):
             (value,), kept.effects = (
                 _watched(kept.graph, leaves) if kept.effects is None else (kept.graph(*leaves), kept.effects)

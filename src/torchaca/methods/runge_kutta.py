@@ -244,18 +244,26 @@ class RungeKuttaStep:
     def __init__(
         self, method: RungeKutta, f: VectorField, t0: Time, t1: Time, y0: Tensor, known: Sequence[Tensor]
     ) -> None:
+        self._begin(method, f, t0, t1, y0, known)
+        if not self._ks:
+            self._ks.append(f(t0, y0))
+        for i in range(len(self._ks), method.stages - method.fsal):
+            self._ks.append(self._stage(i))
+        # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
+        weight, mean = _weighted(method._b, self._ks)
+        self.y1 = self._moved(y0, weight, mean)
+
+    def _begin(
+        self, method: RungeKutta, f: VectorField, t0: Time, t1: Time, y0: Tensor, known: Sequence[Tensor]
+    ) -> None:
+        """Everything but the stages that are missing, and y1."""
         self.method = method
         self.t0, self.t1, self.y0 = t0, t1, y0
         self._f = f
         self._grad = torch.is_grad_enabled()
         self._size: Time = t1 - t0
         self._h, self._dh = _split(self._size, y0)
-        self._ks: list[Tensor] = list(known) or [f(t0, y0)]
-        for i in range(len(self._ks), method.stages - method.fsal):
-            self._ks.append(self._stage(i))
-        # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
-        weight, mean = _weighted(method._b, self._ks)
-        self.y1 = self._moved(y0, weight, mean)
+        self._ks = list(known)
 
     def _moved(self, y: Tensor, weight: float, slope: Tensor) -> Tensor:
         """`y + h weight slope`."""

@@ -1,0 +1,82 @@
+"""What cannot be compiled, in one sentence each, before anything is solved."""
+
+from __future__ import annotations
+
+from ..control import Adaptive, FixedSteps
+from ..core import Gradient, Problem
+from ..gradients import ACA, MALI, Adjoint, Direct
+from ..methods import RungeKutta
+from ..state import Structure
+
+STEPS, CUDA_GRAPHS = "steps", "cuda-graphs"
+
+
+def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> None:
+    """Raise where the solve has no compiled loop.
+
+    Raises
+    ------
+    ValueError
+    """
+    control = p.control
+    norm = control.norm if isinstance(control, Adaptive) else "rms"
+    known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
+    timed, kept = is_timed(p), gradient in (ACA(checkpoints="none"), Direct())
+    plain = isinstance(p.method, RungeKutta) and p.method.fsal and len(p.method.nodes) == p.method.stages
+    reasons = {
+        "gradient='aca' with all checkpoints or none, and 'direct', are compiled so far": gradient != ACA()
+        and not kept,
+        "the graph of all steps is kept compiled for adaptive FSAL methods (dopri5, tsit5, bosh3), times that "
+        "require no gradient and f that do not jump so far": kept
+        and not (plain and isinstance(control, Adaptive) and not timed and not p.jumps),
+        "dense output is not compiled": p.dense,
+        "debug=True is not compiled": p.trace is not None,
+        "callbacks of f are not compiled": p.watch is not None,
+        "a norm of your own is not compiled": not known_norm,
+        f"the device {p.y0.device.type!r} has no compiled loop": p.y0.device.type != "cpu",
+    }
+    possible = "use compile=False, or compile='steps' where that can be"
+    _refuse({**_in_general(p, transformed), **reasons}, possible)
+
+
+def refuse_steps(p: Problem, gradient: Gradient, mode: str, transformed: bool) -> None:
+    """Raise where the steps of the solve cannot be graphs.
+
+    Raises
+    ------
+    ValueError
+    """
+    if mode not in (STEPS, CUDA_GRAPHS):
+        raise ValueError(f"compile is True, False, {STEPS!r} or {CUDA_GRAPHS!r}, got {mode!r}")
+    device = p.y0.device.type
+    if mode == CUDA_GRAPHS and device != "cuda":
+        raise ValueError(f"compile={mode!r} is for a GPU, and y0 is on {device!r}: use compile={STEPS!r}")
+    reasons = {
+        f"gradient={gradient.name!r} integrates backwards, which is not compiled": isinstance(
+            gradient, Adjoint | MALI
+        ),
+        "stagewise=True replays stages, not steps": isinstance(gradient, ACA) and gradient.stagewise,
+        "f that jump are not compiled step by step": bool(p.jumps),
+    }
+    _refuse({**_in_general(p, transformed), **reasons}, "use compile=False")
+
+
+def _in_general(p: Problem, transformed: bool) -> dict[str, bool]:
+    return {
+        "explicit Runge-Kutta methods are compiled so far": not isinstance(p.method, RungeKutta),
+        "a solve inside a torch.func transform is not compiled": transformed,
+        "a solve on one side of all jumps is not compiled": p.one_sided,
+        "complex states are not compiled": p.y0.is_complex(),
+    }
+
+
+def _refuse(reasons: dict[str, bool], possible: str) -> None:
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"{reason}: {possible}")
+
+
+def is_timed(p: Problem) -> bool:
+    """Whether times are differentiated."""
+    grid = p.control.grid if isinstance(p.control, FixedSteps) else None
+    return p.ts.tensor is not None or (grid is not None and grid.tensor is not None)

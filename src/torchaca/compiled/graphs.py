@@ -1,0 +1,196 @@
+"""`compile="steps"`: the loop is the eager one, and each of its steps a compiled graph.
+
+The loop, the controller, the checkpoints and the gradients are those of every other solve, so that nearly everything
+goes with it, on any device. With `compile="cuda-graphs"` a step of a GPU is one launch: a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo import maybe_mark_dynamic
+from torch.utils import _pytree as pytree
+
+from ..control import Adaptive
+from ..core import Gradient, Problem, Time, VectorField
+from ..dynamics import Dynamics
+from ..errors import warn
+from ..gradients.replay import Ambience
+from ..methods import RungeKutta
+from ..methods.runge_kutta import RungeKuttaStep
+from . import compiler
+from .door import CUDA_GRAPHS, refuse_steps
+from .field import CannotCompile, Capture, Field, capture, first_line, settings
+
+
+def in_steps(p: Problem, f: Dynamics, gradient: Gradient, mode: str, transformed: bool) -> Problem:
+    """The problem with graphs for steps; `mode` is "steps" or "cuda-graphs".
+
+    Raises
+    ------
+    ValueError
+        Where that cannot be.
+    """
+    refuse_steps(p, gradient, mode, transformed)
+    return replace(p, stepper=Steps(p, f, mode))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which graph of a step: what it is given, and what it has to find.
+
+    `begun`: f(t0, y0) is known; `whole`: also the stages that only the error estimate needs, and the estimate.
+    """
+
+    method: RungeKutta = field(hash=False)
+    begun: bool
+    whole: bool
+    differentiated: bool
+    ambience: Ambience
+    cuda_graph: bool
+
+
+class GraphedStep(RungeKuttaStep):
+    """A step whose y1, first stages and, if it is there, error come from a graph."""
+
+    __slots__ = ("_error",)
+
+    def __init__(
+        self, method: RungeKutta, f: VectorField, span: tuple[Time, Time], y0: Tensor, found: Found
+    ) -> None:
+        self._begin(method, f, *span, y0, found.stages)
+        self.y1, self._error = found.y1, found.error
+
+    @property
+    def error(self) -> Tensor:
+        return super().error if self._error is None else self._error
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a graph has found of a step."""
+
+    y1: Tensor
+    error: Tensor | None
+    stages: Sequence[Tensor]
+
+
+class Steps:
+    """The steps of one solve, see `Problem.stepper`; the graphs are made when they are first needed.
+
+    Where they cannot be made, one warning says why, and the method makes its steps.
+    """
+
+    def __init__(self, p: Problem, f: Dynamics, mode: str) -> None:
+        assert isinstance(p.method, RungeKutta)
+        self.method, self.f, self.mode = p.method, f, mode
+        self.here = Ambience.here(p.y0)
+        self.seen: Capture | None = None
+        self.places: list[int | None] = []
+        self.given_up = False
+
+    def __call__(
+        self, p: Problem, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None
+    ) -> RungeKuttaStep:
+        """The method's step, from a graph; `p` is the problem of the solve, or of a replay."""
+        if not self.given_up:
+            try:
+                assert isinstance(p.f, Dynamics)
+                kind = self._kind(p, f0 is not None)
+                return GraphedStep(self.method, p.f, (t0, t1), y0, self._found(kind, p.f, t0, t1, y0, f0))
+            except CannotCompile as reason:
+                self.given_up = True
+                warn(f"compile={self.mode!r}: {reason}; this solve runs without graphs")
+        return self.method.step(p.f, t0, t1, y0, f0)
+
+    def _kind(self, p: Problem, begun: bool) -> Kind:
+        """An adaptive search asks for errors; replays do not, and no replay of an FSAL method is given f0."""
+        differentiated = torch.is_grad_enabled()
+        searches = isinstance(p.control, Adaptive) and (begun or not self.method.fsal)
+        whole = searches and not differentiated
+        return Kind(self.method, begun, whole, differentiated, self.here, self.mode == CUDA_GRAPHS)
+
+    def _found(self, kind: Kind, f: Dynamics, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None) -> Found:
+        seen = self.seen = self.seen or self._captured(t0, y0)
+        times = [_on_device(t, y0.device) for t in (t0, t1)]
+        known = [] if f0 is None else [f0]
+        y1, *others = _called(seen, kind, f.time_dtype, *times, y0, known, self._inputs(seen, f))
+        error = others.pop(0) if kind.whole else None
+        f.stats.nfe += len(others)
+        return Found(y1, error, [*known, *others])
+
+    def _captured(self, t: Time, y: Tensor) -> Capture:
+        """f as a graph; and which of the tensors that it reads are among its arguments, which replays exchange."""
+        seen = capture(self.f, self.f.time(t).detach(), y, evaluates=False)
+        leaves = [id(x) for x in pytree.tree_leaves(self.f.args)]
+        self.places = [leaves.index(id(x)) if id(x) in leaves else None for x in seen.inputs]
+        return seen
+
+    def _inputs(self, seen: Capture, f: Dynamics) -> list[Tensor]:
+        if f is self.f:
+            return list(seen.inputs)
+        leaves = pytree.tree_leaves(f.args)
+        return [
+            x if place is None else leaves[place] for x, place in zip(seen.inputs, self.places, strict=True)
+        ]
+
+
+def _on_device(t: Time, device: torch.device) -> Tensor:
+    """A time as a tensor, without waiting for the device."""
+    if isinstance(t, Tensor):
+        return t.to(device, torch.float64)
+    return torch.full((), t, dtype=torch.float64, device=device)
+
+
+def _called(seen: Capture, kind: Kind, time_dtype: torch.dtype, *args: Any) -> Sequence[Tensor]:
+    """The graph of that kind on these arguments; it is compiled first where it has not been.
+
+    Raises
+    ------
+    CannotCompile
+        Where the compiler fails.
+    """
+    loops = seen.field.loops
+    graph = loops.get(kind)
+    if isinstance(graph, str):
+        raise CannotCompile(graph)
+    if graph is not None:
+        return graph(*args)
+    graph = _graph(seen.field, kind, time_dtype)
+    for x in pytree.tree_leaves(args):
+        for dim, size in enumerate(x.shape):
+            if size in seen.sizes:
+                maybe_mark_dynamic(x, dim)
+    try:
+        with settings():
+            values = graph(*args)
+    except Exception as error:
+        loops[kind] = f"the compiler failed ({first_line(error)})"
+        raise CannotCompile(loops[kind]) from error
+    loops[kind] = graph
+    return values
+
+
+def _graph(field: Field, kind: Kind, time_dtype: torch.dtype) -> Callable[..., Sequence[Tensor]]:
+    """`(t0, t1, y0, [f0], inputs)` -> y1, the error if the step is whole, and the stages beside f0."""
+    method = kind.method
+
+    def step(
+        t0: Tensor, t1: Tensor, y0: Tensor, known: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        def f(t: Any, y: Tensor) -> Tensor:
+            return field(t.to(time_dtype), y, inputs)
+
+        own = method.step(f, t0, t1, y0, known[0] if known else None)
+        error = [own.error] if kind.whole else []
+        return [own.y1, *error, *own.known[len(known) :]]
+
+    if not kind.cuda_graph:
+        return compiler.compiled(step, forward=not kind.differentiated)
+    graph = compiler.replayed(step)
+    # The next replay writes over what this one returns.
+    return lambda *args: [x.clone() for x in graph(*args)]
