@@ -174,6 +174,17 @@ def test_compiled_once(monkeypatch):
     assert len(made) == 4
 
 
+def test_frozen_weights():
+    """Whichever weights require a gradient: more patterns than PyTorch compiles of one function by default."""
+    f = Net(hidden=3)
+    for frozen in range(10):
+        weights = list(f.parameters())
+        for i, weight in enumerate(weights):
+            weight.requires_grad_(not frozen >> i & 1)
+        wanted = [weight for weight in weights if weight.requires_grad]
+        assert_same(f, start(), wanted, method="heun_euler", n_steps=2)
+
+
 def test_under_autocast():
     f = Net(dtype=torch.float32)
     y0 = start(dtype=torch.float32)

@@ -303,3 +303,13 @@ def test_the_object_takes_the_name_s_defaults():
     one, two = (case.gradients(g, rtol=1e-4) for g in ("adjoint", torchaca.Adjoint()))
     assert max(differences(one, two).values()) == 0.0
     assert torch.isfinite(loss_of(case.solve("adjoint").ys))
+
+
+def test_a_segment_starts_with_the_size_that_the_steps_had_grown_to():
+    """Between outputs that lie closer than the steps are long, one step each; the first few have to grow."""
+    k = torch.tensor(1.0, dtype=DOUBLE, requires_grad=True)
+    times = torch.linspace(0, 1, 41, dtype=DOUBLE)
+    sol = solve(lambda t, y: -k * y, torch.ones(2, dtype=DOUBLE), times, gradient="adjoint", dt0=1e-3)
+    sol.ys.sum().backward()
+    assert 40 <= sol.stats.accepted_backward <= 44
+    assert sol.stats.rejected_backward == 0

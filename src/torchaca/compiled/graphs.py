@@ -43,13 +43,15 @@ def in_steps(p: Problem, f: Dynamics, gradient: Gradient, mode: str, transformed
 class Kind:
     """Which graph of a step: what it is given, and what it has to find.
 
-    `begun`: f(t0, y0) is known; `whole`: also the stages that only the error estimate needs, and the estimate.
+    `begun`: f(t0, y0) is known; `whole`: also the stages that only the error estimate needs, and the estimate;
+    `wanted` are those of its tensors that require a gradient.
     """
 
     method: RungeKutta = field(hash=False)
     begun: bool
     whole: bool
     differentiated: bool
+    wanted: tuple[bool, ...]
     ambience: Ambience
     cuda_graph: bool
 
@@ -100,28 +102,31 @@ class Steps:
         if not self.given_up:
             try:
                 assert isinstance(p.f, Dynamics)
-                kind = self._kind(p, f0 is not None)
-                return GraphedStep(self.method, p.f, (t0, t1), y0, self._found(kind, p.f, t0, t1, y0, f0))
+                found = self._found(p, p.f, (t0, t1), y0, [] if f0 is None else [f0])
+                return GraphedStep(self.method, p.f, (t0, t1), y0, found)
             except CannotCompile as reason:
                 self.given_up = True
                 warn(f"compile={self.mode!r}: {reason}; this solve runs without graphs")
         return self.method.step(p.f, t0, t1, y0, f0)
 
-    def _kind(self, p: Problem, begun: bool) -> Kind:
-        """An adaptive search asks for errors; replays do not, and no replay of an FSAL method is given f0."""
-        differentiated = torch.is_grad_enabled()
-        searches = isinstance(p.control, Adaptive) and (begun or not self.method.fsal)
-        whole = searches and not differentiated
-        return Kind(self.method, begun, whole, differentiated, self.here, self.mode == CUDA_GRAPHS)
-
-    def _found(self, kind: Kind, f: Dynamics, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None) -> Found:
-        seen = self.seen = self.seen or self._captured(t0, y0)
-        times = [_on_device(t, y0.device) for t in (t0, t1)]
-        known = [] if f0 is None else [f0]
-        y1, *others = _called(seen, kind, f.time_dtype, *times, y0, known, self._inputs(seen, f))
+    def _found(
+        self, p: Problem, f: Dynamics, span: tuple[Time, Time], y0: Tensor, known: Sequence[Tensor]
+    ) -> Found:
+        seen = self.seen = self.seen or self._captured(span[0], y0)
+        t0, t1 = (_on_device(t, y0.device) for t in span)
+        inputs = self._inputs(seen, f)
+        kind = self._kind(p, bool(known), (t0, t1, y0, *known, *inputs))
+        y1, *others = _called(seen, kind, f.time_dtype, t0, t1, y0, known, inputs)
         error = others.pop(0) if kind.whole else None
         f.stats.nfe += len(others)
         return Found(y1, error, [*known, *others])
+
+    def _kind(self, p: Problem, begun: bool, tensors: Sequence[Tensor]) -> Kind:
+        """An adaptive search asks for errors; replays do not, and no replay of an FSAL method is given f0."""
+        differentiated = torch.is_grad_enabled()
+        searches = isinstance(p.control, Adaptive) and (begun or not self.method.fsal)
+        whole, wanted = searches and not differentiated, tuple(x.requires_grad for x in tensors)
+        return Kind(self.method, begun, whole, differentiated, wanted, self.here, self.mode == CUDA_GRAPHS)
 
     def _captured(self, t: Time, y: Tensor) -> Capture:
         """f as a graph; and which of the tensors that it reads are among its arguments, which replays exchange."""
