@@ -92,9 +92,16 @@ def test_an_argument_that_f_captures_as_well():
 
 @interpreted
 def test_a_captured_tensor_with_a_history():
+    """As a captured tensor it is for the eager loop, as an argument it is not."""
     rate = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
     square = rate * rate
-    assert_same(lambda t, y: torch.sin(square * y) * t, start(), (rate, square))
+    y0 = start().requires_grad_()
+    with pytest.warns(UserWarning, match="f captures a tensor computed from others"):
+        sol = solve(lambda t, y: torch.sin(square * y) * t, y0, [0.0, 1.0], compile="steps")
+    grads = torch.autograd.grad(sol.ys[-1].sum(), (y0, rate), retain_graph=True)
+    f = lambda t, y, k: torch.sin(k * y) * t  # noqa: E731
+    sol = solve(f, y0, [0.0, 1.0], args=(square,), compile="steps")
+    torch.testing.assert_close(torch.autograd.grad(sol.ys[-1].sum(), (y0, rate)), grads)
 
 
 @interpreted
@@ -174,15 +181,38 @@ def test_compiled_once(monkeypatch):
     assert len(made) == 4
 
 
-def test_frozen_weights():
-    """Whichever weights require a gradient: more patterns than PyTorch compiles of one function by default."""
+def test_a_solution_that_is_differentiated_twice():
+    """ACA's replays are new each time; of kept graphs PyTorch says what to do."""
+    f = Net()
+    assert_same(f, start(), tuple(f.parameters()), method="heun2", n_steps=3)  # `both` retains the graph
+    ys = solve(f, start(), [0.0, 1.0], method="heun2", n_steps=3, compile="steps", gradient="direct").ys
+    with pytest.raises(RuntimeError, match="retain_graph=False"):
+        loss_of(ys).backward(retain_graph=True)
+    ys = solve(f, start(), [0.0, 1.0], method="heun2", n_steps=3, compile="steps").ys
+    (grad,) = torch.autograd.grad(loss_of(ys), f.net[0].bias, create_graph=True)
+    with pytest.raises(RuntimeError, match="create_graph=False"):
+        grad.sum().backward()
+
+
+def test_whatever_requires_gradients():
+    """A graph for each case: none of them is compiled a second time, which PyTorch does a few times only."""
     f = Net(hidden=3)
-    for frozen in range(10):
-        weights = list(f.parameters())
-        for i, weight in enumerate(weights):
-            weight.requires_grad_(not frozen >> i & 1)
-        wanted = [weight for weight in weights if weight.requires_grad]
-        assert_same(f, start(), wanted, method="heun_euler", n_steps=2)
+
+    def check(y0, times, wanted):
+        found = []
+        for how in (False, "steps"):
+            ys = solve(f, y0, times, method="euler", n_steps=3, gradient="direct", compile=how).ys
+            found.append(torch.autograd.grad(loss_of(ys), wanted))
+        torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for i in (None, 0):
+            for n, weight in enumerate(f.parameters()):
+                weight.requires_grad_(n != i)
+            check(start(), [0.0, 1.0], [weight for weight in f.parameters() if weight.requires_grad])
+        times = torch.tensor([0.0, 1.0], dtype=DOUBLE, requires_grad=True)
+        for y0 in (start(), start().requires_grad_()):
+            check(y0, times, [times])
 
 
 def test_under_autocast():

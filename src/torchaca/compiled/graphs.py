@@ -44,7 +44,7 @@ class Kind:
     """Which graph of a step: what it is given, and what it has to find.
 
     `begun`: f(t0, y0) is known; `whole`: also the stages that only the error estimate needs, and the estimate;
-    `wanted` are those of its tensors that require a gradient.
+    `wanted`: which of times, y0 and f0 require a gradient; for the tensors that f reads, `Field` is made so.
     """
 
     method: RungeKutta = field(hash=False)
@@ -114,9 +114,8 @@ class Steps:
     ) -> Found:
         seen = self.seen = self.seen or self._captured(span[0], y0)
         t0, t1 = (_on_device(t, y0.device) for t in span)
-        inputs = self._inputs(seen, f)
-        kind = self._kind(p, bool(known), (t0, t1, y0, *known, *inputs))
-        y1, *others = _called(seen, kind, f.time_dtype, t0, t1, y0, known, inputs)
+        kind = self._kind(p, bool(known), (t0, t1, y0, *known))
+        y1, *others = _called(seen, kind, f.time_dtype, t0, t1, y0, known, self._inputs(seen, f))
         error = others.pop(0) if kind.whole else None
         f.stats.nfe += len(others)
         return Found(y1, error, [*known, *others])
@@ -133,6 +132,13 @@ class Steps:
         seen = capture(self.f, self.f.time(t).detach(), y, evaluates=False)
         leaves = [id(x) for x in pytree.tree_leaves(self.f.args)]
         self.places = [leaves.index(id(x)) if id(x) in leaves else None for x in seen.inputs]
+        if any(
+            x.grad_fn is not None and place is None for x, place in zip(seen.inputs, self.places, strict=True)
+        ):
+            # Its replays would keep their graphs, which PyTorch's compiled backward passes refuse.
+            raise CannotCompile(
+                "f captures a tensor that was computed from others, which args=(tensor, ...) can be"
+            )
         return seen
 
     def _inputs(self, seen: Capture, f: Dynamics) -> list[Tensor]:
