@@ -137,7 +137,7 @@ class Steps:
         ):
             # Its replays would keep their graphs, which PyTorch's compiled backward passes refuse.
             raise CannotCompile(
-                "f captures a tensor that was computed from others, which args=(tensor, ...) can be"
+                "f captures a tensor computed from others (hand it over with args=(tensor, ...))"
             )
         return seen
 
