@@ -21,6 +21,19 @@ class Net(nn.Module):
         return self.gain * self.scale * self.net(y) * torch.cos(t) - 0.2 * y
 
 
+class Conv(nn.Module):
+    """A convolution with a parametrization, and batch normalisation in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3, padding=1))
+        self.norm = nn.BatchNorm2d(3).eval()
+        self.norm.running_mean.normal_()
+
+    def forward(self, t, y):
+        return torch.relu(self.norm(self.conv(y))) - t * y
+
+
 def loss_of(ys):
     return sum(leaf.square().sum() for leaf in torch.utils._pytree.tree_leaves(ys))
 

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from compiled_helpers import Net, assert_equal, both, loss_of
+from compiled_helpers import Conv, Net, assert_equal, both, loss_of
 from torch import nn
 
 import torchaca
@@ -48,17 +48,6 @@ def test_empty_states(gradient):
         grad_y, grad_k = torch.autograd.grad(sol.ys.sum(), (y0, k))
         assert grad_y.shape == (0, 2)
         assert grad_k == 0
-
-
-class Conv(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3, padding=1))
-        self.norm = nn.BatchNorm2d(3).eval()
-        self.norm.running_mean.normal_()
-
-    def forward(self, t, y):
-        return torch.relu(self.norm(self.conv(y))) - t * y
 
 
 @GRADIENTS

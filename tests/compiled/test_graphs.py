@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from compiled_helpers import Net, assert_equal, both, loss_of
+from compiled_helpers import Conv, Net, assert_equal, both, loss_of
 from torch import nn
 
 import torchaca
@@ -82,6 +82,13 @@ def test_nested_states_and_arguments():
 
     y0 = {"a": start(), "b": torch.tensor(1.0, dtype=DOUBLE)}
     assert_same(f, y0, (weight, rate, shift), args=(rate, {"shift": [shift, 3]}))
+
+
+@interpreted
+def test_convolutions_with_buffers_and_parametrizations():
+    f = Conv().double().eval()
+    y0 = start(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    assert_same(f, y0, tuple(f.parameters()), method="heun_euler", rtol=1e-2)
 
 
 @interpreted
