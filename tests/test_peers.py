@@ -4,13 +4,14 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
 import torchaca as aca
-from benchmarks.peers import growth, measure, page, targets
+from benchmarks.peers import growth, measure, page, targets, worker
 from benchmarks.peers.__main__ import check_device
 from benchmarks.peers.contestants import COMPILED, CONTESTANTS, KEPT
 from benchmarks.peers.fields_torch import field_of
@@ -67,24 +68,42 @@ print(json.dumps(out))
 
 def test_a_worker_that_fails_or_dies_is_a_reason_and_not_the_end():
     w = workloads()["three-body"]
-    worker = Process("torchaca", patience=60)
+    process = Process("torchaca", patience=60)
     try:
-        refused = worker.ask("setup", w, {"gradient": "no such gradient"}, "cpu")
+        refused = process.ask("setup", w, {"gradient": "no such gradient"}, "cpu")
         assert isinstance(refused, Refusal)
         assert "KeyError" in refused.reason
-        worker.worker.kill()
-        assert isinstance(worker.ask("versions"), Refusal)
-        assert worker.ask("versions")["torch"] == torch.__version__  # a new one
+        process.worker.kill()
+        assert isinstance(process.ask("versions"), Refusal)
+        assert process.ask("versions")["torch"] == torch.__version__  # a new one
     finally:
-        worker.end()
+        process.end()
+
+
+class Slower:
+    """A contestant whose first step takes longest."""
+
+    def __init__(self, seconds):
+        self.seconds = iter(seconds)
+
+    def train(self):
+        spent = next(self.seconds)
+        time.sleep(spent)
+        return spent / 2, spent
+
+
+def test_a_turn_is_the_median_of_its_steps():
+    assert worker.turn(Slower([0.2]), 0.1) == (0.1, 0.2)
+    forward, total = worker.turn(Slower([0.03, *[0.01] * 20]), 0.1)
+    assert (forward, total) == (0.005, 0.01)
 
 
 def test_a_worker_that_takes_too_long_is_given_up():
-    worker = Process("torchaca", patience=0.01)
-    reply = worker.ask("versions")
+    process = Process("torchaca", patience=0.01)
+    reply = process.ask("versions")
     assert isinstance(reply, Refusal)
     assert "no answer" in reply.reason
-    assert worker.worker is None
+    assert process.worker is None
 
 
 def test_the_floor_counts_every_call_once():

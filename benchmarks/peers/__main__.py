@@ -41,9 +41,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--contestants", nargs="+", choices=list(MODULES), default=list(MODULES), metavar="LIBRARY"
     )
-    made.add_argument(
-        "--rounds", type=int, default=51, help="at most so many training steps each (default 51)"
-    )
+    made.add_argument("--rounds", type=int, default=51, help="at most so many turns each (default 51)")
     made.add_argument(
         "--seconds", type=float, default=15.0, help="start no round of a workload after (default 15)"
     )

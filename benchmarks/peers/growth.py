@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .contestants import Contestant
+from .measure import TURN
 from .process import Process
 from .protocol import Refusal
 from .workloads import Workload, with_batch, workloads
@@ -71,6 +72,6 @@ def _point(worker: Process, contestant: Contestant, w: Workload, axis: str, devi
     if isinstance(worker.ask("setup", w, dict(contestant.variant), device), Refusal):
         return None
     counts = worker.ask("result").counts
-    times = [worker.ask("train")[1] for _ in range(REPEATS)]
+    times = [worker.ask("turn", TURN)[1] for _ in range(REPEATS)]
     size = counts.accepted if axis == "accepted steps" else len(w.y0)
     return Point(size, counts.forward + (counts.backward or 0), statistics.median(times))

@@ -18,6 +18,7 @@ from .protocol import Refusal
 from .workloads import Arrays, Counts, Result, Workload
 
 NOTHING = Counts()
+TURN = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ def measure(
 
 
 def rounds(w: Workload, workers: Mapping[Contestant, Process], plan: Plan) -> dict[Contestant, list[Any]]:
-    """`(forward, total)` seconds of interleaved training steps."""
+    """`(forward, total)` seconds of training steps, in turns; see `worker.turn`."""
     times: dict[Contestant, list[Any]] = {c: [] for c in workers}
     end = time.monotonic() + plan.seconds
     done = 0
     while done < plan.rounds and (done < plan.least or time.monotonic() < end):
         for contestant, worker in workers.items():
-            times[contestant].append(worker.ask("train"))
+            times[contestant].append(worker.ask("turn", TURN))
         done += 1
     say(f"{w.name}: {done} rounds")
     return times
