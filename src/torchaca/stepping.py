@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -40,12 +40,11 @@ def steps(p: Problem, through_search: bool = False) -> Generator[Step, None, flo
         When the solve cannot go on.
     """
     if isinstance(p.control, FixedSteps):
-        yield from march(p, p.control.times(p.ts))
-        return None
-    return (yield from search(p, p.control, through_search))
+        return march(p, p.control.times(p.ts))
+    return search(p, p.control, through_search)
 
 
-def march(p: Problem, boundaries: Sequence[Time]) -> Iterator[Step]:
+def march(p: Problem, boundaries: Sequence[Time]) -> Generator[Step, None, None]:
     """Steps between given times, without looking at errors and without reading the device."""
     y, start, f0 = p.y0, p.y0, p.f0
     for t0, t1 in pairwise(boundaries):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._dynamo import config as dynamo_config
-from torch._dynamo import exc
+from torch._dynamo import exc, maybe_mark_dynamic
 from torch.utils import _pytree as pytree
 
 from ..dynamics import Dynamics
@@ -66,6 +66,37 @@ class Capture:
     value: Tensor
     sizes: frozenset[int]
     recorded: Recorded | None = None
+
+    def call(
+        self, place: Any, build: Callable[[], Callable[..., Any]], *args: Any, dynamic: bool = True
+    ) -> Any:
+        """Call what is compiled for f at that place; it is built and compiled first where it has not been.
+
+        `dynamic`: for all sizes of those dimensions whose sizes may change.
+
+        Raises
+        ------
+        CannotCompile
+            Where the compiler fails, now or before: another attempt would take as long.
+        """
+        loops = self.field.loops
+        if place in loops:
+            if isinstance(loops[place], str):
+                raise CannotCompile(loops[place])
+            return loops[place](*args)
+        made = build()
+        for x in pytree.tree_leaves(args) if dynamic else ():
+            for dim, size in enumerate(x.shape):
+                if size in self.sizes:
+                    maybe_mark_dynamic(x, dim)
+        try:
+            with settings():
+                out = made(*args)
+        except Exception as error:
+            loops[place] = f"the compiler failed ({first_line(error)})"
+            raise CannotCompile(loops[place]) from error
+        loops[place] = made
+        return out
 
 
 @dataclass(frozen=True)

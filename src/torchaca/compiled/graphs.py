@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import maybe_mark_dynamic
 from torch.utils import _pytree as pytree
 
 from ..control import Adaptive
@@ -24,7 +23,7 @@ from ..methods import RungeKutta
 from ..methods.runge_kutta import RungeKuttaStep
 from . import compiler
 from .door import CUDA_GRAPHS, refuse_steps
-from .field import CannotCompile, Capture, Field, capture, first_line, settings
+from .field import CannotCompile, Capture, Field, capture
 
 
 def in_steps(p: Problem, f: Dynamics, gradient: Gradient, mode: str, transformed: bool) -> Problem:
@@ -115,7 +114,9 @@ class Steps:
         seen = self.seen = self.seen or self._captured(span[0], y0)
         t0, t1 = (_on_device(t, y0.device) for t in span)
         kind = self._kind(p, bool(known), (t0, t1, y0, *known))
-        y1, *others = _called(seen, kind, f.time_dtype, t0, t1, y0, known, self._inputs(seen, f))
+        y1, *others = seen.call(
+            kind, lambda: _graph(seen.field, kind, f.time_dtype), t0, t1, y0, known, self._inputs(seen, f)
+        )
         error = others.pop(0) if kind.whole else None
         f.stats.nfe += len(others)
         return Found(y1, error, [*known, *others])
@@ -155,35 +156,6 @@ def _on_device(t: Time, device: torch.device) -> Tensor:
     if isinstance(t, Tensor):
         return t.to(device, torch.float64)
     return torch.full((), t, dtype=torch.float64, device=device)
-
-
-def _called(seen: Capture, kind: Kind, time_dtype: torch.dtype, *args: Any) -> Sequence[Tensor]:
-    """The graph of that kind on these arguments; it is compiled first where it has not been.
-
-    Raises
-    ------
-    CannotCompile
-        Where the compiler fails.
-    """
-    loops = seen.field.loops
-    graph = loops.get(kind)
-    if isinstance(graph, str):
-        raise CannotCompile(graph)
-    if graph is not None:
-        return graph(*args)
-    graph = _graph(seen.field, kind, time_dtype)
-    for x in pytree.tree_leaves(args):
-        for dim, size in enumerate(x.shape):
-            if size in seen.sizes:
-                maybe_mark_dynamic(x, dim)
-    try:
-        with settings():
-            values = graph(*args)
-    except Exception as error:
-        loops[kind] = f"the compiler failed ({first_line(error)})"
-        raise CannotCompile(loops[kind]) from error
-    loops[kind] = graph
-    return values
 
 
 def _graph(field: Field, kind: Kind, time_dtype: torch.dtype) -> Callable[..., Sequence[Tensor]]:

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import maybe_mark_dynamic
-from torch.utils import _pytree as pytree
 
 from ..control import Adaptive, FixedSteps
 from ..core import Problem, Time, value
@@ -118,22 +116,7 @@ class Run:
         CannotCompile
             Where the compiler fails.
         """
-        loops, place = self.capture.field.loops, (self.spec, key)
-        if place in loops:
-            return loops[place](*args)
-        loop = build()
-        for x in pytree.tree_leaves(args):
-            for dim, size in enumerate(x.shape):
-                if size in self.capture.sizes and self.spec.kept is None:
-                    maybe_mark_dynamic(x, dim)
-        try:
-            with settings():
-                out = loop(*args)
-        except Exception as error:
-            loops[place] = _failing(f"the compiler failed ({first_line(error)})")
-            return loops[place]()
-        loops[place] = loop
-        return out
+        return self.capture.call((self.spec, key), build, *args, dynamic=self.spec.kept is None)
 
 
 class Forward:
@@ -282,15 +265,6 @@ def _limits(p: Problem, control: Adaptive, stop: float, reach: float) -> Tensor:
         fallback=max(control.dt_min, 1e-6 * span),
     )
     return torch.tensor([*vars(limits).values()], dtype=DOUBLE)
-
-
-def _failing(reason: str) -> Callable[..., Any]:
-    """Instead of a loop that could not be compiled: another attempt would take as long."""
-
-    def fail(*args: Any) -> Any:
-        raise CannotCompile(reason)
-
-    return fail
 
 
 def beside(t: float, other: float, dtype: torch.dtype) -> Tensor:

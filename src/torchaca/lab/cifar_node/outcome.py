@@ -45,7 +45,7 @@ def main(run: Run, settings: Settings, console: Console, kind: Kind) -> Report:
         waiting.remove(row.name)
         if run.writes:
             found.append(result(run, console, row, module, test))
-            if row == compared(settings) and found[-1]["epochs"] == settings.epochs:
+            if row == first_node(settings) and found[-1]["epochs"] == settings.epochs:
                 cases = {DISTANCES: partial(gradient_distances, module, train)}
                 measure(run, console, "distances of gradients", cases)
     if not run.writes:
@@ -53,7 +53,7 @@ def main(run: Run, settings: Settings, console: Console, kind: Kind) -> Report:
     return report(run, settings, data, (train, test), found)
 
 
-def compared(settings: Settings) -> Row | None:
+def first_node(settings: Settings) -> Row | None:
     """The row at whose weights the gradient methods are compared: the first NODE18."""
     return next((row for row in rows(settings) if row.model == "node18"), None)
 
@@ -137,7 +137,7 @@ def report(
         plot_evaluations(found, run.folder / "evaluations.png")
         tables.insert(1, solver_table(ode, data.kind, notes=[]))
     distances = [line for line in run.of(DISTANCES) if "failed" not in line]
-    if distances and (row := compared(settings)):
+    if distances and (row := first_node(settings)):
         tables.append(distance_table(distances[0], settings, row.name))
     about = {"data": data.source, "standard": data.standard, "gradient_distances": distances}
     return Report(tables, plots, {**about, "models": kinds})

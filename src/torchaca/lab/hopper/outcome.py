@@ -100,12 +100,12 @@ def train_rows(
         if name == settings.gradient[0] and seed == 0 and "mse" in rows[-1]:
             plots.update(reconstructions(run, made, data[seed], name))
             if rows[-1]["epochs"] == settings.epochs:
-                compared = {
+                measurements = {
                     f"gradients {fraction:.0%}": lambda made=made: gradient_distances(
                         settings, data[0], made, 0
                     )
                 }
-                measure(run, console, "distances of gradients", compared)
+                measure(run, console, "distances of gradients", measurements)
     return rows, plots
 
 
