@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchaca.control import Adaptive
+from torchaca.control import Adaptive, Numbers
 from torchaca.core import Carrying, Problem, Stats, Time, Times
 
 
@@ -117,7 +117,7 @@ class ScriptedControl:
             return self.shrink
         return 1.0 if after_rejection else self.grow
 
-    def initial_step(self, p: Problem, f0: Tensor) -> Tensor:
+    def initial_step(self, p: Problem, f0: Tensor, numbers: Numbers) -> Tensor:
         return torch.tensor(0.125, dtype=torch.float64)
 
     stops = Adaptive.stops

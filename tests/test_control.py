@@ -12,7 +12,7 @@ from stubs import Counted, problem
 from torch import Tensor
 
 from torchaca import I_CONTROL, METHODS, PI_CONTROL, PID, PID_CONTROL, Adaptive, FixedSteps, solve
-from torchaca.control import TINY_RATIO
+from torchaca.control import TINY_RATIO, as_they_are, on_host
 from torchaca.core import Times
 
 
@@ -228,13 +228,30 @@ def test_first_step_size_is_hairer_s(name, method):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0), (5.0, 5.0 + 1e-4), (-1e4, 1e4)])
-def test_first_step_size_is_positive_finite_and_looks_no_further_than_the_span(t0, t1, dtype, y0, slope):
+@pytest.mark.parametrize("numbers", [as_they_are, on_host])
+def test_first_step_size_is_positive_finite_and_looks_no_further_than_the_span(
+    numbers, t0, t1, dtype, y0, slope
+):
     control = Adaptive()
     f = Counted(lambda t, y: torch.full_like(y, slope) * (1 + 0 * y))
     q = problem(f, (t0, t1), METHODS["dopri5"], control, torch.full((2,), y0, dtype=dtype))
-    chosen = control.initial_step(q, f(t0, q.y0)).item()
+    chosen = float(control.initial_step(q, f(t0, q.y0), numbers))
     assert 0 < chosen < math.inf
     assert min(t0, t1) <= torch.tensor(f.times[-1]).item() <= max(t0, t1) * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("jump", [1.0, 1e12, math.nan, math.inf])
+@pytest.mark.parametrize("slope", [0.0, 1e-30, 1.0, 1e200, math.inf, math.nan])
+@pytest.mark.parametrize("y0", [0.0, 1.0, math.nan])
+def test_the_first_step_size_is_the_same_on_the_host(y0, slope, jump):
+    """`jump`: the factor between the two evaluations of f."""
+    sizes = []
+    for numbers in (as_they_are, on_host):
+        f = Counted(lambda t, y: torch.full_like(y, slope * (jump if float(t) > 0 else 1.0)))
+        q = problem(f, (0.0, 1.0), METHODS["dopri5"], Adaptive(), torch.full((2,), y0, dtype=DOUBLE))
+        sizes.append(float(Adaptive().initial_step(q, f(0.0, q.y0), numbers)))
+        assert len(f.times) == 2
+    assert sizes[1] == pytest.approx(sizes[0], rel=1e-14, nan_ok=True)
 
 
 def test_the_first_step_looks_no_further_than_the_first_stop_and_dt_max():

@@ -21,12 +21,24 @@ from .core import Problem, Step, Time, Times, VectorField
 from .state import rms
 
 Norm = Callable[[Tensor], Tensor]
+Numbers = Callable[..., Sequence[Any]]
+"""What of 0-dim tensors arithmetic goes on with: the tensors themselves, or numbers `on_host`."""
 TINY_RATIO = 1e-10  # a ratio of zero asks for no more than the largest factor; powers of it stay finite
 
 
 def largest(x: Tensor) -> Tensor:
     """The largest absolute value, 0-dim and real; zero where there is no entry."""
     return x.abs().amax() if x.numel() else x.real.sum()
+
+
+def as_they_are(*tensors: Tensor) -> Sequence[Tensor]:
+    """The 0-dim tensors."""
+    return tensors
+
+
+def on_host(*tensors: Tensor) -> Sequence[float]:
+    """The values of 0-dim tensors, in one read of the device."""
+    return [tensors[0].item()] if len(tensors) == 1 else torch.stack(tensors).tolist()
 
 
 NORMS: dict[str, Norm] = {"rms": rms, "max": largest}
@@ -163,33 +175,47 @@ class Adaptive:
             return torch.where(after_rejection, factor.clamp(max=1.0), factor)
         return _clip(factor, self.factor_min, 1.0 if after_rejection else self.factor_max)
 
-    def initial_step(self, p: Problem, f0: Tensor) -> Tensor:
-        """Hairer's first step size as a positive 0-dim tensor (one evaluation of f, inside [t0, t1])."""
+    def initial_step(self, p: Problem, f0: Tensor, numbers: Numbers = as_they_are) -> Any:
+        """Hairer's first step size, positive (one evaluation of f, inside [t0, t1]); as `guessed_step`."""
         span = min(abs(stop - p.ts.values[0]) for stop in self.stops(p.ts))
         reach = min(0.5 * span, self.dt_max)  # halfway: neither rounding nor a jump is reached
-        return self.guessed_step(p.f, p.ts[0], p.y0, f0, p.ts.sign, reach, p.method.order)
+        return self.guessed_step(p.f, p.ts[0], p.y0, f0, p.ts.sign, reach, p.method.order, numbers)
 
     def guessed_step(
-        self, f: VectorField, t0: Time, y0: Tensor, f0: Tensor, sign: Any, reach: Any, order: int
-    ) -> Tensor:
-        """The same from numbers or tensors; f is evaluated not further than `reach` from t0."""
+        self,
+        f: VectorField,
+        t0: Time,
+        y0: Tensor,
+        f0: Tensor,
+        sign: Any,
+        reach: Any,
+        order: int,
+        numbers: Numbers = as_they_are,
+    ) -> Any:
+        """The same from numbers or tensors; f is evaluated not further than `reach` from t0.
+
+        The size is computed with the `numbers` of norms: on the host that takes a hundredth of the time.
+        """
         norm, scale = self._relative_to(y0.abs())
-        d0, d1 = (torch.as_tensor(norm(x / scale)) for x in (y0, f0))
+
+        def relative(x: Tensor) -> Tensor:
+            return torch.as_tensor(norm(x / scale))
+
+        d0, d1 = numbers(relative(y0), relative(f0))
         small = (d0 < 1e-5) | (d1 < 1e-5)
-        guess = 0.01 * d0 / torch.where(small, 1.0, d1)  # no nan in the branch not taken
-        h0 = torch.where(small, 1e-6, guess)
-        h0 = h0.clamp(max=reach)
+        guess = 0.01 * d0 / _where(small, 1.0, d1)  # no nan in the branch not taken
+        h0 = _at_most(_at_least(_where(small, 1e-6, guess), math.ulp(0.0)), reach)
         h = sign * h0
-        y1 = y0 + h.to(scale.dtype) * f0
-        f1 = f(t0 + (h.double() if h.device.type == "cpu" else h), y1)
-        d2 = torch.as_tensor(norm((f1 - f0) / scale)) / h0
-        steepest = torch.maximum(d1, d2)
-        h1 = torch.where(
+        y1 = y0 + (h.to(scale.dtype) if isinstance(h, Tensor) else h) * f0
+        f1 = f(t0 + (h.double() if isinstance(h, Tensor) and h.device.type == "cpu" else h), y1)
+        (change,) = numbers(relative(f1 - f0))
+        steepest = _at_least(change / h0, d1)
+        h1 = _where(
             steepest <= 1e-15,
-            torch.clamp(h0 * 1e-3, min=1e-6),
-            (0.01 / steepest.clamp(min=1e-15)) ** (1.0 / order),
+            _at_least(h0 * 1e-3, 1e-6),
+            (0.01 / _at_least(steepest, 1e-15)) ** (1.0 / order),
         )
-        return torch.minimum(100 * h0, h1)
+        return _at_most(h1, 100 * h0)
 
     def stops(self, ts: Times) -> list[float]:
         """The times where a step has to end: jumps and stops inside the span, and its end."""
@@ -250,8 +276,21 @@ class FixedSteps:
         return self.times(ts)[: len(taken)]
 
 
-def _at_least(x: Any, low: float) -> Any:
+# Arithmetic on host numbers and on tensors. nan comes through where it is the first argument: max(nan, x) is nan.
+
+
+def _at_least(x: Any, low: Any) -> Any:
     return x.clamp(min=low) if isinstance(x, Tensor) else max(x, low)
+
+
+def _at_most(x: Any, high: Any) -> Any:
+    return x.clamp(max=high) if isinstance(x, Tensor) else min(x, high)
+
+
+def _where(condition: Any, yes: Any, no: Any) -> Any:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
 
 
 def _clip(x: Any, low: float, high: float) -> Any:

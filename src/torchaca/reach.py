@@ -58,6 +58,8 @@ def reach(root: Callable[..., Any], args: tuple[Any, ...] = ()) -> Reach:
         visited.add(id(thing))
         if isinstance(thing, Tensor):
             tensors.append((path, thing))
+        elif isinstance(thing, nn.Module):  # before the others: of a network, it is nearly everything
+            pending.extend(_module_parts(path, thing))
         elif isinstance(thing, CLOSED):
             blind = True
         else:
@@ -82,8 +84,6 @@ def _parts(path: Path, thing: Any) -> Iterator[tuple[Path, Any]]:
             yield from (((path, "[", i, "]"), value) for i, value in enumerate(thing))
     elif isinstance(thing, types.SimpleNamespace):
         yield from (((path, ".", key), value) for key, value in vars(thing).items())
-    elif isinstance(thing, nn.Module):
-        yield from _module_parts(path, thing)
     elif isinstance(thing, type):
         if thing.__module__.split(".")[0] not in OPAQUE_PACKAGES:
             yield from (((path, ".", k), v) for k, v in vars(thing).items() if isinstance(v, Tensor))
@@ -107,7 +107,9 @@ def _module_parts(path: Path, module: nn.Module) -> Iterator[tuple[Path, Any]]:
     for kind in ("_parameters", "_buffers", "_modules"):
         for key, part in own.get(kind, {}).items():
             yield (path, ".", key), part
-    yield from [((path, ".", key), value) for key, value in own.items() if key not in MODULE_INTERNALS]
+    for key, value in own.items():
+        if key not in MODULE_INTERNALS and not isinstance(value, PLAIN):
+            yield (path, ".", key), value
     yield path, getattr(type(module), "forward", None)  # a ScriptModule has none
 
 

@@ -20,6 +20,10 @@ from torch import Tensor
 from ..core import Time, VectorField, combined, has_lanes, value
 
 Row = tuple[Fraction, ...]
+Terms = list[tuple[int, float]]
+"""Indices of stages and their weights."""
+Mean = tuple[float, int, Terms]
+"""`w (k_i + sum_j r_j k_j)` as w, i and all (j, r_j)."""
 
 
 def parse_row(text: str) -> Row:
@@ -86,9 +90,10 @@ class RungeKutta:
     f1_index: int | None = field(init=False)
     # The same numbers as floats, without zeros: what a step reads.
     _c: list[float] = field(init=False, repr=False, compare=False)
-    _a: list[list[tuple[int, float]]] = field(init=False, repr=False, compare=False)
-    _b: list[tuple[int, float]] = field(init=False, repr=False, compare=False)
-    _e: list[tuple[int, float]] = field(init=False, repr=False, compare=False)
+    _a: list[Terms] = field(init=False, repr=False, compare=False)
+    _a_means: list[Mean] = field(init=False, repr=False, compare=False)
+    _b: Mean = field(init=False, repr=False, compare=False)
+    _e: Mean = field(init=False, repr=False, compare=False)
     _p: Tensor = field(init=False, repr=False, compare=False)
     _degrees: Tensor = field(init=False, repr=False, compare=False)
 
@@ -104,11 +109,12 @@ class RungeKutta:
         put(self, "f1_index", self._f1_index())
         put(self, "_c", [float(c) for c in self.nodes])
         put(self, "_a", [_terms(row) for row in self.matrix])
-        put(self, "_b", _largest_first(_terms(self.weights)))
+        put(self, "_a_means", [_mean(terms) for terms in self._a])
+        put(self, "_b", _mean(_largest_first(_terms(self.weights))))
         difference = (
             [b - e for b, e in zip(self.weights, self.embedded, strict=True)] if self.embedded else []
         )
-        put(self, "_e", _largest_first(_terms(difference)))
+        put(self, "_e", _mean(_largest_first(_terms(difference))))
         degree = len(self.polynomials[0])
         put(
             self,
@@ -206,14 +212,22 @@ def _split(h: Time, y: Tensor) -> tuple[Time | None, Tensor | None]:
     return number, (h - number).to(y.device, dtype)
 
 
-def _terms(row: Sequence[Fraction]) -> list[tuple[int, float]]:
+def _terms(row: Sequence[Fraction]) -> Terms:
     """The non-zero entries as (index, float)."""
     return [(i, float(x)) for i, x in enumerate(row) if x]
 
 
-def _largest_first(terms: list[tuple[int, float]]) -> list[tuple[int, float]]:
+def _largest_first(terms: Terms) -> Terms:
     """So that `_weighted` multiplies with nothing above 1."""
     return sorted(terms, key=lambda term: -abs(term[1]))
+
+
+def _mean(terms: Terms) -> Mean:
+    """`sum_i w_i k_i` as `_weighted` takes it."""
+    if not terms:
+        return 0.0, 0, []
+    (first, weight), *rest = terms
+    return weight, first, [(i, w / weight) for i, w in rest]
 
 
 def fraction(t0: Time, t1: Time, times: Sequence[Time]) -> Tensor:
@@ -269,7 +283,7 @@ class RungeKuttaStep:
         """`y + h weight slope`."""
         if self._h is None:
             return torch.addcmul(y, cast("Tensor", self._dh), slope, value=weight)
-        return self._with_dh(_plus(y, slope, self._h * weight), weight, slope)
+        return self._with_dh(_plus_all(y, (slope,), [(0, weight)], self._h), weight, slope)
 
     def _increment(self, weight: float, slope: Tensor) -> Tensor:
         """`h weight slope`."""
@@ -291,20 +305,15 @@ class RungeKuttaStep:
         return self.t0 + c * (self.t1 - self.t0)
 
     def _stage(self, i: int) -> Tensor:
-        c, terms, ks = self.method._c[i], self.method._a[i], self._ks
-        t = self._time(c)
-        if i == self.method.f1_index:
+        method, ks = self.method, self._ks
+        t = self._time(method._c[i])
+        if i == method.f1_index:
             return self._f(t, self.y1)
-        if not terms:
-            return self._f(t, self.y0)
-        # The fewest operations: a stage's rounding enters only through f.
         if self._h is None:
-            return self._f(t, self._moved(self.y0, *_weighted(terms, ks)))
-        (first, a), *rest = terms
-        y = _plus(self.y0, ks[first], self._h * a)
-        for j, a in rest:
-            y = _plus(y, ks[j], self._h * a, out=y)
-        return self._f(t, y if self._dh is None else self._with_dh(y, *_weighted(terms, ks)))
+            return self._f(t, self._moved(self.y0, *_weighted(method._a_means[i], ks)))
+        # The fewest operations: a stage's rounding enters only through f.
+        y = _plus_all(self.y0, ks, method._a[i], self._h)
+        return self._f(t, y if self._dh is None else self._with_dh(y, *_weighted(method._a_means[i], ks)))
 
     def _evaluated(self, stages: int) -> list[Tensor]:
         """The first `stages` stages, evaluating those that are missing."""
@@ -348,17 +357,19 @@ class RungeKuttaStep:
         return torch.cat([self.y0[None], self._increment(1.0, ks)])
 
 
-def _weighted(terms: list[tuple[int, float]], ks: list[Tensor]) -> tuple[float, Tensor]:
+def _weighted(mean: Mean, ks: Sequence[Tensor]) -> tuple[float, Tensor]:
     """`sum_i w_i k_i` as a number times a tensor: the number joins h where the sum is used, and costs nothing."""
-    (first, weight), *rest = terms
-    total = ks[first]
-    for n, (i, w) in enumerate(rest):
-        total = _plus(total, ks[i], w / weight, out=total if n else None)
-    return weight, total
+    weight, first, rest = mean
+    return weight, _plus_all(ks[first], ks, rest, 1.0)
 
 
-def _plus(y: Tensor, k: Tensor, a: Time, out: Tensor | None = None) -> Tensor:
-    """`y + a k`, in one operation where `a` is a host number; in place where `out` is y."""
-    if isinstance(a, Tensor):
-        return y + a * k
-    return torch.add(y, k, alpha=a) if out is None else out.add_(k, alpha=a)
+def _plus_all(y: Tensor, ks: Sequence[Tensor], terms: Terms, h: Time) -> Tensor:
+    """`y + sum_i h w_i k_i`; one operation a term where h is a host number."""
+    if isinstance(h, Tensor):
+        for i, w in terms:
+            y = y + h * w * ks[i]
+        return y
+    total = None
+    for i, w in terms:
+        total = torch.add(y, ks[i], alpha=h * w) if total is None else total.add_(ks[i], alpha=h * w)
+    return y if total is None else total
