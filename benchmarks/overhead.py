@@ -153,7 +153,7 @@ def main() -> None:
             "backward). f is as wide as it takes for one call to last 100 us or 1 ms; solves from "
             f"t = {FLOOR_SPAN[0]:g} to {FLOOR_SPAN[1]:g}, one thread, float32, interleaved with their floors, medians.",
             "",
-            table(beside_floor(max(3, options.rounds // 3))),
+            table(beside_floor(options.rounds)),
             "",
             described(f"python benchmarks/overhead.py --rounds {options.rounds}"),
         ]

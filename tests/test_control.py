@@ -12,7 +12,7 @@ from stubs import Counted, problem
 from torch import Tensor
 
 from torchaca import I_CONTROL, METHODS, PI_CONTROL, PID, PID_CONTROL, Adaptive, FixedSteps, solve
-from torchaca.control import TINY_RATIO, as_they_are, on_host
+from torchaca.control import TINY_RATIO, in_double, on_host
 from torchaca.core import Times
 
 
@@ -228,7 +228,7 @@ def test_first_step_size_is_hairer_s(name, method):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0), (5.0, 5.0 + 1e-4), (-1e4, 1e4)])
-@pytest.mark.parametrize("numbers", [as_they_are, on_host])
+@pytest.mark.parametrize("numbers", [in_double, on_host])
 def test_first_step_size_is_positive_finite_and_looks_no_further_than_the_span(
     numbers, t0, t1, dtype, y0, slope
 ):
@@ -246,7 +246,7 @@ def test_first_step_size_is_positive_finite_and_looks_no_further_than_the_span(
 def test_the_first_step_size_is_the_same_on_the_host(y0, slope, jump):
     """`jump`: the factor between the two evaluations of f."""
     sizes = []
-    for numbers in (as_they_are, on_host):
+    for numbers in (in_double, on_host):
         f = Counted(lambda t, y: torch.full_like(y, slope * (jump if float(t) > 0 else 1.0)))
         q = problem(f, (0.0, 1.0), METHODS["dopri5"], Adaptive(), torch.full((2,), y0, dtype=DOUBLE))
         sizes.append(float(Adaptive().initial_step(q, f(0.0, q.y0), numbers)))

@@ -38,6 +38,7 @@ CONTESTANTS = (
     Contestant(KEPT, "torchaca", {"gradient": "none"}),
     Contestant("torchaca, adjoint", "torchaca", {"gradient": "adjoint"}, CONTINUOUS),
     Contestant(LANES, "torchaca", {"gradient": "aca", "lanes": True}),
+    Contestant('torchaca, compile="steps"', "torchaca", {"gradient": "aca", "compile": "steps"}),
     Contestant(COMPILED, "torchaca", {"gradient": "aca", "compile": True}),
     Contestant(COMPILED_KEPT, "torchaca", {"gradient": "none", "compile": True}),
     Contestant("torchdiffeq odeint", "torchdiffeq"),

@@ -37,10 +37,8 @@ def build(w: Workload, variant: dict[str, Any], device: str) -> Run:
         "gradient": GRADIENTS[variant["gradient"]],
     }
     if variant.get("compile"):
-        options["compile"] = True
-        warnings.filterwarnings(
-            "error", "compile=True"
-        )  # a solve that falls back to the eager loop is no result
+        options["compile"] = variant["compile"]
+        warnings.filterwarnings("error", "compile=")  # a solve that falls back to the eager loop is no result
     last: list[aca.Stats] = []
 
     def shared(y0: Tensor) -> Tensor:

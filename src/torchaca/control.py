@@ -22,7 +22,7 @@ from .state import rms
 
 Norm = Callable[[Tensor], Tensor]
 Numbers = Callable[..., Sequence[Any]]
-"""What of 0-dim tensors arithmetic goes on with: the tensors themselves, or numbers `on_host`."""
+"""What of 0-dim tensors arithmetic goes on with, in float64: tensors (`in_double`), or numbers (`on_host`)."""
 TINY_RATIO = 1e-10  # a ratio of zero asks for no more than the largest factor; powers of it stay finite
 
 
@@ -31,9 +31,9 @@ def largest(x: Tensor) -> Tensor:
     return x.abs().amax() if x.numel() else x.real.sum()
 
 
-def as_they_are(*tensors: Tensor) -> Sequence[Tensor]:
-    """The 0-dim tensors."""
-    return tensors
+def in_double(*tensors: Tensor) -> Sequence[Tensor]:
+    """The same in float64."""
+    return [x.double() for x in tensors]
 
 
 def on_host(*tensors: Tensor) -> Sequence[float]:
@@ -175,7 +175,7 @@ class Adaptive:
             return torch.where(after_rejection, factor.clamp(max=1.0), factor)
         return _clip(factor, self.factor_min, 1.0 if after_rejection else self.factor_max)
 
-    def initial_step(self, p: Problem, f0: Tensor, numbers: Numbers = as_they_are) -> Any:
+    def initial_step(self, p: Problem, f0: Tensor, numbers: Numbers = in_double) -> Any:
         """Hairer's first step size, positive (one evaluation of f, inside [t0, t1]); as `guessed_step`."""
         span = min(abs(stop - p.ts.values[0]) for stop in self.stops(p.ts))
         reach = min(0.5 * span, self.dt_max)  # halfway: neither rounding nor a jump is reached
@@ -190,7 +190,7 @@ class Adaptive:
         sign: Any,
         reach: Any,
         order: int,
-        numbers: Numbers = as_they_are,
+        numbers: Numbers = in_double,
     ) -> Any:
         """The same from numbers or tensors; f is evaluated not further than `reach` from t0.
 
@@ -207,7 +207,7 @@ class Adaptive:
         h0 = _at_most(_at_least(_where(small, 1e-6, guess), math.ulp(0.0)), reach)
         h = sign * h0
         y1 = y0 + (h.to(scale.dtype) if isinstance(h, Tensor) else h) * f0
-        f1 = f(t0 + (h.double() if isinstance(h, Tensor) and h.device.type == "cpu" else h), y1)
+        f1 = f(t0 + h, y1)
         (change,) = numbers(relative(f1 - f0))
         steepest = _at_least(change / h0, d1)
         h1 = _where(

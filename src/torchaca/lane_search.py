@@ -105,7 +105,7 @@ class Search:
             dt0 = lanes.gathered(control.initial_step(p, f0)) if control.dt0 is None else None
         with plain():
             t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
-            dt = torch.full_like(t, control.dt0 or 0.0) if dt0 is None else dt0.double()
+            dt = torch.full_like(t, control.dt0 or 0.0) if dt0 is None else dt0
             dt = torch.where(torch.isfinite(dt), dt, 1e-6 * _span(p)).clamp(min=control.dt_min)
             stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
             none = torch.zeros_like(t, dtype=torch.bool)

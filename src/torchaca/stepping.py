@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .control import Adaptive, FixedSteps, as_they_are, on_host
+from .control import Adaptive, FixedSteps, in_double, on_host
 from .core import Problem, Step, Time, value
 from .diagnosis import History, diagnose
 
@@ -153,13 +153,13 @@ def _first(p: Problem, control: Adaptive, f0: Tensor, through: bool) -> Time:
         return max(control.dt0, control.dt_min)
     silent = p.effects.undone() if p.effects else nullcontext()
     with silent, torch.set_grad_enabled(through and torch.is_grad_enabled()):
-        dt = control.initial_step(p, f0, as_they_are if through else on_host)
+        dt = control.initial_step(p, f0, in_double if through else on_host)
     size = value(dt)
     if not math.isfinite(size) and not bool(torch.isfinite(f0).all()):
         raise diagnose(p, control, History(), "first-step", p.ts.values[0], 0.0, p.y0)
     if not math.isfinite(size) or size < control.dt_min:
         return max(control.dt_min, 1e-6 * abs(p.ts.values[-1] - p.ts.values[0]))
-    return dt.double() if through else size  # time is float64 whatever the state is
+    return dt if through else size
 
 
 def _trial(

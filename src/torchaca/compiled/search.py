@@ -73,7 +73,7 @@ def first_dt(
     control: Adaptive, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, limit: Limits, order: int
 ) -> Tensor:
     """The size of the first step; zero, which ends the search, where f has no finite value."""
-    size = control.guessed_step(f, t, y, f0, limit.sign, limit.reach, order).double()
+    size = control.guessed_step(f, t, y, f0, limit.sign, limit.reach, order)
     usable = torch.isfinite(size) & (size >= limit.dt_min)
     hopeless = ~torch.isfinite(size) & ~torch.isfinite(f0).all()
     return torch.where(usable, size, torch.where(hopeless, 0.0, limit.fallback))
