@@ -16,6 +16,8 @@ from .protocol import Refusal
 ROOT = Path(__file__).resolve().parents[2]
 JAX_PYTHON = ROOT / ".venv-jax" / "bin" / "python"
 INSTALL = "make benchmark installs it"
+# Imports, which are a part of the first call, read bytecode, as an installed package has it.
+BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -45,7 +47,7 @@ class Process:
 
     def __init__(self, library: str, patience: float, environment: dict[str, str] | None = None) -> None:
         self.library, self.patience = library, patience
-        self.environment = {**os.environ, **ONE_THREAD, **(environment or {})}
+        self.environment = {**os.environ, **ONE_THREAD, **BYTECODE, **(environment or {})}
         self.worker: subprocess.Popen[bytes] | None = None
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
 
