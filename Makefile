@@ -37,7 +37,7 @@ check: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	@echo "==> slow tests"
-	$(PYTEST) -m slow --timeout 1800
+	$(PYTEST) -m slow --timeout 1800 --dist worksteal
 
 benchmark: $(VENV)/.bench $(VENV)-jax/.made
 	@echo "==> all peers side by side"
