@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--no-growth", action="store_true", help="without the growth of cost with steps and batch"
     )
-    made.add_argument("--write", type=Path, help="folder for peers.md, its plots and peers.json")
+    made.add_argument("--write", type=Path, help="folder for peers.md and its plots")
     return made
 
 

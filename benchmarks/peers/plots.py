@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.ticker import NullFormatter
+
 from torchaca.lab.plots import figure, save
 
 from .growth import Curve
@@ -52,6 +54,7 @@ def growth(curves: Sequence[Curve], path: Path) -> None:
         for row in panels:
             row[column].set_xlabel(axis)
             row[column].grid(True, which="both", alpha=0.3)
-        if curves:
-            panels[0][column].legend(fontsize=8)
+            row[column].xaxis.set_minor_formatter(NullFormatter())
+    named = panels[0][0].get_legend_handles_labels()
+    made.legend(*named, loc="outside lower center", ncols=3, fontsize=8)
     save(made, path)
