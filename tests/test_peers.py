@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import torchaca as aca
+from benchmarks import allocators
 from benchmarks.peers import growth, measure, page, targets, worker
 from benchmarks.peers.__main__ import check_device
 from benchmarks.peers.contestants import COMPILED, CONTESTANTS, KEPT
@@ -215,3 +216,27 @@ def test_one_small_run(tmp_path):
     solution.ys[-1].sum().backward()
     assert (forward, backward) == (solution.stats.nfe, solution.stats.nfe_backward)
     assert text.count(" met |") + text.count(" missed |") == 2  # beside the continuous adjoint
+
+
+def test_allocators_are_those_that_the_machine_has(monkeypatch):
+    monkeypatch.setattr("ctypes.util.find_library", {"jemalloc": "libjemalloc.so.2"}.get)
+    assert allocators.allocators() == {allocators.SYSTEM: {}, "jemalloc": {"LD_PRELOAD": "libjemalloc.so.2"}}
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["allocators"])
+    with pytest.raises(SystemExit, match="apt install libtcmalloc"):
+        allocators.main()
+
+
+def test_a_contestant_under_several_allocators_is_a_line_with_medians():
+    class Asked:
+        def __init__(self, *times):
+            self.times = [*times]
+
+        def ask(self, name, *arguments):
+            return (
+                0.1 if name == "setup" and self.times else self.times.pop() if self.times else Refusal("no")
+            )
+
+    processes = {"one": Asked((0.0, 0.003), (0.0, 0.001), (0.0, 0.002)), "other": Asked()}
+    line = allocators.row(workloads()["small"], BY_NAME["torchaca"], processes, 3)
+    assert line == {"problem": "small", "": "torchaca", "one": pytest.approx(2.0), "other": "-"}

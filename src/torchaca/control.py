@@ -203,8 +203,11 @@ class Adaptive:
 
         d0, d1 = numbers(relative(y0), relative(f0))
         small = (d0 < 1e-5) | (d1 < 1e-5)
-        guess = 0.01 * d0 / _where(small, 1.0, d1)  # no nan in the branch not taken
-        h0 = _at_most(_at_least(_where(small, 1e-6, guess), math.ulp(0.0)), reach)
+        guess = 0.01 * d0 / _where(small, 1.0, d1)  # neither nan nor an error in the branch not taken
+        guess = _at_least(
+            _where(small, 1e-6, guess), math.ulp(0.0)
+        )  # not zero, which the change is divided by
+        h0 = _at_most(guess, reach)
         h = sign * h0
         y1 = y0 + (h.to(scale.dtype) if isinstance(h, Tensor) else h) * f0
         f1 = f(t0 + h, y1)

@@ -309,6 +309,8 @@ class RungeKuttaStep:
         t = self._time(method._c[i])
         if i == method.f1_index:
             return self._f(t, self.y1)
+        if not method._a[i]:
+            return self._f(t, self.y0)
         if self._h is None:
             return self._f(t, self._moved(self.y0, *_weighted(method._a_means[i], ks)))
         # The fewest operations: a stage's rounding enters only through f.
