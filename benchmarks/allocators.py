@@ -3,22 +3,24 @@
     python -m benchmarks.allocators [--rounds 15] [--write docs/results/allocators.md]
 
 The contestants and problems are those of `python -m benchmarks.peers`, each with every allocator that this machine
-has, in a process of its own; turns are interleaved, medians of forward + backward in ms.
+has, in a process of its own. The allocators of a contestant take turns; medians of forward + backward in ms.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes.util
+import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.machine import described, table
+import torch
+
+from benchmarks.machine import command_line, described, publish, table
+from benchmarks.peers import measure
 from benchmarks.peers.contestants import COMPILED, CONTESTANTS, Contestant
-from benchmarks.peers.measure import TURN, say
+from benchmarks.peers.measure import Plan, say
 from benchmarks.peers.process import Process, missing
 from benchmarks.peers.protocol import Refusal
 from benchmarks.peers.workloads import Workload, workloads
@@ -38,14 +40,18 @@ def allocators() -> dict[str, dict[str, str]]:
 def row(w: Workload, contestant: Contestant, processes: dict[str, Process], rounds: int) -> dict[str, Any]:
     """A line of the table, without where it is from."""
     ready = {name: p.ask("setup", w, dict(contestant.variant), "cpu") for name, p in processes.items()}
-    times: dict[str, list[float]] = {name: [] for name, first in ready.items() if isinstance(first, float)}
-    for _ in range(rounds):
-        for name, own in times.items():
-            reply = processes[name].ask("turn", TURN)
-            own.append(float("nan") if isinstance(reply, Refusal) else 1e3 * reply[1])
-    medians = {name: statistics.median(times[name]) if name in times else "-" for name in processes}
-    say(f"{w.name}, {contestant.name}: {medians}")
+    able = {name: p for name, p in processes.items() if not isinstance(ready[name], Refusal)}
+    times = measure.rounds(w, able, Plan(rounds, math.inf, rounds, "cpu"))
+    medians = {name: _median(times.get(name, [])) for name in processes}
+    say(f"  {contestant.name}: {medians}")
     return {"problem": w.name, "": contestant.name, **medians}
+
+
+def _median(turns: Sequence[Any]) -> float | str:
+    """Of forward + backward, in ms; a dash where one was refused."""
+    if not turns or any(isinstance(turn, Refusal) for turn in turns):
+        return "-"
+    return 1e3 * statistics.median(total for _, total in turns)
 
 
 def rows(rounds: int, cache: str) -> list[dict[str, Any]]:
@@ -76,21 +82,15 @@ def page(lines: Sequence[dict[str, Any]], command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--write", type=Path, help="Markdown file for the table")
-    options = parser.parse_args()
+    options = command_line(__doc__, rounds=15).parse_args()
+    torch.set_num_threads(1)
     if len(allocators()) == 1:
         raise SystemExit(
             f"none of {', '.join(NAMES)} is installed: on Debian, apt install libtcmalloc-minimal4 libjemalloc2"
         )
     with TemporaryDirectory() as cache:
         text = page(rows(options.rounds, cache), f"python -m benchmarks.allocators --rounds {options.rounds}")
-    print(text)
-    if options.write:
-        options.write.write_text(text + "\n")
+    publish(text, options.write)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ something to do.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torchdiffeq
-from machine import described, table
+from machine import command_line, described, publish, table
 from torch import Tensor, nn
 
 from torchaca.core import Stats
@@ -164,21 +162,12 @@ def _backward(model: LatentODE) -> object:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--units", type=int, default=100)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--write", type=Path)
-    args = parser.parse_args()
+    args = command_line(__doc__, rounds=5, units=100, layers=1).parse_args()
     torch.set_num_threads(1)
     command = "python benchmarks/latent_ode.py"
     command += f" --rounds {args.rounds} --units {args.units} --layers {args.layers}"
     found = page(args.rounds, args.units, args.layers, command)
-    print(found)
-    if args.write:
-        args.write.write_text(found)
+    publish(found, args.write)
 
 
 if __name__ == "__main__":

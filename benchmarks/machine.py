@@ -1,7 +1,8 @@
-"""What every benchmark says beside its numbers: machine, versions, date, command; and tables in Markdown."""
+"""What benchmarks share: their command line, what they say beside their numbers, and pages in Markdown."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import platform
@@ -10,6 +11,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+
+def command_line(doc: str | None, **sizes: int) -> argparse.ArgumentParser:
+    """A benchmark's options: whole numbers and their defaults, and `--write`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--write", type=Path, help="Markdown file for the page")
+    return parser
+
+
+def publish(text: str, path: Path | None) -> None:
+    """Print a page, and write it where somebody asked for that."""
+    print(text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.rstrip("\n") + "\n")
 
 
 def described(command: str, versions: Mapping[str, str] | None = None) -> str:

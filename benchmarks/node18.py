@@ -11,15 +11,13 @@ starts from the last stage of the step before, which is not f(t1, y1). bosh3 is 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torchdiffeq
-from machine import described, table
+from machine import command_line, described, publish, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
@@ -133,13 +131,7 @@ def measure(method: str, width: int, side: int, batch: int, rounds: int) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--side", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", type=Path, help="the page to write")
-    args = parser.parse_args()
+    args = command_line(__doc__, width=16, side=16, batch=64, rounds=5).parse_args()
     torch.set_num_threads(1)
     size = (args.width, args.side, args.batch, args.rounds)
     tables = "\n\n".join(f"## {method}\n\n{table(measure(method, *size))}" for method in METHODS)
@@ -155,9 +147,7 @@ Width {args.width}, {args.batch} images of {args.side} x {args.side} pixels, wei
 
 {described(command)}
 """
-    print(text)
-    if args.write:
-        args.write.write_text(text)
+    publish(text, args.write)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,15 @@ contestants run in one process, interleaved; medians.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torchdiffeq
 from floor import SPAN as FLOOR_SPAN
 from floor import rows as beside_floor
-from machine import described, table
+from machine import command_line, described, publish, table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,12 +123,7 @@ def operations_per_trial(field: Field, y0: Tensor) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--write", type=Path, help="Markdown file for the table")
-    options = parser.parse_args()
+    options = command_line(__doc__, rounds=15).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     field, y0 = Field(), torch.randn(16, 2, requires_grad=True)
@@ -158,10 +151,7 @@ def main() -> None:
             described(f"python benchmarks/overhead.py --rounds {options.rounds}"),
         ]
     )
-    print(text)
-    if options.write:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(text + "\n")
+    publish(text, options.write)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ landing on the last time (`step_t`), which it has to be asked for.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchdiffeq
-from machine import described, table
+from machine import command_line, described, publish, table
 from torch import Tensor
 
 import torchaca as aca
@@ -110,11 +108,7 @@ def compare(case: Case, method: str) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", type=Path, help="Markdown file for the table")
-    options = parser.parse_args()
+    options = command_line(__doc__).parse_args()
     torch.set_num_threads(1)
     with torch.no_grad():
         rows = [compare(case, method) for case in cases() for method in METHODS]
@@ -135,10 +129,7 @@ def main() -> None:
             described("python benchmarks/work_precision.py"),
         ]
     )
-    print(text)
-    if options.write:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(text + "\n")
+    publish(text, options.write)
 
 
 if __name__ == "__main__":

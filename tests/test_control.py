@@ -243,12 +243,13 @@ def test_first_step_size_is_positive_finite_and_looks_no_further_than_the_span(
 @pytest.mark.parametrize("jump", [1.0, 1e12, math.nan, math.inf])
 @pytest.mark.parametrize("slope", [0.0, 1e-30, 1.0, 1e200, math.inf, math.nan])
 @pytest.mark.parametrize("y0", [0.0, 1.0, math.nan])
-def test_the_first_step_size_is_the_same_on_the_host(y0, slope, jump):
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_the_first_step_size_is_the_same_on_the_host(dtype, y0, slope, jump):
     """`jump`: the factor between the two evaluations of f."""
     sizes = []
     for numbers in (in_double, on_host):
         f = Counted(lambda t, y: torch.full_like(y, slope * (jump if float(t) > 0 else 1.0)))
-        q = problem(f, (0.0, 1.0), METHODS["dopri5"], Adaptive(), torch.full((2,), y0, dtype=DOUBLE))
+        q = problem(f, (0.0, 1.0), METHODS["dopri5"], Adaptive(), torch.full((2,), y0, dtype=dtype))
         sizes.append(float(Adaptive().initial_step(q, f(0.0, q.y0), numbers)))
         assert len(f.times) == 2
     assert sizes[1] == pytest.approx(sizes[0], rel=1e-14, nan_ok=True)

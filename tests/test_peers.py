@@ -229,14 +229,18 @@ def test_allocators_are_those_that_the_machine_has(monkeypatch):
 
 def test_a_contestant_under_several_allocators_is_a_line_with_medians():
     class Asked:
-        def __init__(self, *times):
-            self.times = [*times]
+        def __init__(self, *replies):
+            self.replies = [*replies]
 
         def ask(self, name, *arguments):
-            return (
-                0.1 if name == "setup" and self.times else self.times.pop() if self.times else Refusal("no")
-            )
+            return self.replies.pop(0)
 
-    processes = {"one": Asked((0.0, 0.003), (0.0, 0.001), (0.0, 0.002)), "other": Asked()}
+    ready, turns = 0.5, [(0.0, 0.003), (0.0, 0.001), (0.0, 0.002)]
+    processes = {
+        "one": Asked(ready, *turns),
+        "cannot": Asked(Refusal("no")),
+        "dies": Asked(ready, *turns[:2], Refusal("gone")),
+    }
     line = allocators.row(workloads()["small"], BY_NAME["torchaca"], processes, 3)
-    assert line == {"problem": "small", "": "torchaca", "one": pytest.approx(2.0), "other": "-"}
+    medians = {"one": pytest.approx(2.0), "cannot": "-", "dies": "-"}
+    assert line == {"problem": "small", "": "torchaca", **medians}

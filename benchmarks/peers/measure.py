@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from .process import Process
 from .protocol import Refusal
 from .workloads import Arrays, Counts, Result, Workload
 
+K = TypeVar("K")
 NOTHING = Counts()
-TURN = 0.1  # seconds
+TURN = 0.1
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,14 @@ def measure(
     return rows
 
 
-def rounds(w: Workload, workers: Mapping[Contestant, Process], plan: Plan) -> dict[Contestant, list[Any]]:
+def rounds(w: Workload, workers: Mapping[K, Process], plan: Plan) -> dict[K, list[Any]]:
     """`(forward, total)` seconds of training steps, in turns; see `worker.turn`."""
-    times: dict[Contestant, list[Any]] = {c: [] for c in workers}
+    times: dict[K, list[Any]] = {key: [] for key in workers}
     end = time.monotonic() + plan.seconds
     done = 0
     while done < plan.rounds and (done < plan.least or time.monotonic() < end):
-        for contestant, worker in workers.items():
-            times[contestant].append(worker.ask("turn", TURN))
+        for key, worker in workers.items():
+            times[key].append(worker.ask("turn", TURN))
         done += 1
     say(f"{w.name}: {done} rounds")
     return times

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 
 from .. import machine
 from .growth import Curve
-from .measure import Row
+from .measure import TURN, Row
 from .targets import Tables, Verdict
 from .workloads import Workload
 
 NONE = "-"
 
-LEGEND = """
+LEGEND = f"""
 Every contestant solves the same problem, from the same weights, with the same method at rtol = atol, and differentiates
 the mean square of y(t1) by y(0) and by every parameter, in a process of its own with one thread. Only one process
-computes at a time, in turns: training steps for 0.1 seconds, at least one, of which the median counts. Times are
+computes at a time, in turns: training steps for {TURN:g} seconds, at least one, of which the median counts. Times are
 medians over the turns.
 
 * *error*: of y(t1); *gradient error*: of the gradient, the largest of y(0)'s and the parameters'. Both relative, in the
