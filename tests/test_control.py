@@ -248,7 +248,9 @@ def test_the_first_step_size_is_the_same_on_the_host(dtype, y0, slope, jump):
     """`jump`: the factor between the two evaluations of f."""
     sizes = []
     for numbers in (in_double, on_host):
-        f = Counted(lambda t, y: torch.full_like(y, slope * (jump if float(t) > 0 else 1.0)))
+        f = Counted(
+            lambda t, y: torch.ones(y.shape, dtype=DOUBLE).mul(slope).mul(jump if float(t) > 0 else 1.0).to(y)
+        )
         q = problem(f, (0.0, 1.0), METHODS["dopri5"], Adaptive(), torch.full((2,), y0, dtype=dtype))
         sizes.append(float(Adaptive().initial_step(q, f(0.0, q.y0), numbers)))
         assert len(f.times) == 2
