@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from .control import Adaptive, largest
 from .core import Problem
 from .errors import SolverError
-from .reach import label, reach
+from .places import label
+from .reach import reach
 
 RECENT = 10  # accepted step sizes remembered
 GROWTH = 1e6  # growth of |y| since the start that counts as leaving to infinity

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from .core import Stats, Time
 from .errors import shorten
+from .histories import is_leaf_node, number_of
 from .state import HALF, Leaf, Structure
 
 
@@ -24,7 +26,8 @@ class Dynamics:
     f gets t as a 0-dim tensor in y's real dtype (at least float32), made without waiting for a device. Where f
     calls `autograd.grad` itself (`needs_grad`), it runs with grad mode on, on a detached state, also while the
     solver builds no graph. What the first evaluation showed: `dtypes` are those in which f computes each tensor of
-    the state, `gathered` names a parameter that f gathers from other processes for each evaluation.
+    the state, `gathered` names a parameter that f gathers from other processes for each evaluation, `detached` says
+    whether a derivative by the state that f took itself has no graph (None: it took none).
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Dynamics:
         self.time_dtype = structure.dtype.to_real()
         self.device = y0.device
         self.needs_grad = False
+        self.detached: bool | None = None
         self.fit = coerce if lenient else fit
         self.gathered = ""
         self.dtypes = [leaf.dtype for leaf in structure.leaves]
@@ -89,15 +93,64 @@ class Dynamics:
         with torch.enable_grad():
             return self.evaluate(time, y.detach().requires_grad_()).detach()
 
+    @contextmanager
+    def observing(self, state: Tensor) -> Iterator[None]:
+        """Around an evaluation at `state`: note whether f differentiates it, and whether it keeps a graph of that."""
+        if not state.requires_grad:
+            yield
+            return
+
+        def seen(grad: Tensor) -> None:
+            self.needs_grad = True
+            self.detached = not grad.requires_grad
+
+        hook = state.register_hook(seen)
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def evaluate(self, time: Tensor, y: Tensor) -> Tensor:
-        """One call of the user's function, packed and checked."""
-        structure = self.structure
-        if structure.plain:
-            k = self._called(time, y)
-            if not isinstance(k, Tensor) or k.shape != y.shape or k.dtype != y.dtype:
-                k = self.fit(k, structure, self.func)
-            return k
-        return structure.pack(self.fit(self._called(time, structure.unpack(y)), structure, self.func))
+        """One call of the user's function, packed and checked.
+
+        Raises
+        ------
+        ValueError
+            If f has changed y or t in place.
+        """
+        structure, versions = self.structure, _versions(time, y)
+        try:
+            if structure.plain:
+                k = self._called(time, y)
+                if not isinstance(k, Tensor) or k.shape != y.shape or k.dtype != y.dtype:
+                    k = self.fit(k, structure, self.func)
+            else:
+                k = structure.pack(self.fit(self._called(time, structure.unpack(y)), structure, self.func))
+        except RuntimeError as error:
+            if "in-place operation" in str(error) and self._writes(time, y):
+                raise ValueError(WRITES.format("y")) from error
+            raise
+        if versions != _versions(time, y):
+            raise ValueError(WRITES.format("y" if versions[1:] != _versions(time, y)[1:] else "t"))
+        return k
+
+    def evaluate_copy(self, time: Tensor, y: Tensor) -> Tensor:
+        """`evaluate` on a copy of y whose values are compared afterwards: in inference mode nothing else tells."""
+        copy = y.clone()
+        k = self.evaluate(time, copy)
+        if not torch.equal(copy, y) and not bool((torch.isnan(copy) & torch.isnan(y)).any()):
+            raise ValueError(WRITES.format("y"))
+        return k
+
+    def _writes(self, time: Tensor, y: Tensor) -> bool:
+        """Whether f changes a copy of y that it is handed."""
+        with torch.no_grad():
+            copy = y.detach().clone()
+            before = copy._version
+            handed = copy if self.structure.plain else self.structure.unpack(copy)
+            with suppress(Exception):
+                self.func(time.detach().clone(), handed, *self.args)
+            return copy._version != before
 
     def _called(self, time: Tensor, y: Any) -> Any:
         try:
@@ -139,6 +192,20 @@ class Dynamics:
         self._returned = (lambda: None, 0) if out.is_inference() else (weakref.ref(out), out._version)
 
 
+WRITES = (
+    "f(t, y) changes {0} in place (an operation with an underscore, an index assignment, out=?): {0} belongs to the "
+    "solver, and the solution would be wrong. Work on {0}.clone()"
+)
+
+
+def _versions(time: Tensor, y: Tensor) -> tuple[int, int]:
+    """How often each was changed in place; inference tensors do not count."""
+    return (
+        0 if time.is_inference() else time._version,
+        0 if y.is_inference() else y._version,
+    )
+
+
 def coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     """The dtype with fewer digits."""
     return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
@@ -150,10 +217,10 @@ def half_inside(k: Tensor, since: int) -> torch.dtype | None:
     pending, visited = [k.grad_fn], set[Node]()
     while pending:
         node = pending.pop()
-        if node is None or node in visited or node._sequence_nr() < since:
+        if node is None or node in visited or number_of(node) < since:
             continue
         visited.add(node)
-        if node.name() == "torch::autograd::AccumulateGrad":  # a weight, which f may widen first
+        if is_leaf_node(node):  # a weight, which f may widen first
             continue
         for made in node._input_metadata:
             if made.dtype in HALF:

@@ -6,22 +6,20 @@ usual source of the first, BatchNorm's running statistics of the second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .core import Problem
+from .core import Problem, has_lanes
 from .errors import warn
-from .reach import Path, owner
+from .reach import Reach
 
-NEVER_READ = (
-    "running_mean",
-    "running_var",
-    "num_batches_tracked",
-)  # normalisation layers write them in training
+Norms = nn.modules.batchnorm._NormBase
+"""Layers that write statistics in training, and read them in evaluation only."""
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -67,40 +65,90 @@ class Effects:
         finally:
             self.restore(mark)
 
+    @contextmanager
+    def back_at(self, mark: Mark) -> Iterator[None]:
+        """Inside, it is the moment of the mark; whatever f leaves behind there is undone at the end."""
+        with self.undone():
+            self.restore(mark)
+            yield
+
 
 class Watch:
     """Finds the effects of an evaluation: `watch = Watch(...)`, evaluate f, `watch.effects()`."""
 
-    def __init__(self, device: torch.device, reached: Sequence[tuple[Path, Tensor]]) -> None:
+    def __init__(self, device: torch.device, reached: Reach) -> None:
         self.device = device
+        self.reached = reached
         self.generators = generator_states(device)
-        self.versions = [
-            (path, t, t._version) for path, t in reached if not (t.requires_grad or t.is_inference())
-        ]
+        tensors = [tensor for _, tensor in reached.tensors]
+        self.versions = [(t, t._version) for t in tensors if not (t.requires_grad or t.is_inference())]
 
-    def observed(self, p: Problem, f0: Tensor) -> Problem:
+    def observed(self, p: Problem, f0: Tensor, again: Callable[[], Tensor]) -> Problem:
         """The problem with its first evaluation and the effects of it.
 
         Each step of a stateful f evaluates all its stages, so that it can be replayed by itself: the first evaluation
-        is not used, and the random numbers it drew are drawn again.
+        is not used, and the random numbers it drew are drawn again. `again` evaluates f once more, at the same place;
+        it is called where that has to be found out.
         """
-        effects = self.effects()
+        effects = self.effects(f0, again)
         if effects is None or not effects.stateful:
             return replace(p, f0=f0, effects=effects)
         if effects.random:
             set_generator_states(self.device, self.generators)
         return replace(p, effects=effects)
 
-    def effects(self) -> Effects | None:
-        """What changed since, None if nothing did."""
+    def changes(self) -> tuple[bool, list[Tensor]]:
+        """Whether random numbers were drawn since, and the tensors that were moved."""
         now = generator_states(self.device)
-        random = any(not torch.equal(a, b) for a, b in zip(self.generators, now, strict=True))
-        moved = [path for path, tensor, version in self.versions if tensor._version != version]
-        owners = {owner(path) for path in moved}
-        # Batch norm's kernel moves its statistics without telling the version counter of each: take whole modules.
-        buffers = tuple(tensor for path, tensor, _ in self.versions if owners and owner(path) in owners)
-        stateful = random or any(path[-1] not in NEVER_READ for path in moved)
-        return Effects(self.device, random, buffers, stateful) if random or buffers else None
+        drew = any(not torch.equal(a, b) for a, b in zip(self.generators, now, strict=True))
+        return drew, [tensor for tensor, version in self.versions if tensor._version != version]
+
+    def effects(self, f0: Tensor, again: Callable[[], Tensor]) -> Effects | None:
+        """What f leaves behind, None if nothing.
+
+        An f that drew random numbers, or moved a tensor, is a function all the same if a second evaluation draws none
+        and finds the same value: noise that is drawn once and kept, weights that the first call initialises, a counter.
+        """
+        drew, moved = self.changes()
+        if not drew and not moved:
+            return None
+        owners = self._owners(moved)
+        buffers = _with_siblings(moved, owners)
+        first = Effects(self.device, drew, buffers, drew or not self._statistics(moved, owners))
+        if not first.stateful or has_lanes(f0):
+            return first
+        watch, mark = Watch(self.device, self.reached), replace(first, random=False).mark()
+        with torch.no_grad():
+            value = again()
+        drew_again, moved_again = watch.changes()
+        if drew_again or not torch.equal(value, f0.detach()):
+            seen = replace(first, random=drew or drew_again)
+            seen.restore(Mark(watch.generators, mark.buffers))
+            return seen
+        counters = {
+            id(x) for x in moved_again if x.numel() == 1 and not self._statistics([x], self._owners([x]))
+        }
+        rest = [x for x in moved_again if id(x) not in counters]
+        left = tuple(x for x in _with_siblings(rest, self._owners(rest)) if id(x) not in counters)
+        return Effects(self.device, False, left, False) if left else None
+
+    def _owners(self, tensors: Sequence[Tensor]) -> list[nn.Module]:
+        """The modules that hold one of these among their buffers, under whatever name."""
+        wanted = {id(x) for x in tensors}
+        return [m for m in self.reached.modules if any(id(b) in wanted for b in m._buffers.values())]
+
+    def _statistics(self, moved: Sequence[Tensor], owners: Sequence[nn.Module]) -> bool:
+        """Whether all of them are statistics of normalisation layers, which nobody reads in training."""
+        if not self.reached.names.isdisjoint(STATISTICS):  # f's own code may
+            return False
+        known = {id(b) for m in owners if isinstance(m, Norms) and m.training for b in m._buffers.values()}
+        return all(id(x) in known for x in moved)
+
+
+def _with_siblings(moved: Sequence[Tensor], owners: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """The tensors, and all buffers of the modules that own one: batch norm's kernel moves some without a trace."""
+    siblings = [b for m in owners for b in m._buffers.values() if b is not None]
+    return tuple({id(x): x for x in (*moved, *siblings)}.values())
 
 
 def generator_states(device: torch.device) -> tuple[Tensor, ...]:

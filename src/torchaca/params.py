@@ -12,18 +12,21 @@ import sys
 from collections.abc import Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
 from .core import Problem
 from .dynamics import Dynamics
 from .effects import Watch
-from .reach import Path, Reach, label, reach
+from .histories import Edge, Keeping, name_of, used
+from .lost import kept_of, warn_of_lost
+from .places import Path, Reads, label
+from .reach import Reach, reach
 
-CAST = "ToCopyBackward0"  # older than the call where autocast had cast the parameter before
 # What an f that leaves autograd says when it is given a state that requires a gradient.
 LEAVES_AUTOGRAD = ("Can't call numpy()", "don't support automatic differentiation")
 
@@ -35,16 +38,22 @@ class Inputs:
     `args` are handed to f and can be exchanged for a replay's own leaves; `captured`, which f used at t0, cannot.
     `late` are leaves that f reaches and may use later. `strangers` are tensors with a history that f reaches but
     did not use at t0: a replay that uses one is refused. `blind`: f holds something that cannot be looked into.
-    `graph_bytes` is what autograd saves for one evaluation
-    of f, where somebody asked for it.
+    `graph_bytes` is what autograd saves for one evaluation of f, where somebody asked for it. `reads` are the places
+    that f reads from. `kept` names what f keeps of its first evaluation's graph, an empty string if it keeps nothing.
+    `used_at_start` are the captured tensors that the first evaluation used, without those that were only declared;
+    `idle` are those that it might have used, if it used none at all.
     """
 
     args: tuple[Tensor, ...] = ()
     captured: tuple[Tensor, ...] = ()
     late: tuple[Tensor, ...] = ()
-    strangers: dict[tuple[Node, int], Path] = field(default_factory=dict)
+    strangers: dict[Edge, Path] = field(default_factory=dict)
     blind: bool = False
     graph_bytes: int = 0
+    reads: Reads = field(default_factory=Reads)
+    kept: str = ""
+    used_at_start: tuple[Tensor, ...] = ()
+    idle: tuple[Tensor, ...] = ()
 
     def declaring(self, declared: Sequence[Tensor], *, alone: bool) -> Inputs:
         """With tensors that get a gradient whether f uses them or not; `alone`: captured ones do not."""
@@ -66,20 +75,28 @@ class Inputs:
     @property
     def watched(self) -> bool:
         """Whether replays have to be searched for tensors that are no inputs; that costs, and is rarely needed."""
-        return self.blind or self.historic or bool(self.strangers)
+        return self.blind or self.shared or bool(self.strangers)
 
     @property
     def historic(self) -> bool:
         """Whether a captured tensor was computed from others: what lies behind it is ordinary autograd's."""
         return any(tensor.grad_fn is not None for tensor in self.captured)
 
+    @property
+    def shared(self) -> bool:
+        """Whether the graphs of two steps may share a part: behind a captured tensor, or one that f keeps."""
+        return self.historic or bool(self.kept)
 
-def first_evaluation(p: Problem, f: Dynamics, *, measure: bool = False) -> tuple[Problem, Inputs]:
+
+def first_evaluation(
+    p: Problem, f: Dynamics, *, measure: bool = False, declared: Sequence[Tensor] = ()
+) -> tuple[Problem, Inputs]:
     """The problem with f at its start evaluated, and the tensors that f depends on.
 
-    This is the solve's first evaluation: none is extra, except where f draws random numbers (then each step draws
-    its own). Runs f once with grad mode on, on a detached state; `f.needs_grad` is set where f was seen to
-    differentiate that state itself.
+    This is the solve's first evaluation: none is extra, except for an f that draws random numbers or moves buffers
+    (is it a function all the same?) and for one that seems to depend on nothing (does it?). Runs f once with grad mode
+    on, on a detached state; `f.needs_grad` is set where f was seen to differentiate that state itself. `declared` are
+    tensors that the user says f depends on.
 
     Raises
     ------
@@ -90,46 +107,72 @@ def first_evaluation(p: Problem, f: Dynamics, *, measure: bool = False) -> tuple
     start, end = p.ts.values[0], p.ts.values[-1]
     time = f.time(start, nudge=end if p.side(start, end)[0] else None)
     if torch.is_inference_mode_enabled():
-        return replace(p, f0=f.evaluate(time, p.y0)), Inputs()
+        return replace(p, f0=f.evaluate_copy(time, p.y0)), Inputs()
     reached = reach(f.func, f.args)
-    watch = Watch(p.y0.device, reached.tensors)
+    watch, reads = Watch(p.y0.device, reached), Reads(reached.places, reached.containers)
+    since = torch.autograd._get_sequence_nr()
+    value, inputs, keeping = _evaluated(p, f, time, reached, measure, declared)
+    kept = kept_of(f, reads, since, keeping)
+
+    def again() -> Tensor:
+        return p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach())
+
+    p = watch.observed(p, value, again)
+    if torch.is_grad_enabled():
+        warn_of_lost(inputs.late if f.detached else inputs.idle, reached, again)
+    reads.renew()
+    return p, replace(inputs, reads=reads, kept=kept)
+
+
+def _evaluated(
+    p: Problem, f: Dynamics, time: Tensor, reached: Reach, measure: bool, declared: Sequence[Tensor]
+) -> tuple[Tensor, Inputs, Keeping]:
+    """The value of f, its inputs, and whether f keeps a part of the graph, which is gone but for that."""
     before = torch.autograd._get_sequence_nr()
-    state = (p.y0.clone() if p.y0.is_inference() else p.y0.detach()).requires_grad_()
+    state = p.y0.detach().clone().requires_grad_()  # a copy: f may write into it
     # With leaves of their own as arguments, what the graph finds of the same tensors is truly captured.
     args = {id(a): a for a in pytree.tree_leaves(f.args) if isinstance(a, Tensor) and a.requires_grad}
     own = {key: a.detach().requires_grad_() for key, a in args.items()}
-
-    def seen(_: Tensor) -> None:
-        f.needs_grad = True
-
-    hook = state.register_hook(seen)
     weigh = Scale() if measure else nullcontext()
     try:
-        with torch.enable_grad(), weigh:
+        with torch.enable_grad(), weigh, f.observing(state):
             k = f.with_tensors(own).evaluate(time, state)
     except RuntimeError as error:
         if not any(text in str(error) for text in LEAVES_AUTOGRAD):
             raise
         k = _without_autograd(f, time, p.y0, error)
-    finally:
-        hook.remove()
     f.note_graph(k, before)
     f.gathered = gathered_inside(k, before, reached)
-    inputs = _inputs(tuple(args.values()), k, {id(state), *map(id, own.values())}, before, reached)
+    found = _inputs(args, own, state, k, before, reached, declared)
     if isinstance(weigh, Scale):
-        inputs = replace(inputs, graph_bytes=weigh.bytes(besides=(state, *inputs.tensors)))
-    return watch.observed(p, k.detach()), inputs
+        found = replace(found, graph_bytes=weigh.bytes(besides=(state, *found.tensors)))
+    return k.detach(), found, Keeping(k, state, before)
 
 
 def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
     """The problem with f at its start evaluated as a part of the caller's graph."""
     reached = reach(f.func, f.args)
-    watch = Watch(p.y0.device, reached.tensors)
+    watch = Watch(p.y0.device, reached)
     before = torch.autograd._get_sequence_nr()
-    k = p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0)
+    state = p.y0.clone()  # f may write into it
+    with f.observing(state):
+        k = p.slope(p.ts[0], p.ts[len(p.ts) - 1], state)
     f.note_graph(k, before)
     f.gathered = gathered_inside(k, before, reached)
-    return watch.observed(p, k)
+
+    def again() -> Tensor:
+        return p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach())
+
+    p = watch.observed(p, k, again)
+    if torch.is_grad_enabled() and not is_functorch_wrapped_tensor(k):
+        leaves, edges = used(k, before)
+        others = [leaf for leaf in leaves if leaf is not p.y0]
+        behind = [edge for edge in edges if edge != (p.y0.grad_fn, p.y0.output_nr)]
+        if f.detached or not (others or behind):
+            known = {id(leaf) for leaf in leaves}
+            late = [t for _, t in reached.tensors if t.requires_grad and t.is_leaf and id(t) not in known]
+            warn_of_lost(late, reached, again)
+    return p
 
 
 class Scale(torch.autograd.graph.saved_tensors_hooks):
@@ -142,7 +185,8 @@ class Scale(torch.autograd.graph.saved_tensors_hooks):
     def _put(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self._storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Not the tensor itself: where an operation saves its own result that is a cycle which nobody can free.
+        return tensor.detach()
 
     def bytes(self, besides: Sequence[Tensor]) -> int:
         """Bytes of all saved storages, each once, without those of `besides`."""
@@ -162,65 +206,48 @@ def _without_autograd(f: Dynamics, time: Tensor, y0: Tensor, error: RuntimeError
         raise error from None
 
 
-def _inputs(args: tuple[Tensor, ...], k: Tensor, own: set[int], before: int, reached: Reach) -> Inputs:
-    reach = [(path, tensor) for path, tensor in reached.tensors if tensor.requires_grad]
+def _inputs(
+    args: dict[int, Tensor],
+    own: dict[int, Tensor],
+    state: Tensor,
+    k: Tensor,
+    before: int,
+    reached: Reach,
+    declared: Sequence[Tensor],
+) -> Inputs:
+    """What a value was computed from; `own` are the leaves that stood in for the arguments, `state` that for y."""
+    named = [(("declared",), tensor) for tensor in declared]
+    reach = [(path, tensor) for path, tensor in (*reached.tensors, *named) if tensor.requires_grad]
     nodes = {tensor.grad_fn: tensor for _, tensor in reach if tensor.grad_fn is not None}
     leaves, edges = used(k, before, set(nodes))
     historic = {
         (tensor.grad_fn, tensor.output_nr): tensor for _, tensor in reach if tensor.grad_fn is not None
     }
-    found = {id(leaf): leaf for leaf in leaves if id(leaf) not in own}
+    mine = {id(state), *map(id, own.values())}
+    found = {id(leaf): leaf for leaf in leaves if id(leaf) not in mine}
     for node, output in edges:
         if (node, output) in historic:
             tensor = historic[node, output]
             found[id(tensor)] = tensor
         elif torch.is_grad_enabled():
             raise ValueError(
-                f"f uses a tensor with a history (made by {node.name()}) that cannot be found from the function "
+                f"f uses a tensor with a history (made by {name_of(node)}) that cannot be found from the function "
                 "object, so its gradient would be lost: hand it over with args=(tensor, ...), or use "
                 "gradient='direct'"
             )
-    handed = {id(a) for a in args}
+    handed = {*args, *map(id, declared)}
     unused = [
         (path, tensor) for path, tensor in reach if id(tensor) not in found and id(tensor) not in handed
     ]
     strangers = {(t.grad_fn, t.output_nr): path for path, t in unused if t.grad_fn is not None}
     # Leaves behind a tensor with a history would be reached through it in every replay: there, replays are checked.
     late = () if edges else tuple(tensor for _, tensor in unused if tensor.is_leaf)
-    return Inputs(args, tuple(found.values()), late, strangers, reached.blind)
-
-
-def used(out: Tensor, since: int, boundary: Set[Node]) -> tuple[list[Tensor], list[tuple[Node, int]]]:
-    """The leaves and the older graph edges that `out` was computed from.
-
-    A node belongs to `out`'s own computation if its sequence number is at least `since` and it is not in
-    `boundary`; edges to other nodes are returned, not followed.
-    """
-    leaves: list[Tensor] = []
-    edges: dict[tuple[Node, int], None] = {}
-    visited: set[Node] = set()
-    pending: list[Node] = []
-
-    def reach(node: Node | None, output: int) -> None:
-        if node is None:
-            return
-        if node.name() == "torch::autograd::AccumulateGrad":
-            if node not in visited:
-                visited.add(node)
-                leaves.append(node.variable)  # pyright: ignore[reportAttributeAccessIssue]
-        elif node in boundary or (node._sequence_nr() < since and node.name() != CAST):
-            edges[node, output] = None
-        elif node not in visited:
-            visited.add(node)
-            pending.append(node)
-
-    if out.grad_fn is None and out.requires_grad:
-        return [out], []
-    reach(out.grad_fn, out.output_nr)
-    while pending:
-        for node, output in pending.pop().next_functions:
-            reach(node, output)
-    return leaves, list(edges)
+    captured, seen = tuple(found.values()), {id(leaf) for leaf in leaves}
+    idle = tuple(a for key, a in args.items() if id(own[key]) not in seen)
+    lost = (*late, *idle) if len(idle) == len(args) and not captured else ()
+    return Inputs(
+        tuple(args.values()), captured, late, strangers, reached.blind, used_at_start=captured, idle=lost
+    )
 
 
 def gathered_inside(k: Tensor, since: int, reached: Reach) -> str:
@@ -237,8 +264,12 @@ def gathered_inside(k: Tensor, since: int, reached: Reach) -> str:
     return min(label(path) for path in sharded)
 
 
-def check_replay(outs: Sequence[Tensor], inputs: Inputs, own: Sequence[Tensor | None], span: str) -> None:
+def check_replay(
+    outs: Sequence[Tensor], inputs: Inputs, own: Sequence[Tensor | None], span: str, *, complete: bool = False
+) -> None:
     """Refuse a replayed step that uses a tensor which the solve does not know as an input.
+
+    `complete`: if f keeps values from its first evaluation, this step has to use all that the first evaluation used.
 
     Raises
     ------
@@ -247,12 +278,32 @@ def check_replay(outs: Sequence[Tensor], inputs: Inputs, own: Sequence[Tensor | 
     """
     history = {(t.grad_fn, t.output_nr) for t in inputs.captured if t.grad_fn is not None}
     known = {id(tensor) for tensor in (*inputs.tensors, *own) if tensor is not None}
+    reached: set[Any] = set()
     for out in outs:
         leaves, edges = used(out, 0, {node for node, _ in (*history, *inputs.strangers)})
         names = [label(inputs.strangers[edge]) for edge in edges if edge in inputs.strangers]
         names += [f"a tensor of shape {tuple(leaf.shape)}" for leaf in leaves if id(leaf) not in known]
+        reached |= {*map(id, leaves), *edges}
+        if names and inputs.kept:
+            raise ValueError(
+                f"f keeps {inputs.kept} from its first call, computed from y or from an argument, and uses it in the "
+                f"step {span}: its gradient would be lost. Compute it before the solve, or use gradient='direct'"
+            )
         if names:
             raise ValueError(
                 f"f first used {names[0]} in the step {span}, not at t0, so it is no input of the solve and "
                 "its gradient would be lost: hand it over with args=(tensor, ...), or use gradient='direct'"
+            )
+    if complete and inputs.kept:
+        _refuse_forgotten(inputs, reached, span)
+
+
+def _refuse_forgotten(inputs: Inputs, reached: Set[Any], span: str) -> None:
+    """Refuse an f that remembers values which it computed without a graph."""
+    for t in inputs.used_at_start:
+        if id(t) not in reached and (t.grad_fn, t.output_nr) not in reached:
+            raise ValueError(
+                f"f used a tensor of shape {tuple(t.shape)} at t0, and not in the step {span}, and it keeps "
+                f"{inputs.kept}: a cache that was filled without a graph has no gradient. Compute what f keeps before "
+                "the solve and hand it over with args=(tensor, ...), or use gradient='direct'"
             )

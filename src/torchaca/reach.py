@@ -1,145 +1,294 @@
-"""Every tensor that can be reached from a function object: closure, bound object, module, globals it names."""
+"""What f can read: a walk from the function object over closures, globals, bound objects and modules.
+
+The walk follows what f's code names. Of an object that is no module it looks at the attributes that the code found so
+far mentions, at the methods and properties among them, and at no others, so that a data set behind `self` costs
+nothing. Modules are looked at as a whole (parameters, buffers, submodules), containers entry by entry, a long one by a
+sample.
+"""
 
 from __future__ import annotations
 
+import dis
+import functools
 import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-OPAQUE_PACKAGES = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "scipy", "torchaca"}
-REACH_LIMIT = 50_000  # objects looked at before the search gives up; models have hundreds
+from .places import Path, Place
+
+OPAQUE_PACKAGES = frozenset(sys.stdlib_module_names) | {
+    *("torch", "numpy", "scipy", "torchaca", "torch_ACA"),
+    *("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"),
+}
+OBJECT_LIMIT = 2_000  # objects other than modules and their parts that are looked at
+LONG = 256  # a longer container is looked at by a sample of its entries, one after the other
+SAMPLE = 16
 PLAIN = (str, bytes, int, float, complex, type(None))
 CLOSED = (Iterator, weakref.ReferenceType)  # may hold a tensor and do not say so
+CACHED = type(functools.cache(int))
 MODULE_INTERNALS = frozenset(vars(nn.Module()))
-
-Path = tuple[Any, ...]
-"""Where a tensor was found, `(path of its owner, key)`; written out by `label` when somebody has to read it."""
-
-
-def label(path: Path) -> str:
-    """A path in words: `"f.net.0.weight"`."""
-    owner, *rest = path
-    text = label(owner) if isinstance(owner, tuple) else str(owner)
-    return text + "".join(str(key) for key in rest)
+MODULE_PARTS = ("_parameters", "_buffers", "_modules")
+MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+BY_ANY_NAME = frozenset({"getattr", "vars", "globals", "eval", "exec", "attrgetter", "__dict__"})
+"""Code that mentions one of these may read attributes that it does not name."""
+NOT_CALLED = frozenset({"__init__", "__new__", "__del__", "__repr__", "__str__", "__init_subclass__"})
+"""Special methods that no evaluation of f calls; others may be called without their names."""
 
 
-def owner(path: Path) -> Path:
-    """The path of the object that holds what is at `path`."""
-    return path[0] if isinstance(path[0], tuple) else path
-
-
-@dataclass(frozen=True)
+@dataclass
 class Reach:
-    """The tensors that were found; `blind`: something on the way (an iterator, say) cannot be looked into."""
+    """What the walk has found.
 
-    tensors: list[tuple[Path, Tensor]]
-    blind: bool
+    Attributes
+    ----------
+    tensors : list of (Path, Tensor)
+        Each tensor once, with the path on which it was found first.
+    modules : list of Module
+    places : list of Place
+        Where values were read from: attributes, variables, entries of short containers.
+    containers : list of (Path, container, int)
+        Lists, dicts, deques and sets with their lengths.
+    blind : bool
+        Something on the way (an iterator, a long container) was not looked into.
+    looked : int
+        How many objects were looked at.
+    names : set of str
+        The attributes that the code mentions.
+    """
+
+    tensors: list[tuple[Path, Tensor]] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    containers: list[tuple[Path, Any, int]] = field(default_factory=list)
+    blind: bool = False
+    looked: int = 0
+    names: set[str] = field(default_factory=set)
 
 
 def reach(root: Callable[..., Any], args: tuple[Any, ...] = ()) -> Reach:
-    """Every tensor that a Python walk from the function object, and from its arguments, finds."""
-    tensors: list[tuple[Path, Tensor]] = []
-    blind = False
-    visited: set[int] = set()
-    pending: list[tuple[Path, Any]] = [(("args",), args), (("f",), root)]
-    looked = 0
-    while pending and looked < REACH_LIMIT:
-        path, thing = pending.pop()
-        looked += 1
-        if isinstance(thing, PLAIN) or id(thing) in visited:
-            continue
-        visited.add(id(thing))
-        if isinstance(thing, Tensor):
-            tensors.append((path, thing))
-        elif isinstance(thing, nn.Module):  # before the others: of a network, it is nearly everything
-            pending.extend(_module_parts(path, thing))
-        elif isinstance(thing, CLOSED):
-            blind = True
-        else:
-            pending.extend(_parts(path, thing))
-    return Reach(tensors, blind or bool(pending))
+    """Find the tensors and the places that a function, and its arguments, can read from."""
+    walk = _Walk()
+    walk.follow((("args",), args), (("f",), root))
+    return walk.found
 
 
-def _parts(path: Path, thing: Any) -> Iterator[tuple[Path, Any]]:
-    """What `thing` holds, one level down."""
-    if isinstance(thing, types.MethodType):
-        yield path, thing.__self__
-        yield path, thing.__func__
-    elif isinstance(thing, types.FunctionType):
-        yield from _function_parts(path, thing)
-    elif isinstance(thing, partial):
-        yield from ((path, part) for part in (thing.func, thing.args, thing.keywords))
-    elif isinstance(thing, dict):
-        yield from (((path, "[", key, "]"), value) for key, value in thing.items())
-    elif isinstance(thing, (list, tuple, set, frozenset, deque)):
-        first = next(iter(thing), None)
-        if not isinstance(first, PLAIN) or len(thing) < 100:  # a long list of numbers is data
-            yield from (((path, "[", i, "]"), value) for i, value in enumerate(thing))
-    elif isinstance(thing, types.SimpleNamespace):
-        yield from (((path, ".", key), value) for key, value in vars(thing).items())
-    elif isinstance(thing, type):
-        if thing.__module__.split(".")[0] not in OPAQUE_PACKAGES:
-            yield from (((path, ".", k), v) for k, v in vars(thing).items() if isinstance(v, Tensor))
-    elif type(thing).__module__.split(".")[0] not in OPAQUE_PACKAGES:
-        yield from _object_parts(path, thing)
+@dataclass(frozen=True)
+class Mentions:
+    """The names in a function's code, nested functions included."""
+
+    variables: frozenset[str]
+    attributes: frozenset[str]
 
 
-def _object_parts(path: Path, thing: Any) -> Iterator[tuple[Path, Any]]:
-    yield from (((path, ".", key), value) for key, value in getattr(thing, "__dict__", {}).items())
-    for cls in type(thing).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        names = (slots,) if isinstance(slots, str) else slots
-        yield from (((path, ".", name), getattr(thing, name, None)) for name in names)
-    yield path, type(thing)
-    if callable(thing):
-        yield path, type(thing).__call__
-
-
-def _module_parts(path: Path, module: nn.Module) -> Iterator[tuple[Path, Any]]:
-    own = vars(module)
-    for kind in ("_parameters", "_buffers", "_modules"):
-        for key, part in own.get(kind, {}).items():
-            yield (path, ".", key), part
-    for key, value in own.items():
-        if key not in MODULE_INTERNALS and not isinstance(value, PLAIN):
-            yield (path, ".", key), value
-    yield path, getattr(type(module), "forward", None)  # a ScriptModule has none
-
-
-def _function_parts(path: Path, function: types.FunctionType) -> Iterator[tuple[Path, Any]]:
-    if (function.__module__ or "").split(".")[0] in OPAQUE_PACKAGES:
-        return
-    cells = function.__closure__ or ()
-    for variable, cell in zip(function.__code__.co_freevars, cells, strict=True):
-        try:
-            yield (variable,), cell.cell_contents
-        except ValueError:  # an empty cell: not yet assigned
-            continue
-    names = _names(function.__code__)
-    for variable in names:
-        value = function.__globals__.get(variable)
-        if isinstance(value, types.ModuleType):
-            if variable not in OPAQUE_PACKAGES:
-                own = vars(value)
-                yield from (((variable, ".", inner), own[inner]) for inner in names if inner in own)
-        else:
-            yield (variable,), value
-    yield path, function.__defaults__
-    yield path, function.__kwdefaults__
-    yield path, vars(function)
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """The global and attribute names that a function mentions, in nested functions too."""
-    names = set(code.co_names)
+@functools.lru_cache(maxsize=4096)
+def mentions(code: types.CodeType) -> Mentions:
+    """Read the names of global variables and of attributes from a function's code."""
+    loads = ("LOAD_GLOBAL", "LOAD_NAME")
+    variables = {x.argval for x in dis.get_instructions(code) if x.opname in loads}
+    attributes = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names |= _names(constant)
-    return names
+            inner = mentions(constant)
+            variables |= inner.variables
+            attributes |= inner.attributes
+    return Mentions(frozenset(variables), frozenset(attributes))
+
+
+Entry = tuple[Path, Any]
+
+
+class _Walk:
+    """A search, depth first; `names` are the attributes that the code found so far mentions."""
+
+    def __init__(self) -> None:
+        self.found = Reach()
+        self.names = self.found.names
+        self.visited: set[int] = set()
+        self.pending: list[Entry] = []
+        self.holders: list[tuple[Path, Any, Mapping[str, Any]]] = []
+        self.objects = 0
+
+    def follow(self, *entries: Entry) -> None:
+        """Look at these, and at what they lead to, until nothing new is found."""
+        self.pending.extend(entries)
+        known: set[str] = set()
+        while self.pending:
+            while self.pending:
+                self._look(*self.pending.pop())
+            new = self.names - known
+            known |= new
+            if new:  # attributes of objects that were seen before their names were
+                for holder in list(self.holders):
+                    self._attributes(*holder, new)
+
+    def _look(self, path: Path, thing: Any) -> None:
+        if isinstance(thing, PLAIN) or id(thing) in self.visited:
+            return
+        self.visited.add(id(thing))
+        found = self.found
+        found.looked += 1
+        if isinstance(thing, Tensor):
+            found.tensors.append((path, thing))
+        elif isinstance(thing, nn.Module):
+            found.modules.append(thing)
+            self._module(path, thing)
+        elif isinstance(thing, CLOSED):
+            found.blind = True
+        elif self.objects < OBJECT_LIMIT:
+            self.objects += 1
+            self._parts(path, thing)
+        else:
+            found.blind = True
+
+    def _place(self, path: Path, holder: Any, key: Any, value: Any, public: bool = False) -> None:
+        """Note where a value stands, and look at it later."""
+        if not isinstance(value, types.ModuleType):
+            self.found.places.append(Place(path, holder, key, value, public))
+            if not isinstance(value, PLAIN):
+                self.pending.append((path, value))
+
+    def _parts(self, path: Path, thing: Any) -> None:
+        if isinstance(thing, types.MethodType):
+            self.pending += [(path, thing.__self__), (path, thing.__func__)]
+        elif isinstance(thing, types.FunctionType):
+            self._function(path, thing)
+        elif isinstance(thing, partial):
+            self.pending += [(path, part) for part in (thing.func, thing.args, thing.keywords)]
+        elif isinstance(thing, property):
+            self.pending.append((path, thing.fget))
+        elif isinstance(thing, (staticmethod, classmethod)):
+            self.pending.append((path, thing.__func__))
+        elif isinstance(thing, functools.cached_property):
+            self.pending.append((path, thing.func))
+        elif isinstance(thing, (dict, list, tuple, set, frozenset, deque)):
+            self._container(path, thing)
+        elif isinstance(thing, type):
+            self._class(path, thing)
+        elif isinstance(thing, types.SimpleNamespace):
+            self._holder(path, vars(thing), vars(thing))
+        elif isinstance(thing, CACHED):
+            self.pending.append((path, thing.__wrapped__))
+        elif isinstance(thing, types.BuiltinMethodType):  # of a tensor: weight.mul
+            self.pending.append((path, thing.__self__))
+        elif not opaque(type(thing)):
+            self._object(path, thing)
+
+    def _container(self, path: Path, thing: Any) -> None:
+        """All entries of a short container; of a long one, a sample tells whether it is data."""
+        entries: Iterable[tuple[Any, Any]] = thing.items() if isinstance(thing, dict) else enumerate(thing)
+        if isinstance(thing, (dict, list, deque, set)):
+            self.found.containers.append((path, thing, len(thing)))
+        if len(thing) > LONG:
+            sample = [value for _, (_, value) in zip(range(SAMPLE), entries, strict=False)]
+            if not any(_trainable(value) for value in sample):
+                self.found.blind |= not all(isinstance(value, PLAIN) for value in sample)
+                return
+            entries = thing.items() if isinstance(thing, dict) else enumerate(thing)
+        movable = isinstance(thing, (dict, list)) and len(thing) <= LONG
+        for key, value in entries:
+            where = (path, "[", key, "]")
+            if movable:
+                self._place(where, thing, key, value)
+            elif not isinstance(value, PLAIN):
+                self.pending.append((where, value))
+
+    def _own(self, path: Path, holder: dict[str, Any], attributes: Mapping[str, Any]) -> None:
+        self.found.containers.append((path, holder, len(holder)))  # new attributes are seen by its length
+        self._holder(path, holder, attributes)
+
+    def _holder(self, path: Path, holder: Any, attributes: Mapping[str, Any]) -> None:
+        """An object's attributes, as far as code names them, now or later."""
+        self.holders.append((path, holder, attributes))
+        self._attributes(path, holder, attributes, self.names)
+
+    def _attributes(self, path: Path, holder: Any, attributes: Mapping[str, Any], names: set[str]) -> None:
+        any_name = not BY_ANY_NAME.isdisjoint(names)
+        for name in list(attributes) if any_name else sorted(attributes.keys() & names):
+            self._place((path, ".", name), holder, name, attributes[name])
+
+    def _object(self, path: Path, thing: Any) -> None:
+        own = getattr(thing, "__dict__", None)
+        if own:
+            self._own(path, own, own)
+        for cls in type(thing).__mro__:
+            slots = cls.__dict__.get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if name != "__dict__" and hasattr(thing, name):
+                    self._place((path, ".", name), thing, name, getattr(thing, name))
+        self._methods(path, type(thing))
+
+    def _class(self, path: Path, cls: type) -> None:
+        if not opaque(cls):
+            self._holder(path, cls, vars(cls))
+
+    def _methods(self, path: Path, cls: type) -> None:
+        """The attributes of a class that code names, and the special methods, which are called without a name."""
+        for base in cls.__mro__:
+            if opaque(base) or id(base) in self.visited:
+                continue
+            self.visited.add(id(base))
+            own = vars(base)
+            self._holder(path, base, own)
+            for name, value in own.items():
+                special = name.startswith("__") and name.endswith("__") and name not in NOT_CALLED
+                if special and isinstance(value, types.FunctionType):
+                    self.pending.append((path, value))
+
+    def _module(self, path: Path, module: nn.Module) -> None:
+        own = vars(module)
+        for kind in MODULE_PARTS:
+            parts = own.get(kind) or {}
+            for name, part in parts.items():
+                self._place((path, ".", name), parts, name, part)
+        if "training" in own:
+            self.found.places.append(Place((path, ".training"), own, "training", own["training"]))
+        rest = {name: value for name, value in own.items() if name not in MODULE_INTERNALS}
+        self._own(path, own, rest)
+        if opaque(type(module)):  # a weight that torch's weight_norm has computed
+            self.pending += [((path, ".", k), v) for k, v in rest.items() if isinstance(v, Tensor)]
+        for kind in MODULE_HOOKS:
+            if hooks := own.get(kind):
+                self.pending += [(path, hook) for hook in hooks.values()]
+        cls = type(module)
+        if not opaque(cls):
+            self.pending.append((path, getattr(cls, "forward", None)))
+            self._methods(path, cls)
+
+    def _function(self, path: Path, function: types.FunctionType) -> None:
+        if (function.__module__ or "").split(".")[0] in OPAQUE_PACKAGES:
+            return
+        cells = function.__closure__ or ()
+        for variable, cell in zip(function.__code__.co_freevars, cells, strict=True):
+            try:
+                self._place((variable,), cell, "", cell.cell_contents)
+            except ValueError:  # an empty cell: not yet assigned
+                continue
+        named = mentions(function.__code__)
+        self.names |= named.attributes
+        for variable in sorted(named.variables & function.__globals__.keys()):
+            value = function.__globals__[variable]
+            if not isinstance(value, types.ModuleType):
+                self._place((variable,), function.__globals__, variable, value, public=True)
+            elif variable not in OPAQUE_PACKAGES and value.__name__.split(".")[0] not in OPAQUE_PACKAGES:
+                for name in sorted(named.attributes & vars(value).keys()):
+                    self._place((variable, ".", name), vars(value), name, vars(value)[name], public=True)
+        self.pending += [(path, function.__defaults__), (path, function.__kwdefaults__)]
+        if attributes := vars(function):
+            self.pending.append((path, attributes))
+
+
+def _trainable(value: Any) -> bool:
+    """Whether an entry of a long container is a part of a model, not of a data set."""
+    return isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.requires_grad)
+
+
+def opaque(cls: type) -> bool:
+    """Whether a class is one of Python's or of a library's that does not hold a model's tensors in attributes."""
+    return cls.__module__.split(".")[0] in OPAQUE_PACKAGES

@@ -23,10 +23,11 @@ from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, hos
 from .dense import DenseOutput, detached
 from .dynamics import Dynamics
 from .effects import warn_of_noise
-from .errors import SolverError, did_you_mean, shorten
+from .errors import SolverError, did_you_mean, shorten, warn
 from .gradients import ACA, GRADIENTS, MALI, TRACED, Direct
 from .gradients.mali import reversible
 from .lanes import solve_in_lanes, solves_in_lanes
+from .lost import warn_of_kept
 from .methods import ALIASES, METHODS
 from .outputs import gather
 from .params import Inputs, evaluated_in_graph, first_evaluation
@@ -267,6 +268,10 @@ def run(
         raise TypeError(f"args is a tuple of f's further arguments: write args=({shorten(args, 20)},)")
     stats = Stats()
     dynamics = Dynamics(f, args, structure, y0, stats, lenient)
+    if len(ts) == 1:
+        warn(
+            f"t holds a single time, {ts.values[0]:g}: nothing is solved, and the output is y0. Give [t0, t1]"
+        )
     if isinstance(control, FixedSteps):
         _check_grid(control, ts)
     jumps = frozenset(control.jump_ts) if isinstance(control, Adaptive) else frozenset()
@@ -307,7 +312,7 @@ def _solved(
                 )
             return solve_in_lanes(p, p.control, seen)
     else:
-        p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size)
+        p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size, declared=declared)
         p = floored(p, f)
     if f.gathered:
         _refuse_gathered(f.gathered, p, gradient)
@@ -320,7 +325,11 @@ def _solved(
     grid = p.control.grid if isinstance(p.control, FixedSteps) else None
     sources = (p.y0, p.ts.tensor, grid.tensor if grid else None, *inputs.tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
-        return gradient(p, inputs)
+        warn_of_kept(inputs.kept, gradient.name)
+        with inputs.reads.in_use():
+            outcome = gradient(p, inputs)
+        inputs.reads.settle()
+        return outcome
     if isinstance(gradient, MALI):
         reversible(p)  # what training will refuse, evaluation refuses as well
     with torch.no_grad():

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 import torchaca
 from torchaca import I_CONTROL, METHODS, PI_CONTROL, PID_CONTROL, Adaptive, SolverError, solve
 from torchaca.core import Carrying
-from torchaca.gradients.sweep import nan_where
+from torchaca.gradients.drift import nan_where
 
 TIMES = [0.0, 0.1, 0.2, 0.3, 1.1, 1.5]
 STEPS = {"fixed": {"n_steps": 3}, "adaptive": {"rtol": 1e-2, "dt0": 0.9}}

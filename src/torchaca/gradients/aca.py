@@ -27,6 +27,8 @@ from .replay import Ambience, MaybeTensors, Parts, saved_tensors
 from .second import DifferentiableSweep
 from .sweep import sweep
 
+CHECKPOINTS = ("all", "none", "sqrt", "binomial")
+
 
 @dataclass(frozen=True)
 class ACA:
@@ -66,7 +68,7 @@ class ACA:
     grad_rtol: float | None = None
 
     def __post_init__(self) -> None:
-        named = isinstance(self.checkpoints, str) and self.checkpoints in ("all", "none", "sqrt", "binomial")
+        named = isinstance(self.checkpoints, str) and self.checkpoints in CHECKPOINTS
         counted = isinstance(self.checkpoints, int) and self.checkpoints >= 1
         if not named and not counted:
             raise ValueError(

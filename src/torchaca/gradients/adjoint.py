@@ -175,7 +175,10 @@ class Adjoint:
 
 @dataclass
 class Run:
-    """One forward pass: what its backward needs beside the saved tensors. `recorded` has no coefficients."""
+    """One forward pass: what its backward needs beside the saved tensors. `recorded` has no coefficients.
+
+    `f0` is f at the start, without a graph.
+    """
 
     settings: Adjoint
     problem: Problem
@@ -184,11 +187,12 @@ class Run:
     recorded: Recorded | None = None
     times: Sequence[float] = ()
     failure: SolverError | None = None
+    f0: Tensor | None = None
 
     def gradients(self, parts: Parts, ys: Tensor, kept: Sequence[Tensor], grad_ys: Tensor) -> MaybeTensors:
         """One backward integration; its steps are counted, its failure says that it was the backward pass."""
         recorded = self.recorded and replace(self.recorded, times=self.times, coefficients=kept)
-        backward = Backward(self.settings, self.problem, self.inputs, parts, recorded)
+        backward = Backward(self.settings, self.problem, self.inputs, parts, recorded, self.f0)
         try:
             return backward.integrate(ys, grad_ys)
         except SolverError as error:
@@ -210,7 +214,7 @@ class _Solve(torch.autograd.Function):
         ctx.run, ctx.kept = run, len(kept)
         ctx.save_for_backward(outcome.ys, *kept, *run.inputs.without_late(tensors))
         run.times, run.failure = outcome.times, outcome.failure
-        run.problem = replace(run.problem, f0=None)
+        run.f0, run.problem = run.problem.f0, replace(run.problem, f0=None)
         return (outcome.ys, *outcome.bases)
 
     @staticmethod

@@ -25,6 +25,7 @@ from ..core import Method, Problem, Stats, Step, Time, Times, combined, value
 from ..params import Inputs, check_replay
 from ..state import rms, structure_of, wide
 from ..stepping import steps
+from .drift import Drift
 from .replay import MaybeTensors, Parts, Totals, rebuilt, vjp, without_detours, without_graph
 
 if TYPE_CHECKING:
@@ -82,13 +83,20 @@ class Backward:
     """The integration of `(y, lambda, dL/dtheta)`, or of those of them that are no better known.
 
     `recorded` is where y(t) comes from, None if it is integrated. With `settings.quadrature == "gauss"` the totals
-    dL/dtheta are summed up step by step, in `sums`, and no part of the integrated state.
+    dL/dtheta are summed up step by step, in `sums`, and no part of the integrated state. `f0` is f at the start of the
+    forward pass: f has to give it again.
     """
 
     def __init__(
-        self, settings: Adjoint, problem: Problem, inputs: Inputs, parts: Parts, recorded: Recorded | None
+        self,
+        settings: Adjoint,
+        problem: Problem,
+        inputs: Inputs,
+        parts: Parts,
+        recorded: Recorded | None,
+        f0: Tensor | None = None,
     ) -> None:
-        self.settings, self.inputs, self.recorded = settings, inputs, recorded
+        self.settings, self.inputs, self.recorded, self.f0 = settings, inputs, recorded, f0
         self.stats = Stats()
         leaves = parts.leaves()
         self.p = without_graph(rebuilt(problem, leaves, inputs))
@@ -120,15 +128,18 @@ class Backward:
     def integrate(self, ys: Tensor, grad_ys: Tensor) -> MaybeTensors:
         """The gradients of all inputs, in the order of `Parts`."""
         values = self.p.ts.values
+        drift, start = Drift(ys), self.p.slope(values[0], values[-1], ys[0])
+        if self.f0 is not None:
+            drift.note(start, self.f0)
         lam, totals = grad_ys[-1], [] if self.nodes else [torch.zeros_like(x) for x in self.wrt]
         grad_t = torch.zeros(len(values), dtype=torch.float64) if self.parts.ts is not None else None
         for i in range(len(ys) - 1, 0, -1):
             if grad_t is not None:
-                grad_t[i] = self._slope(values[i], ys[i], grad_ys[i])
+                grad_t[i] = _moved(self.p.f(values[i], ys[i]), grad_ys[i])
             if values[i] != values[i - 1]:
                 lam, totals = self._segment(values[i], values[i - 1], ys[i], lam, totals)
             if grad_t is not None and i == 1:
-                grad_t[0] = -self._slope(values[0], ys[0], lam)
+                grad_t[0] = -_moved(start, lam)
             lam = lam + grad_ys[i - 1]
         if self.parts.ts is not None and grad_t is not None:
             grad_t = grad_t.to(self.parts.ts)
@@ -136,16 +147,12 @@ class Backward:
         grads = self.sums.sums if self.nodes else totals
         found = [self._as_found(x, grad) for x, grad in zip(self.wrt, grads, strict=True)]
         captured = without_detours(self.parts.captured, list(found[n_args:]))
-        return [lam, grad_t, None, *found[:n_args], *captured]
+        return drift.settled([lam, grad_t, None, *found[:n_args], *captured], self.p, self.inputs)
 
     def _as_found(self, x: Tensor, grad: Tensor | None) -> Tensor:
         """A gradient as autograd would hand it out: in the dtype of x, sparse where f made it so."""
         grad = torch.zeros_like(x) if grad is None else grad.to(x.dtype)
         return grad.to_sparse(self.sparse[id(x)]) if id(x) in self.sparse else grad
-
-    def _slope(self, t: float, y: Tensor, cotangent: Tensor) -> Tensor:
-        """The derivative of the loss as the time of y moves."""
-        return (cotangent.conj() * self.p.f(t, y)).sum().real.to("cpu", torch.float64)
 
     def _segment(
         self, start: float, end: float, y: Tensor, lam: Tensor, totals: list[Tensor]
@@ -255,8 +262,9 @@ class Backward:
         if not k.requires_grad:
             return [None] * len(wrt)
         if self.inputs.watched:
-            check_replay([k], self.inputs, (y, *self.wrt), f"backwards through t = {value(t):g}")
-        grads = vjp([k], [*wrt, *self.late], [lam.to(k.dtype)], keep=self.inputs.historic)
+            span = f"backwards through t = {value(t):g}"
+            check_replay([k], self.inputs, (y, *self.wrt), span, complete=True)
+        grads = vjp([k], [*wrt, *self.late], [lam.to(k.dtype)], keep=self.inputs.shared)
         if any(grad is not None for grad in grads[len(wrt) :]):
             raise LateUseError
         return [self._dense(x, grad) for x, grad in zip(wrt, grads, strict=False)]
@@ -267,3 +275,8 @@ class Backward:
             return grad
         self.sparse[id(x)] = grad.sparse_dim()
         return grad.to_dense()
+
+
+def _moved(slope: Tensor, cotangent: Tensor) -> Tensor:
+    """The derivative of the loss as the time of a state moves along f."""
+    return (cotangent.conj() * slope).sum().real.to("cpu", torch.float64)

@@ -61,7 +61,8 @@ class Evaluations:
             k = self.f(t, y, **nudged)
         if self.inputs.watched:
             own = (y, t if isinstance(t, Tensor) else None, *self.args)
-            check_replay([k], self.inputs, own, f"that has f at t = {value(t):g}")
+            span = f"that has f at t = {value(t):g}"
+            check_replay([k], self.inputs, own, span, complete=True)
         return Evaluation(k, t, y)
 
 
@@ -78,7 +79,7 @@ class _Known(torch.autograd.Function):
         known: Evaluation = ctx.known
         f: Evaluations = ctx.f
         t = known.t if isinstance(known.t, Tensor) else None
-        grads = vjp([known.k], [t, known.y, *f.args, *f.captured], cotangents, keep=f.inputs.historic)
+        grads = vjp([known.k], [t, known.y, *f.args, *f.captured], cotangents, keep=f.inputs.shared)
         others = len(grads) - len(f.captured)
         # What reaches one captured tensor through another flows there on its own.
         grads = [*grads[:others], *without_detours(f.captured, grads[others:])]

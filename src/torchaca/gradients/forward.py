@@ -21,7 +21,10 @@ from .replay import Ambience, Parts, without_graph
 
 @dataclass
 class Run:
-    """One forward pass: what its backward needs beside the saved tensors. Holds none of the outputs."""
+    """One forward pass: what its backward needs beside the saved tensors. Holds none of the outputs.
+
+    `end` is what the last step handed on, unless it stopped early.
+    """
 
     problem: Problem
     inputs: Inputs
@@ -32,6 +35,7 @@ class Run:
     marks: list[Mark] = field(default_factory=list)
     times: Sequence[float] = ()
     failure: SolverError | None = None
+    end: Tensor | None = None
 
     @property
     def n_steps(self) -> int:
@@ -59,6 +63,14 @@ class Run:
             moment(n)
             yield n, y
 
+    def at_moments(self, replayed: Iterator[Step]) -> Iterator[Step]:
+        """All steps again, from the first on, each at the moment of the forward pass at which it was made."""
+        effects = self.problem.effects
+        for n in range(self.n_steps):
+            if effects:
+                effects.restore(self.marks[n])
+            yield next(replayed)
+
     def leaves(self, saved: Sequence[Any]) -> Parts:
         """Leaves for a replay, from the saved inputs."""
         # The captured tensors are those that f holds, not what saved-tensor hooks made of them.
@@ -67,17 +79,18 @@ class Run:
         ).leaves()
 
 
-def taped(p: Problem, shelf: Shelf[Tensor], marks: list[Mark]) -> Iterator[Step]:
-    """The steps of p; the states they start from go to the shelf, the moments of f's side effects to `marks`."""
+def taped(p: Problem, shelf: Shelf[Tensor], run: Run) -> Iterator[Step]:
+    """The steps of p; the states they start from go to the shelf, the moments of f's side effects to the run."""
     mark = p.effects.mark() if p.effects else None
     start = p.y0
     for n, step in enumerate(steps(p)):
         shelf.put(n, start)
         if mark is not None:
-            marks.append(mark)
+            run.marks.append(mark)
         yield step
         start = p.handed(step)
         mark = p.effects.mark() if p.effects else None
+    run.end = start
 
 
 def reached(ts: Times, outcome: Outcome) -> list[float]:
@@ -91,7 +104,7 @@ def forward(run: Run) -> tuple[Outcome, list[Tensor]]:
     """The whole solve without a graph, noted in `run`, and the states that it keeps."""
     p = without_graph(run.problem)
     shelf = Shelf[Tensor](limit_of(run.checkpoints))
-    outcome = gather(p, taped(p, shelf, run.marks))
+    outcome = gather(p, taped(p, shelf, run))
     run.times, run.failure = outcome.times, outcome.failure
     if outcome.failure is not None and not p.dense:  # steps behind the last output have no gradient
         run.times = reached(p.ts, outcome)

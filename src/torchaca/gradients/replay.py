@@ -14,7 +14,9 @@ from torch._C._functorch import is_legacy_batchedtensor
 from ..control import FixedSteps
 from ..core import Problem, Stats, Times, without_autocast
 from ..dynamics import Dynamics
+from ..histories import number_of
 from ..params import Inputs
+from .hooks import hooks_off
 
 MaybeTensors = list[Tensor | None]
 
@@ -80,7 +82,9 @@ class Ambience:
 def backward_pass(
     p: Problem, inputs: Inputs, ambience: Ambience, *, integrates: bool = False
 ) -> Iterator[None]:
-    """Around a backward pass: the forward's autocast; counts of its own; no hook runs, no side effect remains.
+    """Around a backward pass: the forward's autocast, f as it was then, counts of its own; no hook runs.
+
+    No side effect remains.
 
     `integrates`: its steps are those of a backward integration; replays are none.
     """
@@ -88,6 +92,7 @@ def backward_pass(
     with (
         _counted_as_backward(p.stats, integrates),
         ambience.restored(),
+        inputs.reads.put_back(),
         silent,
         hooks_off(inputs.captured + inputs.late),
     ):
@@ -224,7 +229,7 @@ def without_detours(
     """
     direct = list(totals)
     historic = [(i, node) for i, tensor in enumerate(captured) if (node := tensor.grad_fn) is not None]
-    newest_first = sorted(((node._sequence_nr(), i) for i, node in historic), reverse=True)
+    newest_first = sorted(((number_of(node), i) for i, node in historic), reverse=True)
     for _, i in newest_first:
         share, others = direct[i], [j for j in range(len(captured)) if j != i]
         if share is None or not others:
@@ -259,28 +264,3 @@ def refuse_derivative(
     present = [x for x in anchors if x is not None]
     with torch.enable_grad():
         return [None if x is None else _Refuse.apply(message, x, *present) for x in tensors]
-
-
-@contextmanager
-def hooks_off(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Python hooks of these tensors sleep: they are for whole gradients, not for one replay's share.
-
-    Raises
-    ------
-    ValueError
-        Where a tensor with a history retains its gradient, which is a hook that cannot sleep.
-    """
-    for tensor in tensors:
-        if tensor.retains_grad and not tensor.is_leaf:
-            raise ValueError(
-                f"f captures a tensor of shape {tuple(tensor.shape)} with retain_grad(): its .grad would hold the "
-                "share of one step. Hand the tensor over with args=(tensor, ...), or use gradient='direct'"
-            )
-    asleep = [(t._backward_hooks, dict(t._backward_hooks)) for t in tensors if t._backward_hooks]
-    for hooks, _ in asleep:
-        hooks.clear()
-    try:
-        yield
-    finally:
-        for hooks, saved in asleep:
-            hooks.update(saved)

@@ -52,7 +52,7 @@ class DifferentiableSweep(torch.autograd.Function):
             parts = run.leaves(tensors)
             own = [None if g is None else g.detach().requires_grad_() for g in cotangents]
             p = rebuilt(run.problem, parts, run.inputs)
-            outcome = gather(p, march(p, p.control.boundaries(p.ts, run.times)))
+            outcome = gather(p, run.at_moments(march(p, p.control.boundaries(p.ts, run.times))))
             pairs = [
                 (out, g) for out, g in zip((outcome.ys, *outcome.bases), own, strict=True) if g is not None
             ]
@@ -65,7 +65,7 @@ class DifferentiableSweep(torch.autograd.Function):
             wrt = [*own, *parts.flat()]
             if not wanted:
                 return (None, None, None, *([None] * len(wrt)))
-            keep = run.inputs.historic
+            keep = run.inputs.shared
             grads = vjp([first for first, _ in wanted], wrt, [v for _, v in wanted], keep=keep)
         others = len(grads) - len(parts.captured)
         grads = [*grads[:others], *without_detours(parts.captured, grads[others:])]

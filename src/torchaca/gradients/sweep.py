@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..control import FixedSteps
-from ..core import Step, Time, combined, value
+from ..core import Problem, Step, Time, VectorField, combined, value
 from ..outputs import inside
 from ..params import check_replay
 from ..trace import Trace
+from .drift import Drift
 from .forward import Run
 from .replay import (
     MaybeTensors,
@@ -29,12 +29,6 @@ from .replay import (
     without_graph,
 )
 
-CHANGED = (
-    "f gave other values in the backward pass than in the forward pass, so the replayed steps are not the solution's. "
-    "Something that f reads was changed in between (an attribute, a buffer, an argument without gradient), or f is "
-    "random in a way that was not noticed: keep it as it was until backward() is done, or use gradient='direct'"
-)
-
 
 def sweep(
     run: Run, states: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
@@ -42,7 +36,7 @@ def sweep(
     """The backward pass: gradients of all inputs, in the order of `Parts`."""
     with backward_pass(run.problem, run.inputs, run.ambience):
         parts = run.leaves(tensors)
-        backward = Backward(run, parts, cotangents[0], cotangents[1:])
+        backward = Backward(run, parts, cotangents[0], cotangents[1:], run.end)
         for n, state in run.reversed_states(states, backward.plain):
             backward.replay(n, state)
         grads = backward.finish()
@@ -54,19 +48,22 @@ class Backward:
 
     An interpolated output depends on f1 = f(t1, y1), which is also the first stage of the following step. Its
     cotangent is known beforehand (the interpolant is linear in f1) and is handed to that step's replay, so that
-    outputs cost no evaluations.
+    outputs cost no evaluations. `end` is what the last step handed on in the forward pass, if that is known.
     """
 
     def __init__(
-        self, run: Run, parts: Parts, grad_ys: Tensor | None, grad_dense: Sequence[Tensor | None]
+        self,
+        run: Run,
+        parts: Parts,
+        grad_ys: Tensor | None,
+        grad_dense: Sequence[Tensor | None],
+        end: Tensor | None = None,
     ) -> None:
         self.run, self.parts = run, parts
         self.p = rebuilt(run.problem, parts, run.inputs)
         self.plain = without_graph(self.p)
         if run.stagewise:
-            noisy = self.p.effects is not None and self.p.effects.random
-            staged = partial(checkpoint, self.p.f, use_reentrant=False, preserve_rng_state=noisy)
-            self.p = replace(self.p, f=staged)
+            self.p = replace(self.p, f=stagewise(self.p))
         with torch.enable_grad():
             self.boundaries = list(self.p.control.boundaries(self.p.ts, run.times))
         self.ys_grad, self.dense_grad = grad_ys, grad_dense
@@ -74,11 +71,10 @@ class Backward:
         self.wrt = [parts.ts, parts.grid, *parts.args, *parts.captured]
         self.totals = totals_for(len(self.wrt), (grad_ys, *grad_dense))
         self.time_grads: list[tuple[Tensor, Tensor]] = []
-        self.keep = run.inputs.historic
+        self.keep = run.inputs.shared
         self.next_f0: Tensor | None = None
-        self.next_state: Tensor | None = None
-        self.allowed = torch.finfo(parts.y0.dtype).eps ** 0.5
-        self.drift = torch.zeros((), device=parts.y0.device)
+        self.next_state = end
+        self.drift, self.kept = Drift(parts.y0), set(run.kept)
         self.ends = [self.p.ts.at_start(), *(self.p.ts.up_to(t) for t in run.times[1:])]
 
     def replay(self, n: int, state: Tensor) -> None:
@@ -97,8 +93,11 @@ class Backward:
         times = [t if isinstance(t, Tensor) else None for t in (t0, t1)]
         if self.run.inputs.watched:
             span = f"from t = {value(t0):g} to {value(t1):g}"
-            check_replay(outs, self.run.inputs, (y, *times, *self.wrt), span)
-        self._compare(end)
+            last = n + 1 == self.run.n_steps
+            check_replay(outs, self.run.inputs, (y, *times, *self.wrt), span, complete=last)
+        if self.next_state is not None:
+            kept = n + 1 == self.run.n_steps or n + 1 in self.kept
+            self.drift.note(end, self.next_state, again=not kept)
         grad_y, *grads = vjp(outs, [y, *times, *self.wrt], cotangents, keep=self.keep)
         for boundary, grad in zip(self.boundaries[n : n + 2], grads[:2], strict=True):
             if grad is not None and isinstance(boundary, Tensor):
@@ -115,14 +114,6 @@ class Backward:
         trace.n_steps, tensors = self.run.n_steps, self.run.inputs.tensors
         span = (self.run.times[n], self.run.times[n + 1])
         trace.passed(n, span, cotangents, grad_y, list(zip(tensors, grads, strict=True)))
-
-    def _compare(self, y1: Tensor) -> None:
-        """Note how much further than rounding the replay's end is from the state that the forward pass found there."""
-        if self.next_state is not None:
-            off = torch.linalg.vector_norm(y1.detach() - self.next_state)
-            size = torch.linalg.vector_norm(self.next_state)
-            # One number, not one for each step: the backward pass holds nothing that grows with the steps.
-            self.drift = torch.maximum(self.drift, torch.sub(off, size, alpha=self.allowed))
 
     @staticmethod
     def _leaf(t: Time) -> Time:
@@ -173,14 +164,9 @@ class Backward:
         Raises
         ------
         RuntimeError
-            Where f gave other values than in the forward pass. After fixed steps on a device that is not the host,
-            which this would have to wait for, all gradients are nan instead.
+            If f gave other values than in the forward pass; see `Drift`.
         """
         lam = torch.zeros_like(self.parts.y0, requires_grad=False) if self.lam is None else self.lam
-        drifted = self.drift > 0
-        waits = drifted.device.type != "cpu" and isinstance(self.p.control, FixedSteps)
-        if not waits and drifted.item():
-            raise RuntimeError(CHANGED)
         if self.ys_grad is not None:
             for i in range(self.ends[0]):
                 lam = lam + self.ys_grad[i]
@@ -190,12 +176,25 @@ class Backward:
         others = len(self.wrt) - len(self.parts.captured)
         sums = self.totals.sums
         grads = [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
-        return nan_where(drifted, grads) if waits else grads
+        return self.drift.settled(grads, self.p, self.run.inputs)
 
 
-def nan_where(wrong: Tensor, grads: Sequence[Tensor | None]) -> MaybeTensors:
-    """The gradients, or nan in all of them where `wrong`, 0-dim, is true; without reading it."""
-    return [None if g is None else torch.where(wrong.to(g.device), math.nan, g) for g in grads]
+def stagewise(p: Problem) -> VectorField:
+    """f of a problem so that each evaluation's graph is made when it is differentiated, at the moment of the first."""
+    if p.effects is None:
+        return partial(checkpoint, p.f, use_reentrant=False, preserve_rng_state=False)
+    effects = p.effects
+
+    def f(t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
+        mark = effects.mark()
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), effects.back_at(mark)
+
+        evaluate: Any = p.f if nudge is None else partial(cast("Any", p.f), nudge=nudge)
+        return checkpoint(evaluate, t, y, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+    return f
 
 
 def _onto_state(cotangent: Tensor, grad: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from ..dynamics import Dynamics
 from ..effects import generator_states, set_generator_states
 from ..methods import METHODS
 from ..params import first_evaluation
-from ..reach import label, reach
+from ..places import label
+from ..reach import reach
 from ..solve import solve, times_of
 from ..state import structure_of
 

@@ -1,0 +1,110 @@
+"""Walks over autograd's graphs: what a value was computed from, and who keeps a part of its graph."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Set
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+CAST = "ToCopyBackward0"  # older than the call where autocast had cast the parameter before
+Edge = tuple[Node, int]
+
+
+def name_of(node: Node) -> str:
+    """The name of a node. The class is asked: a custom Function's `ctx.name = ...` hides the method."""
+    return type(node).name(node)
+
+
+def number_of(node: Node) -> int:
+    """The sequence number of a node: later ones are larger."""
+    return type(node)._sequence_nr(node)
+
+
+def is_leaf_node(node: Node) -> bool:
+    """Whether a node stands for a leaf tensor, its `variable`."""
+    return name_of(node) == "torch::autograd::AccumulateGrad"
+
+
+def used(out: Tensor, since: int, boundary: Set[Node] = frozenset()) -> tuple[list[Tensor], list[Edge]]:
+    """The leaves and the older graph edges that `out` was computed from.
+
+    Edges to nodes that are no part of out's own computation, as `nodes_of` has it, are returned, not followed.
+    """
+    leaves: dict[int, Tensor] = {}
+    edges: dict[Edge, None] = {}
+    visited: set[Node] = set()
+    pending: list[Node] = []
+
+    def reach(node: Node | None, output: int) -> None:
+        if node is None:
+            return
+        if is_leaf_node(node):
+            leaf = node.variable  # pyright: ignore[reportAttributeAccessIssue]
+            leaves[id(leaf)] = leaf
+        elif node in boundary or (number_of(node) < since and name_of(node) != CAST):
+            edges[node, output] = None
+        elif node not in visited:
+            visited.add(node)
+            pending.append(node)
+
+    if out.grad_fn is None and out.requires_grad:
+        return [out], []
+    reach(out.grad_fn, out.output_nr)
+    while pending:
+        for node, output in pending.pop().next_functions:
+            reach(node, output)
+    return list(leaves.values()), list(edges)
+
+
+class _Alive:
+    """Lives as long as a graph node that holds it."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Keeping:
+    """Whether somebody keeps a part of the graph of an evaluation, or its `state`, when everybody else has let go."""
+
+    def __init__(self, out: Tensor, state: Tensor, since: int) -> None:
+        sign = _Alive()
+        self._node, self._state = weakref.ref(sign), weakref.ref(state)
+        device = state.device.type
+        # Autocast keeps what it casts of a leaf, and saved-tensor hooks keep whatever they like.
+        autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+        self.hooked = autograd._top_saved_tensors_default_hooks(False) is not None
+        self.cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        pending, visited = [out.grad_fn], set[Node]()
+        while pending:
+            node = pending.pop()
+            if node is None or node in visited or number_of(node) < since:
+                continue
+            visited.add(node)
+            if is_leaf_node(node) or name_of(node) == CAST:  # autocast keeps the weights that it casts
+                continue
+            metadata: Any = node.metadata  # a property, whatever its annotation says
+            metadata["torchaca"] = sign
+            pending.extend(other for other, _ in node.next_functions)
+
+    @property
+    def state(self) -> Tensor | None:
+        """The state, if somebody keeps it."""
+        return self._state()
+
+    def _alive(self) -> bool:
+        return not self.hooked and (self._node() is not None or (self.state is not None and not self.cast))
+
+    def __bool__(self) -> bool:
+        if not self._alive():
+            return False
+        gc.collect(0)  # a custom Function's context may hold its own result
+        return self._alive()
+
+
+def with_history(value: object, since: int) -> bool:
+    """Whether a value is a tensor that was computed, in a graph, since that sequence number."""
+    return isinstance(value, Tensor) and value.grad_fn is not None and number_of(value.grad_fn) >= since
