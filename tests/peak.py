@@ -30,3 +30,8 @@ class Peak(TorchDispatchMode):
             self.alive = {key: pair for key, pair in self.alive.items() if not pair[0].expired()}
             self.total = sum(size for _, size in self.alive.values())
             self.peak = max(self.peak, self.total)
+
+    @property
+    def now(self):
+        """The numbers that are alive now."""
+        return sum(size for reference, size in self.alive.values() if not reference.expired())

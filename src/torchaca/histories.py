@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+# Names of classes; those of custom Functions' nodes end in "Backward".
+LEAF = "AccumulateGrad"
 CAST = "ToCopyBackward0"  # older than the call where autocast had cast the parameter before
 Edge = tuple[Node, int]
 
@@ -27,7 +29,7 @@ def number_of(node: Node) -> int:
 
 def is_leaf_node(node: Node) -> bool:
     """Whether a node stands for a leaf tensor, its `variable`."""
-    return name_of(node) == "torch::autograd::AccumulateGrad"
+    return type(node).__name__ == LEAF
 
 
 def used(out: Tensor, since: int, boundary: Set[Node] = frozenset()) -> tuple[list[Tensor], list[Edge]]:
@@ -43,10 +45,11 @@ def used(out: Tensor, since: int, boundary: Set[Node] = frozenset()) -> tuple[li
     def reach(node: Node | None, output: int) -> None:
         if node is None:
             return
-        if is_leaf_node(node):
+        kind = type(node).__name__
+        if kind == LEAF:
             leaf = node.variable  # pyright: ignore[reportAttributeAccessIssue]
             leaves[id(leaf)] = leaf
-        elif node in boundary or (number_of(node) < since and name_of(node) != CAST):
+        elif node in boundary or (number_of(node) < since and kind != CAST):
             edges[node, output] = None
         elif node not in visited:
             visited.add(node)
@@ -84,7 +87,7 @@ class Keeping:
             if node is None or node in visited or number_of(node) < since:
                 continue
             visited.add(node)
-            if is_leaf_node(node) or name_of(node) == CAST:  # autocast keeps the weights that it casts
+            if type(node).__name__ in (LEAF, CAST):  # autocast keeps the weights that it casts
                 continue
             metadata: Any = node.metadata  # a property, whatever its annotation says
             metadata["torchaca"] = sign

@@ -129,7 +129,7 @@ class _Walk:
                     self._attributes(*holder, new)
 
     def _look(self, path: Path, thing: Any) -> None:
-        if isinstance(thing, PLAIN) or id(thing) in self.visited:
+        if id(thing) in self.visited or isinstance(thing, PLAIN):
             return
         self.visited.add(id(thing))
         found = self.found
@@ -244,19 +244,22 @@ class _Walk:
     def _module(self, path: Path, module: nn.Module) -> None:
         own = vars(module)
         for kind in MODULE_PARTS:
-            parts = own.get(kind) or {}
-            for name, part in parts.items():
-                self._place((path, ".", name), parts, name, part)
+            for name, part in own[kind].items() if own.get(kind) else ():
+                where = (path, ".", name)
+                self.found.places.append(Place(where, own[kind], name, part))
+                if part is not None:
+                    self.pending.append((where, part))
         if "training" in own:
             self.found.places.append(Place((path, ".training"), own, "training", own["training"]))
-        rest = {name: value for name, value in own.items() if name not in MODULE_INTERNALS}
-        self._own(path, own, rest)
-        if opaque(type(module)):  # a weight that torch's weight_norm has computed
-            self.pending += [((path, ".", k), v) for k, v in rest.items() if isinstance(v, Tensor)]
         for kind in MODULE_HOOKS:
             if hooks := own.get(kind):
                 self.pending += [(path, hook) for hook in hooks.values()]
         cls = type(module)
+        rest = {name: own[name] for name in own.keys() - MODULE_INTERNALS}
+        if cls.__module__.startswith("torch."):  # a weight that torch's weight_norm has computed
+            self.pending += [((path, ".", k), v) for k, v in rest.items() if isinstance(v, Tensor)]
+            return
+        self._own(path, own, rest)
         if not opaque(cls):
             self.pending.append((path, getattr(cls, "forward", None)))
             self._methods(path, cls)

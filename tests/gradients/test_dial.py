@@ -132,3 +132,16 @@ def test_never_more_than_revolve(k):
     for n in (1, 2, 3, 9, 33, 100, 257, 1000):
         assert advances(n, k) <= revolve(n, k)
         assert advances(n, "binomial") <= n * math.log2(max(n, 2)) / 2
+
+
+@pytest.mark.parametrize("n", [10, 40])
+def test_between_the_passes_one_state_a_step_is_alive(n):
+    """Counted in live storages: what the process holds is the allocator's business."""
+    w = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+    y0 = torch.ones(SIZE, dtype=DOUBLE, requires_grad=True)
+    with Peak([y0, w]) as between:
+        ys = solve(lambda t, y: torch.tanh(w * y), y0, [0.0, 1.0], method="rk4", n_steps=n).ys
+    assert round(between.now / SIZE) == (n - 1) + 1 + 2  # states behind y0, the last one, the two outputs
+    ys[-1].sum().backward()
+    del ys
+    assert between.now == 0

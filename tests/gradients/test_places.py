@@ -315,6 +315,31 @@ def test_another_thread_that_evaluates_the_same_f_is_named(name):
     sol.ys.sum().backward() if name != "mali" else None
 
 
+@pytest.mark.parametrize("name", [name for name, g in EVALUATES.items() if g.name == "aca"])
+def test_random_numbers_that_another_thread_draws_are_its_fault(name):
+    """It draws from the same generator, in the middle of a step that is replayed."""
+    backward, done = threading.Event(), threading.Event()  # not a variable, which would be put back
+
+    def f(t, y):
+        if backward.is_set():
+            other = threading.Thread(target=torch.rand, args=(1,))
+            other.start()
+            other.join()
+        return -nn.functional.dropout(y, 0.5)
+
+    y0 = torch.ones(50, dtype=DOUBLE, requires_grad=True)
+    sol = solve(f, y0, [0.0, 1.0], **options_for(EVERY[name], n_steps=2, method="rk4"))
+    waiting = threading.Thread(target=done.wait)
+    waiting.start()
+    backward.set()
+    try:
+        with pytest.raises(RuntimeError, match="other threads"):
+            sol.ys.sum().backward()
+    finally:
+        done.set()
+        waiting.join()
+
+
 @pytest.mark.parametrize("name", EVALUATES)
 def test_hooks_of_a_parameter_run_in_every_thread(name):
     torch.manual_seed(0)
