@@ -294,3 +294,16 @@ def test_refused_inside_transforms():
         torch.func.grad(
             lambda y: solve(lambda t, y: -y, y, [0.0, 1.0], gradient="direct", debug=True).ys[-1].sum()
         )(torch.ones(1))
+
+
+def test_a_value_that_was_bound_anew_is_put_back_for_the_trace(gradient):
+    def traced(later):
+        scale = 1.0
+        y0 = torch.ones(2, dtype=DOUBLE, requires_grad=True)
+        options = {"method": "euler", "n_steps": 3, "gradient": gradient, "debug": True}
+        sol = solve(lambda t, y: -y * scale, y0, [0.0, 1.0], **options)
+        scale = later
+        sol.ys[-1].sum().backward()
+        return sol.trace.norms, [point.growth for point in sol.trace.points]
+
+    assert traced(1.0) == traced(5.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import Problem, Step, value
 from ..effects import Mark
 from ..params import Inputs
+from ..places import Reads
 from ..reach import reach
 from ..stepping import steps
 from ..trace import Trace
@@ -25,9 +26,10 @@ def observed(p: Problem) -> Iterator[Step]:
     if p.trace is None or p.source is None:
         yield from steps(p)
         return
-    seen = reach(p.source, getattr(p.f, "args", ())).tensors
-    tensors = tuple(x for _, x in seen if x.requires_grad and (x.is_leaf or not x.retains_grad))
-    replay = Replay(replace(without_graph(p), f0=None, watch=None), p.trace, tensors, Ambience.here(p.y0))
+    found = reach(p.source, getattr(p.f, "args", ()))
+    tensors = tuple(x for _, x in found.tensors if x.requires_grad and (x.is_leaf or not x.retains_grad))
+    inputs = Inputs(captured=tensors, reads=Reads(found.places, found.containers))
+    replay = Replay(replace(without_graph(p), f0=None, watch=None), p.trace, inputs, Ambience.here(p.y0))
     mark = p.effects.mark() if p.effects else None
     start = p.y0
     for n, step in enumerate(steps(p)):
@@ -38,6 +40,7 @@ def observed(p: Problem) -> Iterator[Step]:
         yield step
         start = end
         mark = p.effects.mark() if p.effects else None
+    inputs.reads.settle()
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Replay:
 
     p: Problem
     trace: Trace
-    tensors: tuple[Tensor, ...]
+    inputs: Inputs
     ambience: Ambience
 
     def of(self, n: int, step: Step, start: Tensor, mark: Mark | None) -> Hook:
@@ -64,8 +67,9 @@ class Hook:
     mark: Mark | None
 
     def __call__(self, cotangent: Tensor) -> None:
-        p, tensors, lam = self.replay.p, self.replay.tensors, cotangent.detach()
-        with backward_pass(p, Inputs(captured=tensors), self.replay.ambience), torch.enable_grad():
+        p, inputs, lam = self.replay.p, self.replay.inputs, cotangent.detach()
+        tensors = inputs.captured
+        with backward_pass(p, inputs, self.replay.ambience), torch.enable_grad():
             if p.effects and self.mark:
                 p.effects.restore(self.mark)
             start = self.start.detach().requires_grad_()
