@@ -1,7 +1,8 @@
-"""Files that survive a kill and a full disk: written whole or not at all."""
+"""Files that survive a kill, a power cut and a full disk: written whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import io
@@ -17,20 +18,56 @@ from .experiment import UsageError
 
 PROBE_BYTES = 4 << 20  # room for the checkpoints and plots of a run
 PART_BYTES = 16 << 20  # of the files of a large state
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+"""What file systems without the fsync of a folder, and folders that may be written but not read, answer to it."""
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
+    beside = unfinished(path)
     try:
         with beside.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        rename(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def unfinished(path: Path) -> Path:
+    """Where this process writes a file before it has its name: two processes do not write into each other's."""
+    return path.parent / f"{path.name}.{os.getpid()}.tmp"
+
+
+def rename(beside: Path, path: Path) -> None:
+    """Give a file, whose content is on the disk, its name, so that a power cut does not take the name back."""
+    os.replace(beside, path)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Bring the names in a folder to the disk, if the system and the file system can do that."""
+    if os.name == "nt":
+        return
+    try:
+        place = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+
+
+def make(folder: Path) -> None:
+    """Make a folder and those it lies in, if they are not there yet."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in new:
+        sync(place.parent)
 
 
 def probe(folder: Path) -> None:
@@ -41,7 +78,7 @@ def probe(folder: Path) -> None:
     OSError
         When the folder cannot be made or written, or when the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     file = folder / "write-probe.tmp"
     write(file, bytes(PROBE_BYTES))
     file.unlink()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from .files import write
 
 COLOURS = {
     "aca": "C0",
@@ -28,7 +31,9 @@ def figure(width: float, height: float) -> Figure:
 
 def save(made: Figure, path: Path) -> None:
     """Write the figure as PNG."""
-    made.savefig(path, dpi=110)
+    content = io.BytesIO()
+    made.savefig(content, format="png", dpi=110)
+    write(path, content.getbuffer())
 
 
 def colour(gradient: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .experiment import Experiment, UsageError, command_line, plain
-from .files import probe, write
+from .files import make, probe, write
 from .machine import now
 from .run import Run
 from .table import Table
@@ -96,7 +95,7 @@ def check_docs(docs: Path, experiment: Experiment) -> None:
 def publish(run: Run, experiment: Experiment, report: Report, docs: Path) -> Path:
     """Copy what is worth committing (table, plots, summary, configuration) to `docs/NAME`."""
     target = docs / experiment.name
-    target.mkdir(parents=True, exist_ok=True)
+    make(target)
     for name in ("summary.md", "summary.json", "config.json", *report.plots):
-        shutil.copyfile(run.folder / name, target / name)
+        write(target / name, (run.folder / name).read_bytes())
     return target

@@ -17,7 +17,7 @@ from time import perf_counter, sleep
 from typing import Any
 
 from .experiment import FREE, Experiment, UsageError, plain
-from .files import load_state, probe, read_json, save_state, whole_lines, write
+from .files import load_state, probe, read_json, save_state, sync, whole_lines, write
 from .machine import machine, now, versions
 
 CONFIG = ("experiment", "options", "settings", "sessions")  # what config.json has to hold
@@ -57,9 +57,12 @@ class Run:
         if not self.writes:
             return
         with (self.folder / "metrics.jsonl").open("ab") as file:
+            new = not file.tell()
             file.write(_encode(complete))
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync(self.folder)
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the metrics that are not `wanted`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import urllib.request
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..experiment import UsageError
+from ..files import make, rename, unfinished
 from .kinds import Images, Kind
 
 CHUNK = 1 << 20
@@ -71,14 +73,16 @@ def download(kind: Kind, folder: Path) -> Path:
         Without a network, or where the checksum differs.
     """
     target = folder / kind.archive
-    beside = target.with_name(target.name + ".part")
+    beside = unfinished(target)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
         with urllib.request.urlopen(kind.url, timeout=PATIENCE) as answer, beside.open("wb") as file:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
         check(beside, kind)
-        beside.replace(target)
+        rename(beside, target)
     except (OSError, ValueError) as error:
         beside.unlink(missing_ok=True)
         raise UsageError(

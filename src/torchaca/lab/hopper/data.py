@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..experiment import UsageError
-from ..run import write
+from ..files import make, rename, unfinished, write
 from .physics import RECIPE, engine, generate
 
 CACHE = Path("data/hopper.npy")
@@ -82,13 +83,15 @@ def check(path: str | None, sequences: int) -> None:
 
 def _keep(path: Path, found: Array) -> None:
     """Write the trajectories and, beside them, how they were made and their checksum."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
+    make(path.parent)
+    beside = unfinished(path)
     with beside.open("wb") as file:
         np.save(file, found)
+        file.flush()
+        os.fsync(file.fileno())
     record = {"recipe": RECIPE, "sha256": _checksum(beside)}
     write(_record(path), json.dumps(record, indent=2).encode() + b"\n")
-    beside.replace(path)
+    rename(beside, path)
 
 
 def _read(path: Path) -> Array:
