@@ -14,6 +14,7 @@ import torchaca as aca
 
 from .experiment import UsageError
 from .files import write
+from .lock import writing
 from .machine import now
 from .record import Record, duration, read
 
@@ -40,7 +41,8 @@ def report(folders: Sequence[Path], out: Path) -> int:
             raise UsageError(f"{folder} is named twice")
     content = render([read(folder) for folder in folders]).encode()
     try:
-        write(out, content)
+        with writing(out.parent):
+            write(out, content)
     except OSError as error:
         raise UsageError(f"cannot write the report to {out}: {error.strerror or error}") from error
     print(f"{out}: {len(folders)} run{'s' * (len(folders) > 1)}, {len(content) / 1e6:.1f} MB")

@@ -12,10 +12,12 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
+from . import lock
 from .experiment import FREE, Experiment, UsageError, plain
 from .files import load_state, probe, read_json, save_state, sync, whole_lines, write
 from .machine import machine, now, versions
@@ -122,12 +124,29 @@ def start(experiment: Experiment, options: Mapping[str, Any], folder: Path | Non
     """
     settings = experiment.resolve(options)
     experiment.check(settings)
-    folder = folder or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return create(experiment, options, settings, folder or new_folder(experiment)), settings
+
+
+def new_folder(experiment: Experiment) -> Path:
+    """`runs/NAME-TIME`, or with a number behind it where there is one of this second."""
+    name = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(folder for folder in map(Path("runs").joinpath, names) if not folder.exists())
+
+
+def create(experiment: Experiment, options: Mapping[str, Any], settings: Any, folder: Path) -> Run:
+    """Open a new run of checked settings.
+
+    Raises
+    ------
+    UsageError
+        When the folder is in use or cannot be written.
+    """
     if (folder / "config.json").exists():
         raise UsageError(
             f"{folder} holds a run already: --resume {folder} continues it, another --out starts anew"
         )
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not all(map(_of_a_start, folder.iterdir())):
         raise UsageError(f"{folder} is not empty: --out needs a new folder")
     config = {
         "experiment": experiment.name,
@@ -136,7 +155,14 @@ def start(experiment: Experiment, options: Mapping[str, Any], folder: Path | Non
         "settings": plain(settings),
         "sessions": [],
     }
-    return _open(folder, config), settings
+    return _open(folder, config)
+
+
+def _of_a_start(path: Path) -> bool:
+    """Whether this may be what a start leaves that was killed before the run was open, or one that begins."""
+    if path.name == "checkpoints":
+        return path.is_dir() and not any(path.iterdir())
+    return path.name == lock.NAME or path.suffix == ".tmp"
 
 
 def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> tuple[Run, Any]:
@@ -153,12 +179,8 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
     UsageError
         When the folder holds no run, or a run of another configuration: names the setting that differs.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UsageError(f"{folder} holds no run: there is no {path}")
-    config = read_json(path, CONFIG)
-    if not (folder / "checkpoints").is_dir():
-        raise UsageError(f"{folder} holds a copy of a run's results: only the run's own folder can go on")
+    check_folder(folder)
+    config = read_json(folder / "config.json", CONFIG)
     if config["experiment"] != experiment.name:
         raise UsageError(f"{folder} holds a run of {config['experiment']}, not of {experiment.name}")
     settings = experiment.resolve({**config["options"], **options})
@@ -171,6 +193,19 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
             )
     experiment.check(settings)
     return _open(folder, config), settings
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that no run can go on in; nothing is written there.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no run: there is no {folder / 'config.json'}")
+    if not (folder / "checkpoints").is_dir():
+        raise UsageError(f"{folder} holds a copy of a run's results: only the run's own folder can go on")
 
 
 def follow(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> tuple[Run, Any]:

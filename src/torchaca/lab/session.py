@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from rich.console import Console
 
 from .experiment import Experiment, UsageError
+from .lock import NAME, at_work
 from .processes import first, launched
 from .report import check_docs, publish, write_report
-from .run import Run, changed_versions, follow, resume, start
+from .run import Run, changed_versions, check_folder, create, follow, new_folder, resume
 from .table import terminal
 
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
@@ -49,7 +51,42 @@ def carry_out(
         raise UsageError("under torchrun, --out has to name the folder that all processes share")
     if docs and first():
         check_docs(docs, experiment)
-    run, settings = _open(experiment, options, out, resumed)
+    with _opened(experiment, options, out, resumed) as (run, settings):
+        return _to_its_end(experiment, run, settings, docs)
+
+
+@contextmanager
+def _opened(
+    experiment: Experiment, options: Mapping[str, Any], out: Path | None, resumed: Path | None
+) -> Iterator[tuple[Run, Any]]:
+    """The run in its folder, where no other run is at work meanwhile.
+
+    Of torchrun's processes, the first one sees to that.
+    """
+    if not first():
+        yield follow(experiment, options, resumed or out or Path())
+    elif resumed is None:
+        settings = experiment.resolve(options)
+        experiment.check(settings)  # before anything is written
+        folder = out or new_folder(experiment)
+        with at_work(folder):
+            yield create(experiment, options, settings, folder), settings
+    elif out is not None:
+        raise UsageError("--out has no effect beside --resume: the run stays in its folder")
+    else:
+        if not (resumed / NAME).exists():  # else another process may be about to write what is looked for
+            check_folder(resumed)
+        with at_work(resumed):
+            run, settings = resume(experiment, options, resumed)
+            for change in changed_versions(run.config):
+                print(
+                    f"torchaca: note: {change}: the last digits may differ from an uninterrupted run",
+                    file=sys.stderr,
+                )
+            yield run, settings
+
+
+def _to_its_end(experiment: Experiment, run: Run, settings: Any, docs: Path | None) -> int:
     again = f"torchaca run {experiment.name} --resume {shlex.quote(str(run.folder))}"
     try:
         _report(experiment, run, settings, docs)
@@ -62,23 +99,6 @@ def carry_out(
         print(f"torchaca: error: {error}\nonce there is room, to go on: {again}", file=sys.stderr)
         return 1
     return 0
-
-
-def _open(
-    experiment: Experiment, options: Mapping[str, Any], out: Path | None, resumed: Path | None
-) -> tuple[Run, Any]:
-    if not first():
-        return follow(experiment, options, resumed or out or Path())
-    if resumed is None:
-        return start(experiment, options, out)
-    if out is not None:
-        raise UsageError("--out has no effect beside --resume: the run stays in its folder")
-    run, settings = resume(experiment, options, resumed)
-    for change in changed_versions(run.config):
-        print(
-            f"torchaca: note: {change}: the last digits may differ from an uninterrupted run", file=sys.stderr
-        )
-    return run, settings
 
 
 def _report(experiment: Experiment, run: Run, settings: Any, docs: Path | None) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..cases import attempt
-from ..cifar import KINDS, Kind
+from ..cifar import KINDS, Data, Kind
 from ..engine import check_hardware
 from ..experiment import UsageError
-from ..files import load_state, write
+from ..files import load_state, probe, write
+from ..lock import writing
 from ..machine import now
 from ..progress import bar
 from ..table import terminal
@@ -61,6 +63,25 @@ def evaluate(
     if len(kinds) > 1:
         raise UsageError("the checkpoints are of different data sets: evaluate them one set at a time")
     data = loaded(modules[0].settings, modules[0].kind)
+    with nullcontext() if out is None else _writing(out):
+        _evaluate(paths, modules, data, wanted, out)
+    return 0
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Refuse, before anything is solved, a folder that cannot be written or that another process is at work in."""
+    with writing(out):
+        try:
+            probe(out)
+        except OSError as error:
+            raise UsageError(f"cannot write the results to {out}: {error.strerror or error}") from error
+        yield
+
+
+def _evaluate(
+    paths: Sequence[Path], modules: Sequence[Training], data: Data, wanted: Sequence[Solver], out: Path | None
+) -> None:
     console = terminal()
     rows, notes = [], {}
     for path, module in zip(paths, modules, strict=True):
@@ -71,12 +92,10 @@ def evaluate(
     table = solver_table(rows, modules[0].kind, notes=list(notes))
     table.show(console)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write(out / "evaluation.json", json.dumps({"made": now(), "rows": rows}, indent=2).encode() + b"\n")
         write(out / "evaluation.md", table.markdown().encode())
         plot_solvers(rows, out / "solvers.png")
         console.print(f"table, numbers and plot: {out}", highlight=False)
-    return 0
 
 
 def restored(path: Path, changes: Mapping[str, Any]) -> Training:
