@@ -155,7 +155,7 @@ def test_checkpoints_in_parts(images, tmp_path, without_plots, monkeypatch):
     assert run("cifar10", "--resume", folder, "--time-limit", 600) == 0
     assert [line["epoch"] for line in metrics(folder) if "epoch" in line] == [0, 1]
     next((folder / "checkpoints").glob("*.0")).write_bytes(b"something else")
-    with pytest.raises(ValueError, match="its parts are not those"):
+    with pytest.raises(UsageError, match="its parts are not those of its sums"):
         files.load_state(folder / "checkpoints" / "node18-aca-seed-0.pt")
 
 

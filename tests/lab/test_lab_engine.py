@@ -268,9 +268,31 @@ def test_hardware_that_there_is_not(settings, said):
         engine.check_hardware(settings)
 
 
+@pytest.mark.parametrize(
+    "lost", ["callbacks", "state_dict", "optimizer_states", "loops", "record", "row", "weight"]
+)
+def test_checkpoints_of_something_else_are_refused(lost, tmp_path):
+    run = start(tmp_path / "run")
+    go(run, model(), epochs=1)
+    state = run.load("walk")
+    if lost == "record":
+        del state["callbacks"]["record"]
+    elif lost == "row":
+        state["callbacks"]["record"]["row"] = "another"
+    elif lost == "weight":
+        state["state_dict"]["net.0.weight"] = torch.zeros(7)
+    else:
+        del state[lost]
+    run.save("walk", state)
+    with pytest.raises(
+        UsageError, match=r"walk\.pt is no checkpoint of 'walk' \(.*\): delete .* to train this row anew"
+    ):
+        go(again(tmp_path / "run"), model())
+
+
 def test_lost_metrics_are_an_error(tmp_path):
     run = start(tmp_path / "run")
     go(run, model())
     run.keep(lambda line: line["epoch"] != 1)
-    with pytest.raises(RuntimeError, match="2 of the 3 epochs of 'walk'"):
+    with pytest.raises(UsageError, match="2 of the 3 epochs of 'walk'"):
         go(again(tmp_path / "run"), model())

@@ -11,6 +11,7 @@ from rich.console import Console
 from torchaca.core import Stats
 from torchaca.errors import SolverError
 from torchaca.lab import run as runs
+from torchaca.lab.experiment import UsageError
 from torchaca.lab.training import share, train
 
 EPOCHS = 5
@@ -90,7 +91,7 @@ def test_metrics_that_are_lost_are_an_error(tmp_path):
     run = start(tmp_path / "run")
     go(run, Walk())
     run.keep(lambda line: line["epoch"] != 1)
-    with pytest.raises(RuntimeError, match="4 of the 5 epochs of 'walk'"):
+    with pytest.raises(UsageError, match="4 of the 5 epochs of 'walk'"):
         go(again(tmp_path / "run"), Walk())
 
 

@@ -39,7 +39,7 @@ def report(folders: Sequence[Path], out: Path) -> int:
     for folder in folders:
         if [other.resolve() for other in folders].count(folder.resolve()) > 1:
             raise UsageError(f"{folder} is named twice")
-    content = render([read(folder) for folder in folders]).encode()
+    content = render([read(folder) for folder in folders]).encode(errors="replace")
     try:
         with writing(out.parent):
             write(out, content)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import base64
-import json
+import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config import read_config
 from .experiment import UsageError, command_line
-from .files import read_json, whole_lines
-from .run import CONFIG, changed_versions
+from .files import expect, read_json
+from .metrics import read_metrics
+from .run import changed_versions
 from .table import Table
 
+SUMMARY = {"finished": str, "seconds": (int, float)}
+"""What summary.json has to hold, and of which types; `LATER` is what earlier versions did not write."""
+LATER = {"sessions": int, "tables": list, "plots": dict}
+TABLE = {"title": str, "columns": list, "rows": list, "notes": list}
 TYPES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
 """Suffix of a plot's file -> its media type."""
 
@@ -91,33 +98,94 @@ def read(folder: Path) -> Record:
     """
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} holds no run: there is no {folder / 'config.json'}")
-    config = read_json(folder / "config.json", CONFIG)
-    if not (folder / "summary.json").is_file():
+    _own(folder, "config.json")
+    config = read_config(folder)
+    path = _own(folder, "summary.json")
+    if not os.path.lexists(path):
         return Record(folder, config, {}, [], [], _progress(folder, "has not come to its end"))
-    summary = read_json(folder / "summary.json", ("finished", "seconds"))
-    again = command_line(config["experiment"], config["options"])
-    if "tables" not in summary:
-        raise UsageError(
-            f"{folder} was written by an older version, without its tables: run it again ({again})"
-        )
+    summary, tables = _summary(folder, config)
     resumed = len(config["sessions"]) > summary["sessions"]
     progress = (
         _progress(folder, "was resumed after this and has not come to its end again") if resumed else ""
     )
-    tables = [Table(**table) for table in summary["tables"]]
-    plots = [_plot(folder / name, caption) for name, caption in summary["plots"].items()]
+    plots = [_plot(_own(folder, name), caption) for name, caption in summary["plots"].items()]
     return Record(folder, config, summary, tables, plots, progress)
 
 
+def _own(folder: Path, name: str) -> Path:
+    """A file of the run's folder.
+
+    Raises
+    ------
+    UsageError
+        When the name leads out of the folder, as a path or as a link.
+    """
+    path = folder / name
+    inside = Path(name).name == name and name.isprintable()
+    if not inside or os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
+        raise UsageError(f"{folder} names {name!r}, which lies outside of it: a page shows a run's own files")
+    return path
+
+
+def _summary(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Table]]:
+    """The content of `summary.json`, and the tables in it."""
+    path, again = folder / "summary.json", command_line(config["experiment"], config["options"])
+    try:
+        summary = read_json(path, SUMMARY)
+    except UsageError as error:
+        raise UsageError(f"{error}; {_anew(folder, config)}") from error
+    if "tables" not in summary:
+        raise UsageError(
+            f"{folder} was written by an older version, without its tables: run it again ({again})"
+        )
+    try:
+        expect(summary, LATER)
+        if not math.isfinite(summary["seconds"]):
+            raise ValueError("its seconds are not finite")
+        return summary, [_table(content) for content in summary["tables"]]
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path} is not what `torchaca run` writes: {error}; {_anew(folder, config)}"
+        ) from error
+
+
+def _anew(folder: Path, config: Mapping[str, Any]) -> str:
+    """What writes a broken summary again."""
+    again = Record(folder, config, {}, [], [], "").resume or command_line(
+        config["experiment"], config["options"]
+    )
+    return f"to write it anew: {again}"
+
+
+def _table(content: Any) -> Table:
+    """A table in `summary.json`.
+
+    Raises
+    ------
+    ValueError
+        When it is none.
+    """
+    expect(content, TABLE)
+    table = Table(**{name: content[name] for name in TABLE})
+    if not all(isinstance(row, list) and len(row) == len(table.columns) for row in table.rows):
+        raise ValueError(f"its table {table.title!r} has rows of other lengths than its columns")
+    cells = [*table.columns, *table.notes, *(cell for row in table.rows for cell in row)]
+    if not all(isinstance(cell, str) for cell in cells):
+        raise ValueError(f"its table {table.title!r} holds other things than text")
+    return table
+
+
 def _progress(folder: Path, state: str) -> str:
-    lines = whole_lines(folder / "metrics.jsonl")[0].splitlines()
-    spent = f", {duration(json.loads(lines[-1])['elapsed'])}" if lines else ""
+    lines = read_metrics(_own(folder, "metrics.jsonl"))
+    spent = f", {duration(lines[-1]['elapsed'])}" if lines else ""
     return f"This run {state}: so far {len(lines)} lines of metrics{spent}."
 
 
 def _plot(path: Path, caption: str) -> Plot:
     if path.suffix not in TYPES:
         raise UsageError(f"{path}: a plot is one of {', '.join(TYPES)}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"cannot read the plot {path}: it is no file")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
@@ -18,11 +19,13 @@ from time import perf_counter, sleep
 from typing import Any
 
 from . import lock
+from .config import read_config, resolved
 from .experiment import FREE, Experiment, UsageError, plain
-from .files import load_state, probe, read_json, save_state, sync, whole_lines, write
+from .files import UNFIT, first_line, load_state, probe, save_state, sync, write
 from .machine import machine, now, versions
+from .metrics import encode, read_metrics, rewrite
 
-CONFIG = ("experiment", "options", "settings", "sessions")  # what config.json has to hold
+RESULTS = ("summary.json", "summary.md")
 PATIENCE = 120.0  # seconds until the first process has opened a run
 
 
@@ -44,7 +47,8 @@ class Run:
         self.folder = folder
         self.config = config
         self.writes = writes
-        self.metrics = _read_metrics(folder / "metrics.jsonl", repair=writes)
+        self._lines = folder / "metrics.jsonl"
+        self.metrics = read_metrics(self._lines, repair=writes)
         self._before = float(self.metrics[-1]["elapsed"]) if self.metrics else 0.0
         self._opened = perf_counter()
 
@@ -58,9 +62,9 @@ class Run:
         self.metrics.append(complete)
         if not self.writes:
             return
-        with (self.folder / "metrics.jsonl").open("ab") as file:
+        with self._lines.open("ab") as file:
             new = not file.tell()
-            file.write(_encode(complete))
+            file.write(encode(complete))
             file.flush()
             os.fsync(file.fileno())
         if new:
@@ -70,7 +74,7 @@ class Run:
         """Drop the metrics that are not `wanted`."""
         kept = [line for line in self.metrics if wanted(line)]
         if self.writes and len(kept) < len(self.metrics):
-            write(self.folder / "metrics.jsonl", b"".join(map(_encode, kept)))
+            rewrite(self._lines, kept)
         self.metrics = kept
 
     def cut(self, row: str, epochs: int, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -78,17 +82,24 @@ class Run:
 
         Raises
         ------
-        RuntimeError
-            When there are fewer than it knows of.
+        UsageError
+            When they do not hold each epoch that it knows of once; nothing is dropped then.
         """
+        lines = self.of(row)
+        there = Counter(line["epoch"] for line in lines if isinstance(line.get("epoch"), int))
+        if there.total() < len(lines):
+            raise UsageError(f"a line of {row!r} in {self._lines} is of no epoch: delete this line")
+        known = sum(times == 1 and 0 <= epoch < epochs for epoch, times in there.items())
+        if known < epochs:
+            raise UsageError(
+                f"{self._lines} has {known} of the {epochs} epochs of {row!r} once, and its checkpoint is of all: "
+                f"delete {self.checkpoint(row)} to train this row anew"
+            )
         self.keep(lambda line: line["row"] != row or keep(line))
-        there = sum(line["epoch"] < epochs for line in self.of(row))
-        if there != epochs:
-            raise RuntimeError(f"{self.folder}/metrics.jsonl has {there} of the {epochs} epochs of {row!r}")
 
     def reread(self) -> None:
         """Take over what other processes have logged."""
-        self.metrics = _read_metrics(self.folder / "metrics.jsonl", repair=self.writes)
+        self.metrics = read_metrics(self._lines, repair=self.writes)
 
     def of(self, row: str) -> list[dict[str, Any]]:
         """The metrics of one row."""
@@ -99,9 +110,38 @@ class Run:
         save_state(self.checkpoint(row), state)
 
     def load(self, row: str) -> dict[str, Any] | None:
-        """The checkpoint of a row, or None before its first one."""
+        """The checkpoint of a row, or None before its first one.
+
+        Raises
+        ------
+        UsageError
+            When it is damaged or no checkpoint.
+        """
         path = self.checkpoint(row)
-        return load_state(path) if path.exists() else None
+        if not os.path.lexists(path):
+            return None
+        with self.reading(row):
+            state = load_state(path)
+            if not isinstance(state, dict):
+                raise TypeError(f"it is a {type(state).__name__}")
+            return state
+
+    @contextmanager
+    def reading(self, row: str) -> Iterator[None]:
+        """Say in one sentence what to do when the checkpoint of a row cannot be used.
+
+        Raises
+        ------
+        UsageError
+        """
+        path = self.checkpoint(row)
+        remedy = f"delete {path} to train this row anew"
+        try:
+            yield
+        except UsageError as error:
+            raise UsageError(f"{error}; {remedy}") from error
+        except UNFIT as error:
+            raise UsageError(f"{path} is no checkpoint of {row!r} ({first_line(error)}): {remedy}") from error
 
     def checkpoint(self, row: str) -> Path:
         """Where the checkpoint of a row is."""
@@ -180,10 +220,10 @@ def resume(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
         When the folder holds no run, or a run of another configuration: names the setting that differs.
     """
     check_folder(folder)
-    config = read_json(folder / "config.json", CONFIG)
+    config = read_config(folder)
     if config["experiment"] != experiment.name:
         raise UsageError(f"{folder} holds a run of {config['experiment']}, not of {experiment.name}")
-    settings = experiment.resolve({**config["options"], **options})
+    settings = resolved(experiment, config, options, folder)
     before, after = config["settings"], plain(settings)
     for name in sorted((before.keys() | after.keys()) - FREE):
         if before.get(name) != after.get(name):
@@ -223,8 +263,8 @@ def follow(experiment: Experiment, options: Mapping[str, Any], folder: Path) -> 
                 f"{folder}: no run here after {PATIENCE:g} s; every process has to see the same folder"
             )
         sleep(0.1)
-    config = json.loads(path.read_text())
-    settings = experiment.resolve({**config["options"], **options})
+    config = read_config(folder)
+    settings = resolved(experiment, config, options, folder)
     experiment.check(settings)
     return Run(folder, config, writes=False), settings
 
@@ -233,11 +273,16 @@ def changed_versions(config: Mapping[str, Any]) -> list[str]:
     """Which packages are not what the run was started with, one sentence each."""
     first, last = config["sessions"][0]["versions"], config["sessions"][-1]["versions"]
     return [
-        f"started with {name} {first[name]}, now {last[name]}" for name in first if first[name] != last[name]
+        f"started with {name} {first[name]}, now {last.get(name)}"
+        for name in first
+        if first[name] != last.get(name)
     ]
 
 
 def _open(folder: Path, config: dict[str, Any]) -> Run:
+    for name in RESULTS:
+        if (folder / name).is_dir():
+            raise UsageError(f"{folder / name} is a folder: move it away, the run writes a file of this name")
     config["sessions"].append({"started": now(), "versions": versions(), "machine": machine()})
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -250,15 +295,3 @@ def _open(folder: Path, config: dict[str, Any]) -> Run:
                     made.rmdir()
         raise UsageError(f"cannot write the run to {folder}: {error.strerror or error}") from error
     return Run(folder, config)
-
-
-def _encode(line: Mapping[str, Any]) -> bytes:
-    return json.dumps(line).encode() + b"\n"
-
-
-def _read_metrics(path: Path, *, repair: bool) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a torn one is left out, and with `repair` cut off in the file."""
-    lines, torn = whole_lines(path)
-    if torn and repair:
-        write(path, lines)
-    return [json.loads(line) for line in lines.splitlines()]

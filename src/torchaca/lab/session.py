@@ -94,6 +94,11 @@ def _to_its_end(experiment: Experiment, run: Run, settings: Any, docs: Path | No
         print(f"\ninterrupted; to go on: {again}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
+        path = Path(error.filename2 or error.filename or "")
+        if error.errno not in DISK and run.folder in path.parents:
+            raise UsageError(
+                f"{path}: {error.strerror}; once that is put right, to go on: {again}"
+            ) from error
         if error.errno not in DISK:
             raise
         print(f"torchaca: error: {error}\nonce there is room, to go on: {again}", file=sys.stderr)

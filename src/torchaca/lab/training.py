@@ -62,8 +62,8 @@ def train(
             failed = "failed" in metrics
             run.log({"row": row, "epoch": done, **metrics})
             done += 1
-            state = {"epochs": done, "failed": failed, "trainee": trainee.state(), "random": random_state()}
-            run.save(row, state)
+            about = {"row": row, "epochs": done, "failed": failed}
+            run.save(row, {**about, "trainee": trainee.state(), "random": random_state()})
             progress.advance(metrics)
 
 
@@ -79,15 +79,29 @@ def _epoch(trainee: Trainee, number: int) -> dict[str, Any]:
 def _restore(run: Run, row: str, trainee: Trainee, seed: int) -> tuple[int, bool]:
     """The number of epochs done and whether the row has failed; the metrics cut to that."""
     state = run.load(row)
-    done = state["epochs"] if state else 0
+    with run.reading(row):
+        done, failed = (int(state["epochs"]), bool(state["failed"])) if state else (0, False)
+        check_row(state or {}, row)
     run.cut(row, done, keep=lambda line: line["epoch"] < done)
     if state is None:
         torch.manual_seed(seed)
         random.seed(seed)
         return 0, False
-    trainee.load(state["trainee"])
-    set_random_state(state["random"])
-    return done, state["failed"]
+    with run.reading(row):
+        trainee.load(state["trainee"])
+        set_random_state(state["random"])
+    return done, failed
+
+
+def check_row(about: Mapping[str, Any], row: str) -> None:
+    """Refuse what a checkpoint of another row says about itself; earlier versions did not say their row.
+
+    Raises
+    ------
+    ValueError
+    """
+    if about.get("row", row) != row:
+        raise ValueError(f"it is of {about['row']!r}")
 
 
 def random_state() -> dict[str, Any]:

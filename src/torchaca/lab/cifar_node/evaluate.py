@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -14,7 +13,7 @@ from ..cases import attempt
 from ..cifar import KINDS, Data, Kind
 from ..engine import check_hardware
 from ..experiment import UsageError
-from ..files import load_state, probe, write
+from ..files import UNFIT, first_line, load_state, probe, write
 from ..lock import writing
 from ..machine import now
 from ..progress import bar
@@ -106,34 +105,26 @@ def restored(path: Path, changes: Mapping[str, Any]) -> Training:
     UsageError
         Where the file is something else, or a network without ODE blocks.
     """
-    state = _read(path)
-    about = state.get(ABOUT)
-    if not isinstance(about, Mapping) or about.get("data") not in KINDS:
+    state = load_state(path)
+    about = state.get(ABOUT) if isinstance(state, Mapping) else None
+    if not isinstance(about, Mapping) or about.get("data") not in list(KINDS):
         raise UsageError(
             f"{path} is a checkpoint of another model: `torchaca run cifar10` or cifar100 has not written it"
         )
     kind: Kind = KINDS[about["data"]]
-    row = row_of(about["model"], about["gradient"], about["seed"])
-    if row.model == "resnet18":
+    if about.get("model") == "resnet18":
         raise UsageError(f"{path} is a resnet18, which has no ODE blocks: no solver has an effect on it")
     given = {name: value for name, value in changes.items() if value is not None}
     try:
+        row = row_of(about["model"], about["gradient"], about["seed"])
         settings = of_checkpoint({**about["settings"], **given, "devices": 1, "strategy": "auto"})
         module = Training(settings, kind, row, 0)
         module.load_state_dict(state["state_dict"])
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} does not fit the {row.label} of this version: {error}") from error
+    except UNFIT as error:
+        label = "-".join(str(about[name]) for name in ("model", "gradient") if about.get(name))
+        raise UsageError(f"{path} does not fit the {label} of this version: {first_line(error)}") from error
     check_hardware(settings)
     return module.to(place_of(settings)).eval()
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        state = load_state(path)
-    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"{path} does not read as a checkpoint: {reason}") from error
-    return state if isinstance(state, Mapping) else {}
 
 
 def _row(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import Any
 
 from pytorch_lightning import seed_everything
 from pytorch_lightning.loggers import Logger
@@ -16,12 +17,15 @@ from torchaca.errors import SolverError
 
 from ..processes import launched, machines
 from ..run import Run
+from ..training import check_row
 from .hardware import Hardware, silence, trainer
 from .loader import Loader
 from .record import KEY, Record, Trained
 from .sharded import Sharded
 
 CHECKPOINT_SECONDS = 60.0
+LIGHTNINGS = ("callbacks", "state_dict", "optimizer_states", "lr_schedulers", "loops")
+"""What a checkpoint has to hold for Lightning to go on with it."""
 
 
 def fit(
@@ -64,10 +68,11 @@ def fit(
         Seconds between checkpoints within an epoch.
     """
     state = run.load(row)
-    done = state["callbacks"][KEY]["epochs"] if state else 0
+    with run.reading(row):
+        done = _epochs(state, row) if state else 0
+        if state:
+            module.load_state_dict(state["state_dict"])
     run.cut(row, done, keep=lambda line: line["epoch"] < done or "failed" in line)
-    if state:
-        module.load_state_dict(state["state_dict"])
     # torchrun's processes have a clock each: the first one's decides, once they have found each other.
     late = done >= least and seconds is not None and seconds <= 0 and not launched()
     if _failed(run, row) or done >= epochs or late:
@@ -118,6 +123,21 @@ def _shared_by_files() -> Iterator[None]:
         yield
     finally:
         multiprocessing.set_sharing_strategy(before)
+
+
+def _epochs(state: Mapping[str, Any], row: str) -> int:
+    """How many epochs the checkpoint of a row is of.
+
+    Raises
+    ------
+    ValueError
+        When it is a checkpoint of something else.
+    """
+    missing = [name for name in LIGHTNINGS if name not in state]
+    if missing or KEY not in state["callbacks"]:
+        raise ValueError(f"it has no {missing[0] if missing else 'record of its epochs'}")
+    check_row(state["callbacks"][KEY], row)
+    return int(state["callbacks"][KEY]["epochs"])
 
 
 def _failed(run: Run, row: str) -> bool:

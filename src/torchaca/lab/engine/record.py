@@ -90,6 +90,7 @@ class Record(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "row": self.row,
             "epochs": self.epochs,
             "sums": self._sums,
             "batches": self._batches,

@@ -133,9 +133,10 @@ def measure_gradients(run: Run, settings: Settings, data: Data, console: Console
             weights = fit.system.state_dict()
             if isinstance(fit, MotionFit):
                 state = run.load(row.name)
-                if state is None or state["epochs"] < fit.epochs:
-                    continue
-                weights = {name: NEAR * value for name, value in state["trainee"]["best"].items()}
+                with run.reading(row.name):
+                    if state is None or state["epochs"] < fit.epochs:
+                        continue
+                    weights = {name: NEAR * value for name, value in state["trainee"]["best"].items()}
             make = partial(_with_weights, weights, data, row)
             cases[f"gradient error {row.model} seed {row.seed}"] = partial(gradient_errors, settings, make)
     measure(run, console, "gradient errors", cases)
