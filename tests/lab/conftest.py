@@ -1,4 +1,5 @@
 import lab_helpers
+import page_cases
 import pytest
 import torch
 
@@ -33,3 +34,10 @@ def small(monkeypatch):
         "van_der_pol.outcome.plot_gradients",
     ):
         monkeypatch.setattr(f"torchaca.lab.{place}", lambda *args: args[-1].touch())
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """The folder of a run that came to its end, relative to the current one."""
+    monkeypatch.chdir(tmp_path)
+    return page_cases.finished()

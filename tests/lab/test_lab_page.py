@@ -1,24 +1,20 @@
 """`torchaca report`: what the page says, what it refuses, and how a browser shows it."""
 
-import io
 import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from page_cases import EXPERIMENT, report
 from PIL import Image
 
-from torchaca.lab import cli
 from torchaca.lab import run as runs
-from torchaca.lab.experiment import Experiment, UsageError
+from torchaca.lab.experiment import UsageError
 from torchaca.lab.record import duration, read
-from torchaca.lab.report import Report, publish, write_report
-from torchaca.lab.table import Table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -34,60 +30,6 @@ QUIET = (
     "--hide-scrollbars",
     "--virtual-time-budget=2000",
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    gradient: tuple[str, ...] = ("aca",)
-    pairs: tuple[tuple[float, float], ...] = ((1e-3, 1e-6),)
-    limit: float | None = None
-    threads: int = 1
-
-
-EXPERIMENT = Experiment(
-    name="falling",
-    about="A stone falls: how <far> is measured with `aca`.",
-    defaults=Settings(),
-    sizes={"smoke": {}, "cpu": {}},
-    main=lambda run, settings, console: None,
-)
-TABLES = [
-    Table(
-        "Error of <x> & `y`",
-        ["gradient", "error", "paper"],
-        [["aca", "1.0e-05", "0.0007"], ["a|b", "-", "-"]],
-        ["by `aca`"],
-    ),
-    Table("Cost", ["gradient", "NFE"], [["aca", "12"]]),
-]
-
-
-def picture(kind, frames=1):
-    """A picture, 40 x 30, moving where it has several frames."""
-    content = io.BytesIO()
-    first, *others = (Image.new("RGB", (40, 30), (80 * i, 120, 200)) for i in range(frames))
-    first.save(content, kind, **({"save_all": True, "append_images": others} if others else {}))
-    return content.getvalue()
-
-
-@pytest.fixture
-def finished(tmp_path, monkeypatch):
-    """The folder of a run that came to its end, relative to the current one."""
-    monkeypatch.chdir(tmp_path)
-    run, settings = runs.start(EXPERIMENT, {"gradient": ["aca", "direct"]}, Path("runs/my stone"))
-    run.log({"row": "aca"})
-    (run.folder / "fall.png").write_bytes(picture("PNG"))
-    (run.folder / "motion.gif").write_bytes(picture("GIF", 3))
-    plots = {"fall.png": "Height over `t`.", "motion.gif": "The fall, moving."}
-    report = Report(TABLES, plots, {"rows": run.metrics})
-    write_report(run, EXPERIMENT, settings, report)
-    publish(run, EXPERIMENT, report, Path("docs"))
-    return run.folder
-
-
-def report(*args):
-    """The exit code of `torchaca report ARGS`."""
-    return cli.main(["report", *map(str, args)])
 
 
 class Reader(HTMLParser):
