@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import tarfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,21 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from ..experiment import UsageError
+from ..files import first_line
 from . import mosaics, official
 from .kinds import CIFAR10, CIFAR100, Images, Kind
 
 __all__ = ["CIFAR10", "CIFAR100", "KINDS", "Data", "Images", "Kind", "find", "first_images", "load", "place"]
 
 KINDS = {kind.name: kind for kind in (CIFAR10, CIFAR100)}
-READING = (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    pickle.UnpicklingError,
-)
 
 
 @dataclass(frozen=True)
@@ -67,6 +56,8 @@ def find(data: str | None, kind: Kind = CIFAR10) -> Path:
         raise UsageError(
             f"--data {data}: there is no such file or folder; the official archive is at {kind.url}"
         )
+    if not (Path(data).is_file() or Path(data).is_dir()):
+        raise UsageError(f"--data {data} is no file or folder")
     return Path(data)
 
 
@@ -137,12 +128,15 @@ def _from_official(path: Path, kind: Kind) -> Data:
 
 @contextmanager
 def _told(path: Path, kind: Kind) -> Iterator[None]:
-    """Whatever goes wrong in a reader, in one sentence."""
+    """Whatever goes wrong in a reader, in one sentence: those of zip, tar, pickle and PNG raise almost anything."""
     try:
         yield
-    except READING as error:
+    except UsageError:
+        raise
+    except Exception as error:
         raise UsageError(
-            f"{path} does not read as {kind.title} ({error}): neither the official python archive nor mosaics in a zip"
+            f"{path} does not read as {kind.title} ({first_line(error)}): neither the official python archive nor "
+            "mosaics in a zip"
         ) from error
 
 

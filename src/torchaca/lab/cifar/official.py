@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -19,6 +20,8 @@ from ..files import make, rename, unfinished
 from .kinds import Images, Kind
 
 CHUNK = 1 << 20
+GZIP = b"\x1f\x8b"
+UNPACKED = 1 << 28  # bytes; either archive has less than 190 million
 PATIENCE = 30.0  # seconds without an answer
 
 
@@ -94,9 +97,22 @@ def download(kind: Kind, folder: Path) -> Path:
 def _content(path: Path, kind: Kind, name: str) -> bytes:
     if path.is_dir():
         return (path / name).read_bytes()
-    with tarfile.open(path) as archive:
-        file = archive.extractfile(f"{kind.folder}/{name}")
-        return file.read() if file else b""
+    with (
+        _opened(path) as packed,
+        tarfile.open(fileobj=_Bounded(packed, UNPACKED), mode="r|") as archive,
+    ):
+        for member in archive:
+            if member.name == f"{kind.folder}/{name}" and member.isreg():
+                file = archive.extractfile(member)
+                return file.read() if file else b""
+    raise ValueError(f"there is no {kind.folder}/{name} in it")
+
+
+def _opened(path: Path) -> gzip.GzipFile | BinaryIO:
+    """The archive's file, unpacked while it is read where it is packed."""
+    with path.open("rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+    return gzip.open(path) if packed else path.open("rb")
 
 
 def _batch(content: bytes) -> dict[bytes, Any]:
@@ -104,7 +120,10 @@ def _batch(content: bytes) -> dict[bytes, Any]:
 
 
 def _images(batch: Mapping[bytes, Any]) -> Images:
-    return batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    pixels = batch[b"data"]
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
+        raise ValueError("it holds no array of bytes for the images")
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
 def _md5(file: BinaryIO) -> str:
@@ -112,6 +131,20 @@ def _md5(file: BinaryIO) -> str:
     while chunk := file.read(CHUNK):
         found.update(chunk)
     return found.hexdigest()
+
+
+class _Bounded(io.RawIOBase):
+    """A packed file of which only so many bytes are unpacked."""
+
+    def __init__(self, packed: gzip.GzipFile | BinaryIO, limit: int) -> None:
+        self.packed, self.left, self.limit = packed, limit, limit
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.packed.read(self.left + 1 if size < 0 else min(size, self.left + 1))
+        self.left -= len(content)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {self.limit:,} bytes")
+        return content
 
 
 class _Arrays(pickle.Unpickler):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..experiment import UsageError
-from ..files import make, rename, unfinished, write
+from ..files import first_line, make, rename, unfinished, write
 from .physics import RECIPE, engine, generate
 
 CACHE = Path("data/hopper.npy")
@@ -28,6 +29,7 @@ SHAPE = (RECIPE["steps"], RECIPE["dimensions"])
 SAMPLE = "94b8fdd10cc9b337b7461b647929c238ac2e0a5591c97fd2509ef3ea4e94390f"
 """The checksum of hopper_sample.npz: the first 500 sequences of the recipe."""
 TRAIN_PART = 0.8
+UNPACKED = 1 << 29  # bytes: more than twice those of the recipe in float64
 
 Array = NDArray[np.float32]
 
@@ -107,18 +109,37 @@ def _read(path: Path) -> Array:
             )
         if wanted["recipe"] != RECIPE:
             raise UsageError(f"{path} was made by another recipe: {wanted['recipe']}, not {RECIPE}")
-    content: Any = np.load(path)
-    array = content if isinstance(content, np.ndarray) else content[content.files[0]]
+    array = _array(path)
     if array.ndim != 3 or array.shape[1:] != SHAPE or not np.isfinite(array).all():
         raise UsageError(f"{path} holds {array.shape}: finite numbers (sequences, *{SHAPE}) are needed")
     return np.asarray(array, dtype=np.float32)
+
+
+def _array(path: Path) -> Any:
+    """The array in a file, or the first one of several.
+
+    Raises
+    ------
+    UsageError
+        When there is none, or when it is larger than trajectories are.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+            if size > UNPACKED:
+                raise ValueError(f"it unpacks to {size:,} bytes, more than {UNPACKED:,}")
+        content: Any = np.load(path)
+        return content if isinstance(content, np.ndarray) else content[content.files[0]]
+    except Exception as error:  # of the readers of zip and of numpy's format
+        raise UsageError(f"{path} does not read as trajectories: {first_line(error)}") from error
 
 
 def _wanted(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(_record(path).read_text())
         return {"sha256": record["sha256"], "recipe": record["recipe"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{path} is neither hopper_sample.npz nor a file that this command has generated: its sha256 is another "
             f"one, and {_record(path)} with its recipe and checksum cannot be read"
