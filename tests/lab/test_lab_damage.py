@@ -210,7 +210,7 @@ def test_a_folder_in_the_place_of_a_plot_is_named(folder, capsys, monkeypatch):
 def test_what_the_sentence_says_to_do_trains_the_row_anew(place, harm, whole, folder, capsys):
     path = PLACES[place][0](folder)
     path.write_bytes(HARMS[harm](path.read_bytes()))
-    (told,) = re.findall(r"delete (\S+) to train this row anew", said(RESUME(folder), capsys))
+    (told,) = re.findall(r"or delete (\S+) to train this row anew", said(RESUME(folder), capsys))
     os.unlink(told)
     assert run("three-body", "--resume", folder) == 0
     assert metrics(folder) == metrics(whole)

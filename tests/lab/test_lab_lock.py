@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import sys
 import types
@@ -12,11 +13,13 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from lab_helpers import run
+from lab_helpers import run, small_toy
 
-from torchaca.lab import cli, lock
+from torchaca.lab import cli, lock, toy
+from torchaca.lab import run as runs
 from torchaca.lab.cifar_node import evaluate
 from torchaca.lab.experiment import UsageError
+from torchaca.lab.files import write
 
 SENTENCE = r"another process \(PID \d+ on \S+, since [\d-]+ [\d:]+ UTC\) is at work in \S+: wait for its end"
 
@@ -40,11 +43,21 @@ def another_process(folder):
         os.close(go)
 
 
-@pytest.fixture
-def finished(small, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
     """The folder of a run that came to its end."""
-    assert run("toy", "--gradient", "aca", "--out", tmp_path / "run") == 0
-    return tmp_path / "run"
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "EXPERIMENT", small_toy())
+        patch.setattr("torchaca.lab.toy.outcome.plot", lambda *args: args[-1].touch())
+        assert run("toy", "--gradient", "aca", "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def finished(small, whole, tmp_path):
+    """A copy of that folder."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
 COMMANDS = {
@@ -106,14 +119,29 @@ def test_results_of_evaluate_in_a_run_at_work_are_refused(finished):
         raise AssertionError("it went on")
 
 
+def test_evaluate_refuses_a_folder_that_it_cannot_write(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "solvers.png").mkdir()
+    with (
+        pytest.raises(UsageError, match=r"cannot write the results to .*: Not a dir"),
+        evaluate._writing(tmp_path / "file" / "x"),
+    ):
+        raise AssertionError("it went on")
+    with (
+        pytest.raises(UsageError, match=r"cannot write the results to .*: Is a dir"),
+        evaluate._writing(tmp_path),
+    ):
+        write(tmp_path / "solvers.png", b"")
+
+
 @pytest.mark.parametrize(
     "left", [(), (lock.NAME,), ("checkpoints",), (lock.NAME, "checkpoints", "write-probe.tmp", "config.json.7.tmp")]
 )  # fmt: skip
-def test_what_a_killed_start_leaves_is_no_obstacle(left, small, tmp_path):
+def test_what_a_killed_start_leaves_is_no_obstacle(left, tmp_path):
     (tmp_path / "run").mkdir()
     for name in left:
         (tmp_path / "run" / name).mkdir() if name == "checkpoints" else (tmp_path / "run" / name).touch()
-    assert run("toy", "--gradient", "aca", "--out", tmp_path / "run") == 0
+    assert runs.start(small_toy(), {}, tmp_path / "run")[0].metrics == []
 
 
 def test_nothing_is_left_behind(finished, tmp_path, capsys):
@@ -223,7 +251,7 @@ def test_windows(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_starts_in_one_second_have_folders_of_their_own(small, tmp_path, monkeypatch):
+def test_starts_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
     class Stopped(datetime):
         @classmethod
         def now(cls):
@@ -232,6 +260,6 @@ def test_starts_in_one_second_have_folders_of_their_own(small, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torchaca.lab.run.datetime", Stopped)
     for _ in range(3):
-        assert run("toy", "--gradient", "aca") == 0
+        runs.start(small_toy(), {}, None)
     names = {path.name for path in Path("runs").iterdir()}
     assert names == {f"toy-20260101-120000{more}" for more in ("", "-2", "-3")}

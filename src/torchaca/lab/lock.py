@@ -31,9 +31,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(file: int) -> None:
-        os.lseek(
-            file, 1 << 30, os.SEEK_SET
-        )  # what is locked cannot be read: the lock lies behind the content
+        os.lseek(file, 1 << 30, os.SEEK_SET)  # behind the content: what is locked cannot be read
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
 
 else:

@@ -135,7 +135,7 @@ class Run:
         UsageError
         """
         path = self.checkpoint(row)
-        remedy = f"delete {path} to train this row anew"
+        remedy = f"put back a copy of it, or delete {path} to train this row anew"
         try:
             yield
         except UsageError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -94,16 +95,25 @@ def _to_its_end(experiment: Experiment, run: Run, settings: Any, docs: Path | No
         print(f"\ninterrupted; to go on: {again}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        path = Path(error.filename2 or error.filename or "")
-        if error.errno not in DISK and run.folder in path.parents:
-            raise UsageError(
-                f"{path}: {error.strerror}; once that is put right, to go on: {again}"
-            ) from error
         if error.errno not in DISK:
+            _tell(error, run.folder, again)
             raise
         print(f"torchaca: error: {error}\nonce there is room, to go on: {again}", file=sys.stderr)
         return 1
     return 0
+
+
+def _tell(error: OSError, folder: Path, again: str) -> None:
+    """Say in one sentence what is wrong with a file in the run's folder.
+
+    Raises
+    ------
+    UsageError
+        Where the error is about such a file.
+    """
+    path = Path(os.path.realpath(str(error.filename2 or error.filename)))
+    if Path(os.path.realpath(folder)) in path.parents:
+        raise UsageError(f"{path}: {error.strerror}; once that is put right, to go on: {again}") from error
 
 
 def _report(experiment: Experiment, run: Run, settings: Any, docs: Path | None) -> None:

@@ -73,9 +73,9 @@ def _writing(out: Path) -> Iterator[None]:
     with writing(out):
         try:
             probe(out)
+            yield
         except OSError as error:
             raise UsageError(f"cannot write the results to {out}: {error.strerror or error}") from error
-        yield
 
 
 def _evaluate(
