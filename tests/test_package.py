@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 
 LAYERS = (
+    "layout",
     "core",
     "errors",
     "state",
@@ -51,7 +52,7 @@ LAYERS = (
 )
 """The places of torchaca: each imports only from those before it. A package is one place; `__init__` is torchaca's."""
 
-NARROWER = {"methods": {"core"}, "torch_ACA": {"compat"}}
+NARROWER = {"methods": {"core", "layout"}, "torch_ACA": {"compat"}}
 """Places that may import from these alone."""
 
 OURS = {"torchaca", "torch_ACA"}

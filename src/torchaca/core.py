@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
+from .layout import memory_order, permuted, restored, unstacked
+
 if TYPE_CHECKING:
     from .effects import Effects
     from .errors import SolverError
@@ -34,6 +36,9 @@ Watcher: TypeAlias = Callable[[str, float, Tensor, float], None]
 """Called as `watch(event, t0, y0, dt)` with the events "trial", "accepted" and "rejected"."""
 
 
+BLOCK = 2**16  # numbers that are summed up at a time, if a state is no larger
+
+
 def host_times(t: Any) -> Tensor:
     """Times from a number, list, array or tensor as float64 on the host; differentiable where they were."""
     if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
@@ -41,17 +46,34 @@ def host_times(t: Any) -> Tensor:
     if isinstance(t, Sequence) and any(isinstance(x, bool) for x in t):
         raise TypeError("times are real numbers, got a bool")
     if getattr(t, "dtype", None) is None:  # neither a tensor nor an array: exact, not in the default dtype
-        t = torch.as_tensor(t, dtype=torch.float64)
-    t = torch.as_tensor(t)
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+    if not isinstance(t, Tensor):
+        t = torch.as_tensor(t, device="cpu")
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"times are real numbers, got {t.dtype}")
     return t.cpu().double()
 
 
-def combined(weights: Tensor, basis: Tensor) -> Tensor:
-    """`weights @ basis`, `(n, m)` or `(m,)` by `(m, *y.shape)`."""
-    with without_autocast(basis.device):
-        return torch.tensordot(weights.to(device=basis.device, dtype=basis.dtype), basis, 1)
+def combined(weights: Tensor, rows: Tensor | Sequence[Tensor]) -> Tensor:
+    """The sums over m `rows` of `y.shape` with weights `(n, m)`, on any device: `(n, *y.shape)`.
+
+    Not a matrix product: autocast and TF32 would round its factors to 8 or 10 bits.
+    """
+    rows = unstacked(rows) if isinstance(rows, Tensor) else rows
+    last = rows[-1]
+    if order := memory_order(last):  # which the cotangents of a sum would lose
+        return restored(combined(weights, [permuted(row, order) for row in rows]), order)
+    each = max(1, BLOCK // max(1, last.numel()))
+    if len(weights) > each:  # sums that stay in the cache
+        return torch.cat([combined(some, rows) for some in weights.split(each)])
+    # On CUDA a small copy from the host needs no wait: it is staged before the call returns.
+    weights = weights.to(last.device, last.dtype, non_blocking=last.device.type == "cuda")
+    columns = weights.reshape(*weights.shape, *[1] * last.ndim).unbind(1)
+    total = columns[-1] * last
+    # From the last row to the first, which may be y0: increments are added up before they meet it.
+    for weight, row in zip(columns[-2::-1], rows[-2::-1], strict=True):
+        total = torch.addcmul(total, weight, row)
+    return total
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .core import Method, Time, combined, host_times, value
+from .layout import joined, ordered
 from .state import Structure
 
 
@@ -79,7 +80,10 @@ class DenseOutput:
             t0, t1 = self.boundaries[n], self.boundaries[n + 1]
             theta = (at[mine] - _cpu(t0)) / (_cpu(t1) - _cpu(t0))
             parts.append(combined(self.method.basis_weights(theta), self.bases[n]))
-        return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+        ys = joined(parts, self.y0)
+        if (order[1:] > order[:-1]).all():
+            return ys
+        return ordered(ys[torch.from_numpy(np.argsort(order))], self.y0)
 
 
 def detached(nested: Any) -> Any:

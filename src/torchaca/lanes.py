@@ -20,6 +20,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from .control import Adaptive
 from .core import Outcome, Problem, Step, has_lanes
 from .lane_search import Lanes, Search, plain
+from .layout import stacked
 
 
 def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
@@ -77,7 +78,7 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor]) -> 
         step = p.step(t0, t1, y, known)
         outputs.write(n, step, t1)
         y, known = step.y1, step.known_f1
-    return Outcome(torch.stack(outputs.ys))
+    return Outcome(stacked(outputs.ys))
 
 
 @dataclass

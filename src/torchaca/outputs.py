@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from .core import Outcome, Problem, Step, Time, Times, value
 from .errors import SolverError
+from .layout import joined, stacked
 
 
 def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
     """The outputs of a run; a failure of the loop ends it with the outputs reached so far."""
     done = p.ts.at_start()
-    parts = [torch.stack([p.y0] * done)]
+    parts = [stacked([p.y0] * done)]
     times, bases = [p.ts.values[0]], []
     boundaries = [p.ts[0]]
     failure = None
@@ -30,7 +30,8 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
                 bases.append(step.basis())
     except SolverError as error:
         failure = error.with_traceback(None)  # its frames hold all states
-    return Outcome(torch.cat(parts) if len(parts) > 1 else parts[0], failure, times, bases, boundaries)
+    ys = joined(parts, p.y0) if len(parts) > 1 else parts[0]
+    return Outcome(ys, failure, times, bases, boundaries)
 
 
 def inside(ts: Times, t1: Time, first: int, last: int) -> list[int]:
@@ -48,9 +49,8 @@ def inside(ts: Times, t1: Time, first: int, last: int) -> list[int]:
 def emit(ts: Times, step: Step, first: int, last: int) -> Tensor:
     """The outputs `first:last`, which lie in the step: `(last - first, *y.shape)`."""
     within = inside(ts, step.t1, first, last)
-    ends = step.y1.expand(last - first - len(within), *step.y1.shape)
-    if not within:
-        return ends
-    ys = torch.cat([step.at([ts[i] for i in within]), ends])
+    parts = [step.at([ts[i] for i in within])] if within else []
+    parts += [step.y1[None]] * (last - first - len(within))
+    ys = joined(parts, step.y1) if len(parts) > 1 else parts[0]
     order = [*within, *(i for i in range(first, last) if i not in within)]
     return ys if order == sorted(order) else ys[[order.index(i) for i in range(first, last)]]

@@ -27,6 +27,7 @@ from .errors import SolverError, did_you_mean, shorten, warn
 from .gradients import ACA, GRADIENTS, MALI, TRACED, Direct
 from .gradients.mali import reversible
 from .lanes import solve_in_lanes, solves_in_lanes
+from .layout import in_order, joined, memory_order, stacked
 from .lost import warn_of_kept
 from .methods import ALIASES, METHODS
 from .outputs import gather
@@ -368,7 +369,7 @@ def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
 
 def _at_rest(p: Problem) -> Outcome:
     """The outputs where all times are equal: y0, and moving along f where the times carry derivatives."""
-    ys = p.y0.expand(len(p.ts), *p.y0.shape).clone()
+    ys = stacked([p.y0] * len(p.ts))
     if p.ts.tensor is not None and len(p.ts) > 1:
         shift = (p.ts.tensor - p.ts.tensor[0]).to(p.y0.device, p.y0.dtype.to_real())
         ys = ys + shift.reshape(-1, *[1] * p.y0.ndim) * p.f(p.ts[0], p.y0)
@@ -413,6 +414,8 @@ def _check_grid(control: FixedSteps, ts: Times) -> None:
 
 def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: str, ts: Tensor) -> Solution:
     failure, ys, n = outcome.failure, outcome.ys, len(outcome.ys)
+    if ys.requires_grad and (order := memory_order(p.y0)) and not transformed():
+        ys.register_hook(partial(in_order, order=order))  # what a loss hands back, for every gradient
     if failure is not None:
         if on_failure == "raise":
             failure.reached = partial(
@@ -424,7 +427,7 @@ def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: st
             finally:
                 del failure
         if on_failure == "nan":
-            ys = torch.cat([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)])
+            ys = joined([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)], p.y0)
             n = len(p.ts)
     dense = None
     if p.dense:

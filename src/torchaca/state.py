@@ -1,8 +1,9 @@
 """Nested state <-> one tensor; the only code that knows that structure exists.
 
 The solver works on one tensor of at least float32. A state that is one such tensor is used as it is, of any
-shape. Anything else (nested tuples, lists, dicts; half precision) is packed: leaves are flattened and joined in
-the widest dtype among them, and `f` still sees its own structure, shapes and dtypes.
+shape. Anything else (nested tuples, lists, dicts; half precision) is packed: leaves are flattened, in the order in
+which they lie in memory, and joined in the widest dtype among them, and `f` still sees its own structure, shapes,
+memory layouts and dtypes.
 """
 
 from __future__ import annotations
@@ -16,18 +17,41 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .layout import memory_order, permuted, restored
+
 HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """Shape and dtype of one tensor of the state and its place `[start:stop]` in the packed vector."""
+    """Shape and dtype of one tensor of the state and its place `[start:stop]` in the packed vector.
+
+    `order` is that of its dimensions in memory, if it is packed in another order than theirs.
+    """
 
     path: str
     shape: torch.Size
     dtype: torch.dtype
     start: int
     stop: int
+    order: tuple[int, ...] | None = None
+
+    def flat(self, x: Tensor) -> Tensor:
+        """The entries of `x`, a tensor of this shape, in the order in which they are packed."""
+        return (x if self.order is None else permuted(x, self.order)).reshape(-1)
+
+    def place(self, index: int) -> tuple[int, ...]:
+        """Where the entry `index` of what `flat` gives is in the tensor."""
+        order = self.order or tuple(range(len(self.shape)))
+        where = torch.unravel_index(torch.tensor(index, device="cpu"), [self.shape[d] for d in order])
+        return tuple(int(where[order.index(d)]) for d in range(len(order)))
+
+    def shaped(self, part: Tensor) -> Tensor:
+        """The inverse of `flat`; leading dimensions stay."""
+        lead = part.shape[:-1]
+        if self.order is None:
+            return part.reshape((*lead, *self.shape))
+        return restored(part.reshape((*lead, *(self.shape[d] for d in self.order))), self.order)
 
 
 @dataclass(frozen=True)
@@ -44,16 +68,14 @@ class Structure:
         if self.plain:
             return state
         leaves = pytree.tree_leaves(state)
-        return torch.cat([leaf.reshape(-1).to(self.dtype) for leaf in leaves])
+        return torch.cat([leaf.flat(x).to(self.dtype) for leaf, x in zip(self.leaves, leaves, strict=True)])
 
     def unpack(self, packed: Tensor) -> Any:
         """The inverse of `pack`; leading dimensions (times, say) are kept in front of every leaf."""
         if self.plain:
             return packed
-        lead = packed.shape[:-1]
         leaves = [
-            self._restore(packed[..., leaf.start : leaf.stop], leaf).reshape((*lead, *leaf.shape))
-            for leaf in self.leaves
+            leaf.shaped(self._restore(packed[..., leaf.start : leaf.stop], leaf)) for leaf in self.leaves
         ]
         return pytree.tree_unflatten(leaves, self.tree)
 
@@ -73,9 +95,8 @@ class Structure:
         """Where the flat entry `index` of a packed state sits in the user's: `"component (3, 1)"`."""
         for leaf in self.leaves:
             if leaf.start <= index < leaf.stop:
-                where = torch.unravel_index(torch.tensor(index - leaf.start), leaf.shape)
                 name = f" of y{leaf.path}" if leaf.path else ""
-                return f"component {tuple(int(i) for i in where)}{name}"
+                return f"component {leaf.place(index - leaf.start)}{name}"
         return f"component {index}"
 
     def spread(self, tolerance: Any, name: str, like: Tensor) -> float | Tensor:
@@ -114,7 +135,7 @@ class Structure:
                     f"{tuple(leaf.shape)}"
                 )
         return torch.cat(
-            [t.expand(leaf.shape).reshape(-1) for t, leaf in zip(tensors, self.leaves, strict=True)]
+            [leaf.flat(t.expand(leaf.shape)) for t, leaf in zip(tensors, self.leaves, strict=True)]
         )
 
     def mixed_rms(self, packed: Tensor) -> Tensor:
@@ -129,7 +150,7 @@ class Structure:
             return user
 
         def norm(packed: Tensor) -> Tensor:
-            leaves = [packed[leaf.start : leaf.stop].reshape(leaf.shape) for leaf in self.leaves]
+            leaves = [leaf.shaped(packed[leaf.start : leaf.stop]) for leaf in self.leaves]
             return user(pytree.tree_unflatten(leaves, self.tree))
 
         return norm
@@ -171,18 +192,23 @@ def structure_of(y0: Any) -> Structure:
     with_paths, tree = ([((), y0)], LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten_with_path(y0)
     if not with_paths:
         raise ValueError(f"y0 holds no tensor: {y0!r}")
+    for path, leaf in with_paths:
+        _check_leaf(leaf, pytree.keystr(path))
+    tensors: list[Tensor] = [leaf for _, leaf in with_paths]
+    if len({x.device for x in tensors}) > 1:
+        places = ", ".join(f"y0{pytree.keystr(path)} on {x.device}" for path, x in with_paths)
+        raise ValueError(f"y0 has tensors on several devices, {places}: move them to one with .to(device)")
+    dtype = wide([x.dtype for x in tensors])
+    plain = isinstance(y0, Tensor) and y0.dtype == dtype
     leaves: list[Leaf] = []
     start = 0
-    for path, leaf in with_paths:
-        name = pytree.keystr(path)
-        _check_leaf(leaf, name)
-        leaves.append(Leaf(name, leaf.shape, leaf.dtype, start, start + leaf.numel()))
-        start += leaf.numel()
-    devices = {leaf.device for _, leaf in with_paths}
-    if len(devices) > 1:
-        raise ValueError(f"y0 has tensors on several devices: {sorted(map(str, devices))}; move them to one")
-    dtype = wide([leaf.dtype for leaf in leaves])
-    plain = isinstance(y0, Tensor) and y0.dtype == dtype
+    for path, x in with_paths:
+        order = None if plain else memory_order(x)
+        end = start + x.numel()
+        leaves.append(
+            Leaf(pytree.keystr(path), x.shape, x.dtype, start, end, tuple(order) if order else None)
+        )
+        start = end
     return Structure(plain, tree, tuple(leaves), dtype)
 
 

@@ -15,6 +15,7 @@ from ..dynamics import Dynamics
 from ..errors import warn
 from ..gradients import ACA
 from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, vjp
+from ..layout import ordered
 from ..params import Inputs
 from .door import is_timed, refuse_loops
 from .field import CannotCompile, capture
@@ -186,6 +187,7 @@ class _Solve(torch.autograd.Function):
                 chunks = [states[i : i + ctx.each] for i in range(0, n, ctx.each)]
                 lam, *totals = Pull(run, inputs).over(chunks, grad_ys)
         grads = iter(totals[2:])
+        lam = None if lam is None else ordered(lam, run.problem.y0)
         found = [lam, *totals[:2], *(next(grads) if want else None for want in run.wanted)]
         if second:
             found = refuse_derivative(found, (grad_ys, ts, grid, *inputs), SECOND)

@@ -6,13 +6,14 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from ..control import FixedSteps
-from ..core import Problem, Time, Times, combined
+from ..core import Problem, Time, Times
+from ..methods import RungeKutta
 from ..outputs import inside
 
 BLOCK = 2**16  # numbers that are interpolated from at a time
@@ -67,19 +68,26 @@ def inner_times(p: Problem) -> list[float]:
     return [max(ts.sign * ts.values[i], after) for i in within]
 
 
-def weights(p: Problem, chunk: Chunk, steps: Sequence[int]) -> tuple[list[int], Tensor]:
-    """The outputs inside of these steps, and their weights `(outputs, steps, m)` of the steps' bases."""
+def weights(
+    p: Problem, chunk: Chunk, steps: Sequence[int], size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The outputs inside of these steps, so many at a time that `size` numbers for each are few.
+
+    Yields the outputs, which of the steps they are in, and the weights `(outputs, m, ...)` of the step's basis.
+    """
     outputs, rows = zip(*((i, k) for k, n in enumerate(steps) for i in chunk.inside[n]), strict=True)
     own = p.method.basis_weights(theta(between(p, chunk, steps))).to(p.y0.dtype)
-    spread = own.new_zeros(len(outputs), len(steps), own.shape[1])
-    spread[torch.arange(len(outputs)), torch.tensor(rows)] = own
-    return list(outputs), spread
+    tables = torch.tensor(outputs, device="cpu"), torch.tensor(rows, device="cpu")
+    each = max(1, BLOCK // max(size, 1))
+    yield from zip(
+        *(x.split(each) for x in (*tables, own.reshape(*own.shape, *[1] * p.y0.ndim))), strict=True
+    )
 
 
 def between(p: Problem, chunk: Chunk, steps: Sequence[int]) -> Tensor:
     """The times of the outputs inside of these steps, and of their steps' ends: `(outputs, 3)`, float64."""
     times = [[p.ts.values[i], *chunk.times[n : n + 2]] for n in steps for i in chunk.inside[n]]
-    return torch.tensor(times, dtype=torch.float64)
+    return torch.tensor(times, dtype=torch.float64, device="cpu")
 
 
 def theta(times: Tensor) -> Tensor:
@@ -100,16 +108,19 @@ def emit(p: Problem, chunk: Chunk, bases: Tensor, y1: Tensor, ys: Tensor) -> Non
     for n, outputs in chunk.ending.items():
         for i in outputs:  # mostly one
             ys[i] = chunk.Y[n + 1] if n + 1 < chunk.n else y1
-    for first, steps in blocks(chunk, bases[0].numel() if chunk.inside else 0):
-        outputs, spread = weights(p, chunk, steps)
-        basis = bases[first : first + len(steps)].flatten(0, 1)
-        ys[outputs] = combined(spread.flatten(1), basis)
+    size = bases[0].numel() if chunk.inside else 0
+    for first, steps in blocks(chunk, size):
+        for outputs, rows, own in weights(p, chunk, steps, size):
+            ys[outputs] = (own * bases[first + rows]).sum(1)
 
 
 def pulled(p: Problem, chunk: Chunk, steps: Sequence[int], grad_ys: Tensor) -> Tensor:
     """Cotangents `(steps, m, *y.shape)` of the steps' bases."""
-    outputs, spread = weights(p, chunk, steps)
-    return combined(spread.flatten(1).T, grad_ys[outputs]).unflatten(0, spread.shape[1:])
+    m = len(cast(RungeKutta, p.method).nodes) + 1
+    sums = grad_ys.new_zeros((len(steps), m, *grad_ys.shape[1:]))
+    for outputs, rows, own in weights(p, chunk, steps, sums[0].numel()):
+        sums.index_add_(0, rows, own * grad_ys[outputs][:, None])
+    return sums
 
 
 def f1_cotangent(p: Problem, chunk: Chunk, n: int, grad_ys: Tensor) -> Tensor:
@@ -145,8 +156,8 @@ def tables_of_inner(
         carried, used = grad_ys.new_empty((room + 2, *shape)), len(places)
         carried[0] = 0
         if places:
-            h = torch.tensor([chunk.times[n + 1] - chunk.times[n] for n in places], dtype=torch.float64)
-            lengths = h.to(rows.dtype).reshape(-1, *[1] * len(shape))
+            h = [chunk.times[n + 1] - chunk.times[n] for n in places]
+            lengths = rows.new_tensor(h).reshape(-1, *[1] * len(shape))
             torch.mul(rows[1 : used + 1, -1], lengths, out=carried[1 : used + 1])
         follows = {n + 1: row for n, row in places.items() if n + 1 < chunk.n}
         if before is not None and before.n - 1 in before.inside:
@@ -157,7 +168,7 @@ def tables_of_inner(
 
 
 def _which(places: Mapping[int, int], room: int) -> Tensor:
-    which = torch.zeros(room, dtype=torch.int64)
+    which = torch.zeros(room, dtype=torch.int64, device="cpu")
     if places:
-        which[list(places)] = torch.tensor([*places.values()])
+        which[list(places)] = torch.tensor([*places.values()], device="cpu")
     return which

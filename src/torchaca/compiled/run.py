@@ -19,6 +19,7 @@ from ..control import Adaptive, FixedSteps
 from ..core import Problem, Time, value
 from ..diagnosis import RECENT, History, diagnose
 from ..errors import SolverError
+from ..layout import empty_rows
 from ..stepping import TINY, Pace, _refuse
 from .field import CannotCompile, Capture, first_line, settings
 from .halves import Halves
@@ -128,7 +129,7 @@ class Forward:
         # Their own objects: what is compiled marks sizes on them, which f's graph would be guarded by.
         self.inputs = [x.detach() for x in run.capture.inputs]
         p, y = self.p, self.y
-        ys = y.new_empty((len(p.ts), *y.shape))
+        ys = empty_rows(len(p.ts), y)
         self.done = p.ts.at_start()
         ys[: self.done] = y
         self.boundaries = p.control.times(p.ts) if isinstance(p.control, FixedSteps) else []

@@ -19,6 +19,7 @@ from ..control import FixedSteps
 from ..core import Stats, Time, Times
 from ..dynamics import fit
 from ..gradients import ACA, Direct
+from ..layout import joined, stacked
 from ..methods import ALIASES, METHODS, RungeKutta
 from ..outputs import emit
 from ..state import structure_of
@@ -109,7 +110,7 @@ def unrolled(
 
     boundaries = [float(time) for time in control.times(ts)]
     done, y, f0 = ts.at_start(), y0, None
-    parts = [torch.stack([y0] * done)]
+    parts = [stacked([y0] * done)]
     for t0, t1 in pairwise(boundaries):
         step = method.step(packed, t0, t1, y, f0)
         reached = ts.up_to(t1)
@@ -117,4 +118,5 @@ def unrolled(
             parts.append(emit(ts, step, done, reached))
         done, y, f0 = reached, step.y1, step.known_f1
     stats.accepted = len(boundaries) - 1
-    return torch.tensor(ts.values, dtype=y0.dtype, device=y0.device), torch.cat(parts), stats, boundaries
+    times = torch.tensor(ts.values, dtype=y0.dtype, device=y0.device)
+    return times, joined(parts, y0), stats, boundaries

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..control import Adaptive, FixedSteps
 from ..core import Method, Problem, Stats, Step, Time, Times, combined, value
+from ..layout import ordered
 from ..params import Inputs, check_replay
 from ..state import rms, structure_of, wide
 from ..stepping import steps
@@ -69,8 +70,9 @@ class Recorded:
         sign = -1.0 if self.times[-1] < self.times[0] else 1.0
         n = bisect_left(self.times, sign * t, 1, len(self.times) - 1, key=lambda end: sign * end) - 1
         t0, t1 = self.times[n : n + 2]
-        theta = torch.tensor([(t - t0) / (t1 - t0)], dtype=torch.float64)
-        return combined(self.method.basis_weights(theta) @ self.columns, self.coefficients[n])[0]
+        theta = torch.tensor([(t - t0) / (t1 - t0)], dtype=torch.float64, device="cpu")
+        weights = (self.method.basis_weights(theta)[..., None] * self.columns).sum(1)
+        return combined(weights, self.coefficients[n])[0]
 
 
 def gauss_rule(order: int) -> tuple[list[float], list[float]]:
@@ -147,6 +149,7 @@ class Backward:
         grads = self.sums.sums if self.nodes else totals
         found = [self._as_found(x, grad) for x, grad in zip(self.wrt, grads, strict=True)]
         captured = without_detours(self.parts.captured, list(found[n_args:]))
+        lam = ordered(lam, self.parts.y0)
         return drift.settled([lam, grad_t, None, *found[:n_args], *captured], self.p, self.inputs)
 
     def _as_found(self, x: Tensor, grad: Tensor | None) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Problem, Step, Time, VectorField, combined, value
+from ..core import Problem, Step, Time, VectorField, value
+from ..layout import joined, ordered
 from ..outputs import inside
 from ..params import check_replay
 from ..trace import Trace
@@ -156,7 +157,8 @@ class Backward:
         if weights is None or self.ys_grad is None:
             return None
         grads = self.ys_grad[self._inside(n - 1)]
-        return combined(weights, grads)
+        weights = weights.to(grads.device, grads.dtype)
+        return ordered((weights.reshape(-1, *[1] * (grads.ndim - 1)) * grads).sum(0), self.p.y0)
 
     def finish(self) -> MaybeTensors:
         """Gradients of y0, the times, the grid, args and captured tensors.
@@ -201,4 +203,4 @@ def _onto_state(cotangent: Tensor, grad: Tensor) -> Tensor:
     """`grad` of the state added to the cotangent of it, or of a carry, whose first row it is."""
     if cotangent.shape == grad.shape:
         return cotangent + grad
-    return torch.cat([cotangent[:1] + grad, cotangent[1:]])
+    return joined([cotangent[:1] + grad, cotangent[1:]], cotangent[0])

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..core import Time, VectorField
+from ..layout import stacked, unstacked
 from .carried import CarryStep, Length, hermite_weights
 
 
@@ -70,7 +71,7 @@ class ALF:
         return 1.0, abs(h)
 
     def lift(self, f: VectorField, t0: Time, y0: Tensor, f0: Tensor | None = None) -> Tensor:
-        return torch.stack([y0, f(t0, y0) if f0 is None else f0])
+        return stacked([y0, f(t0, y0) if f0 is None else f0])
 
     def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> CarryStep:
         """One step from (t0, y0) alone to t1; see `torchaca.core.Method`."""
@@ -78,22 +79,22 @@ class ALF:
 
     def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> CarryStep:
         """The step after the one that ended with `carry`; see `torchaca.core.Carrying`."""
-        y0, v0 = carry.unbind()
+        y0, v0 = unstacked(carry)
         length = Length(t0, t1, y0)
         u = length.shift(y0, 0.5, v0)
         k = f(_middle(t0, t1), u)
         v1 = torch.add(v0, k - v0, alpha=2 * self.eta)
         y1 = length.shift(u, 0.5, v1)
-        return CarryStep(self, t0, t1, y0, torch.stack([y1, v1]), length, (v0, v1), (v0, k))
+        return CarryStep(self, t0, t1, y0, stacked([y1, v1]), length, (v0, v1), (v0, k))
 
     def undo(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> Tensor:
         """The carry that the step which ended with `carry` started from; see `torchaca.core.Reversible`."""
-        y1, v1 = carry.unbind()
+        y1, v1 = unstacked(carry)
         length = Length(t0, t1, y1)
         u = length.shift(y1, -0.5, v1)
         k = f(_middle(t0, t1), u)
         v0 = torch.sub(v1, k, alpha=2 * self.eta) / (1 - 2 * self.eta)
-        return torch.stack([length.shift(u, -0.5, v0), v0])
+        return stacked([length.shift(u, -0.5, v0), v0])
 
     def basis_weights(self, theta: Tensor) -> Tensor:
         """The interpolant in terms of `Step.basis`; see `torchaca.core.Method`."""

@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core import Method, Time, value
-from .runge_kutta import fraction
+from ..core import Method, Time, combined, value
+from ..layout import row, stacked
+from .runge_kutta import fraction, polynomials_at
 
-_HERMITE = (
-    torch.tensor(  # the coefficients of theta^0, ..., theta^3 of the weights of y0, y1, h slope0, h slope1
-        [[1, 0, -3, 2], [0, 0, 3, -2], [0, 1, -2, 1], [0, 0, -1, 1]], dtype=torch.float64
-    )
+# The coefficients of theta^0, ..., theta^3 of the weights of y0, y1, h slope0, h slope1.
+_HERMITE = torch.tensor(
+    [[1, 0, -3, 2], [0, 0, 3, -2], [0, 1, -2, 1], [0, 0, -1, 1]], dtype=torch.float64, device="cpu"
 )
 
 
 def hermite_weights(theta: Tensor) -> Tensor:
     """`(n, 4)`: the interpolant in terms of `CarryStep.basis`; see `torchaca.core.Method`."""
-    return theta[:, None] ** torch.arange(4, dtype=torch.float64) @ _HERMITE.T
+    return polynomials_at(theta, _HERMITE)
 
 
 class Length:
@@ -68,7 +68,7 @@ class CarryStep:
     y1: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.y1 = self.carry[0]  # whatever depends on it does so through the carry
+        self.y1 = row(self.carry, 0)  # whatever depends on it does so through the carry
 
     @property
     def f0(self) -> Tensor:
@@ -87,8 +87,10 @@ class CarryStep:
         """Nothing here depends on f(t1, y1)."""
 
     def at(self, times: Sequence[Time]) -> Tensor:
-        weights = hermite_weights(fraction(self.t0, self.t1, times))
-        return torch.tensordot(weights.to(device=self.y0.device, dtype=self.y0.dtype), self.basis(), 1)
+        return combined(hermite_weights(fraction(self.t0, self.t1, times)), self._rows())
 
     def basis(self) -> Tensor:
-        return torch.stack([self.y0, self.y1, *map(self.length.times, self.slopes)])
+        return stacked(self._rows())
+
+    def _rows(self) -> list[Tensor]:
+        return [self.y0, self.y1, *map(self.length.times, self.slopes)]

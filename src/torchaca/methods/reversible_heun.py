@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..core import Time, VectorField
+from ..layout import stacked, unstacked
 from .carried import CarryStep, Length, hermite_weights
 
 
@@ -39,7 +39,7 @@ class ReversibleHeun:
         return 1.0, 1.0, abs(h)
 
     def lift(self, f: VectorField, t0: Time, y0: Tensor, f0: Tensor | None = None) -> Tensor:
-        return torch.stack([y0, y0, f(t0, y0) if f0 is None else f0])
+        return stacked([y0, y0, f(t0, y0) if f0 is None else f0])
 
     def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> CarryStep:
         """One step from (t0, y0) alone to t1; see `torchaca.core.Method`."""
@@ -47,20 +47,20 @@ class ReversibleHeun:
 
     def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> CarryStep:
         """The step after the one that ended with `carry`; see `torchaca.core.Carrying`."""
-        y0, z0, k0 = carry.unbind()
+        y0, z0, k0 = unstacked(carry)
         length = Length(t0, t1, y0)
         z1 = length.shift(2 * y0 - z0, 1.0, k0)
         k1 = f(t1, z1)
         y1 = length.shift(y0, 0.5, k0 + k1)
-        return CarryStep(self, t0, t1, y0, torch.stack([y1, z1, k1]), length, (k0, k1), (k0, k1))
+        return CarryStep(self, t0, t1, y0, stacked([y1, z1, k1]), length, (k0, k1), (k0, k1))
 
     def undo(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> Tensor:
         """The carry that the step which ended with `carry` started from; see `torchaca.core.Reversible`."""
-        y1, z1, k1 = carry.unbind()
+        y1, z1, k1 = unstacked(carry)
         length = Length(t0, t1, y1)
         z0 = length.shift(2 * y1 - z1, -1.0, k1)
         k0 = f(t0, z0)
-        return torch.stack([length.shift(y1, -0.5, k0 + k1), z0, k0])
+        return stacked([length.shift(y1, -0.5, k0 + k1), z0, k0])
 
     def basis_weights(self, theta: Tensor) -> Tensor:
         """The interpolant in terms of `Step.basis`; see `torchaca.core.Method`."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core import Time, VectorField, combined, has_lanes, value
+from ..layout import joined, stacked
 
 Row = tuple[Fraction, ...]
 Terms = list[tuple[int, float]]
@@ -95,7 +96,8 @@ class RungeKutta:
     _b: Mean = field(init=False, repr=False, compare=False)
     _e: Mean = field(init=False, repr=False, compare=False)
     _p: Tensor = field(init=False, repr=False, compare=False)
-    _degrees: Tensor = field(init=False, repr=False, compare=False)
+    _inside: list[int] = field(init=False, repr=False, compare=False)  # stages that the interpolant uses
+    _p_inside: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -115,13 +117,10 @@ class RungeKutta:
             [b - e for b, e in zip(self.weights, self.embedded, strict=True)] if self.embedded else []
         )
         put(self, "_e", _mean(_largest_first(_terms(difference))))
-        degree = len(self.polynomials[0])
-        put(
-            self,
-            "_p",
-            torch.tensor([[float(x) for x in row] for row in self.polynomials], dtype=torch.float64),
-        )
-        put(self, "_degrees", torch.arange(1, degree + 1, dtype=torch.float64))
+        coefficients = [[0.0, *map(float, row)] for row in self.polynomials]
+        put(self, "_p", torch.tensor(coefficients, dtype=torch.float64, device="cpu"))
+        put(self, "_inside", [i for i, row in enumerate(coefficients) if any(row)])
+        put(self, "_p_inside", self._p[self._inside])
 
     def _check(self) -> None:
         stages, close = len(self.weights), Fraction(1, 10**13)
@@ -178,8 +177,7 @@ class RungeKutta:
 
     def continuous_weights(self, theta: Tensor) -> Tensor:
         """`b_i(theta)` for `theta` of shape `(n,)`: `(n, stages)`, float64 on the CPU, differentiable."""
-        # Powers of theta cancel: in float32 dopri8 would lose five digits here.
-        return theta[:, None] ** self._degrees @ self._p.T
+        return polynomials_at(theta, self._p)
 
     def basis_weights(self, theta: Tensor) -> Tensor:
         """The interpolant in terms of `Step.basis`; see `torchaca.core.Method`."""
@@ -230,6 +228,17 @@ def _mean(terms: Terms) -> Mean:
     return weight, first, [(i, w / weight) for i, w in rest]
 
 
+def polynomials_at(theta: Tensor, coefficients: Tensor) -> Tensor:
+    """Values `(n, rows)` at `theta` `(n,)` of polynomials with coefficients `(rows, degree + 1)`, lowest degree first.
+
+    All are float64 on the CPU.
+    """
+    *lower, total = coefficients.unbind(1)
+    for coefficient in reversed(lower):
+        total = torch.addcmul(coefficient, total, theta[:, None])
+    return total
+
+
 def fraction(t0: Time, t1: Time, times: Sequence[Time]) -> Tensor:
     """theta = (t - t0) / (t1 - t0) of `times`: `(len(times),)`, float64 on the CPU, differentiable."""
     if any(isinstance(t, Tensor) for t in (t0, t1, *times)):
@@ -238,11 +247,13 @@ def fraction(t0: Time, t1: Time, times: Sequence[Time]) -> Tensor:
         if has_lanes(size):
             size = torch.where(size == 0, 1.0, size)  # a lane that is done
         return (torch.stack([_host(t) for t in times]) - start) / size
-    return (torch.tensor(times, dtype=torch.float64) - t0) / (t1 - t0)
+    return (torch.tensor(times, dtype=torch.float64, device="cpu") - t0) / (t1 - t0)
 
 
 def _host(t: Time) -> Tensor:
-    return t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    if isinstance(t, Tensor):
+        return t.to("cpu", torch.float64)
+    return torch.tensor(t, dtype=torch.float64, device="cpu")
 
 
 class RungeKuttaStep:
@@ -350,13 +361,16 @@ class RungeKuttaStep:
 
     def at(self, times: Sequence[Time]) -> Tensor:
         ks = self._evaluated(len(self.method.nodes))
-        weights = self.method.continuous_weights(fraction(self.t0, self.t1, times))
-        slopes = combined(weights, torch.stack(ks))
-        return self._moved(self.y0, 1.0, slopes)
+        # Powers of theta cancel: in float32 dopri8 would lose five digits here.
+        theta = fraction(self.t0, self.t1, times)
+        size = _host(self._size) if isinstance(self._size, Tensor) else self._size
+        weights = size * polynomials_at(theta, self.method._p_inside)
+        weights = torch.cat([torch.ones_like(theta)[:, None], weights], 1)
+        return combined(weights, [self.y0, *(ks[i] for i in self.method._inside)])
 
     def basis(self) -> Tensor:
-        ks = torch.stack(self._evaluated(len(self.method.nodes)))
-        return torch.cat([self.y0[None], self._increment(1.0, ks)])
+        ks = stacked(self._evaluated(len(self.method.nodes)))
+        return joined([self.y0[None], self._increment(1.0, ks)], self.y0)
 
 
 def _weighted(mean: Mean, ks: Sequence[Tensor]) -> tuple[float, Tensor]:
