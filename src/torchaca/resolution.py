@@ -12,6 +12,7 @@ the floor is u, the rounding of y itself. A tolerance below the floor is raised 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -73,15 +74,17 @@ def estimate_floor(method: Method, eps: float) -> float:
     """The relative tolerance at which rounding of f by `eps` begins to rule the method's error estimate."""
     if not isinstance(method, RungeKutta):
         return eps
-    weights = torch.tensor([float(b - e) for b, e in zip(method.weights, method.embedded, strict=True)])
-    sizes = WIDEST * torch.logspace(0, -4, 65, dtype=torch.float64)  # h for y' = y, all in one step
+    weights = [float(b - e) for b, e in zip(method.weights, method.embedded, strict=True)]
+    sizes = WIDEST * torch.logspace(
+        0, -4, 65, dtype=torch.float64, device="cpu"
+    )  # h for y' = y, all in one step
 
     def f(t: Time, y: Tensor) -> Tensor:
         return sizes * y
 
     with torch.no_grad():
         truncation = method.step(f, 0.0, 1.0, torch.ones_like(sizes)).error.abs()
-    noise = ROUNDINGS * (eps / 2) * torch.linalg.vector_norm(weights).item() * sizes
+    noise = ROUNDINGS * (eps / 2) * math.hypot(*weights) * sizes
     return noise[int((truncation <= noise).to(torch.uint8).argmax())].item()
 
 
@@ -93,9 +96,14 @@ def _least(tolerance: float | Tensor) -> float:
 
 def _raised(tolerance: float | Tensor, floor: float | Tensor) -> float | Tensor:
     """The larger of the two; one number where it is the same for all components."""
-    if not isinstance(floor, Tensor) and not isinstance(tolerance, Tensor):
+    if isinstance(floor, Tensor):
+        raised = (
+            torch.maximum(floor, tolerance) if isinstance(tolerance, Tensor) else floor.clamp(min=tolerance)
+        )
+    elif isinstance(tolerance, Tensor):
+        raised = tolerance.clamp(min=floor)
+    else:
         return max(tolerance, floor)
-    raised = torch.maximum(*torch.broadcast_tensors(*map(torch.as_tensor, (tolerance, floor))))
     first = raised.reshape(-1)[0]
     return first.item() if bool((raised == first).all()) else raised
 
