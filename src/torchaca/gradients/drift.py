@@ -13,7 +13,7 @@ from ..control import FixedSteps
 from ..core import Problem
 from ..params import Inputs
 from ..places import label
-from .replay import MaybeTensors
+from .replay import MaybeTensors, Parts
 
 CHANGED = (
     "f gave other values in the backward pass than in the forward pass, so that the gradient would not be the "
@@ -48,8 +48,10 @@ class Drift:
         self.worst = torch.maximum(self.worst, torch.sub(off, size, alpha=self.allowed))
         self.sizes = self.sizes if again else self.sizes + size
 
-    def settled(self, grads: Sequence[Tensor | None], p: Problem, inputs: Inputs) -> MaybeTensors:
-        """The gradients, if nothing has drifted.
+    def settled(
+        self, grads: Sequence[Tensor | None], p: Problem, inputs: Inputs, parts: Parts | None = None
+    ) -> MaybeTensors:
+        """The gradients, in the order of `parts`, if nothing has drifted.
 
         Raises
         ------
@@ -60,7 +62,7 @@ class Drift:
         # nan is no rounding either, unless there were values that are not finite in the forward pass, which say so.
         drifted = (self.worst > 0) | (torch.isnan(self.worst) & torch.isfinite(self.sizes))
         if drifted.device.type != "cpu" and isinstance(p.control, FixedSteps):
-            return nan_where(drifted, grads)
+            return nan_where(drifted, grads, inputs.without_late(parts.flat()) if parts else ())
         if drifted.item():
             raise RuntimeError(CHANGED.format(_cause(p, inputs)))
         return list(grads)
@@ -74,6 +76,17 @@ def _cause(p: Problem, inputs: Inputs) -> str:
     return UNKNOWN
 
 
-def nan_where(wrong: Tensor, grads: Sequence[Tensor | None]) -> MaybeTensors:
-    """The gradients, or nan in all of them where `wrong`, 0-dim, is true; without reading it."""
-    return [None if g is None else torch.where(wrong.to(g.device), math.nan, g) for g in grads]
+def nan_where(
+    wrong: Tensor, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None] = ()
+) -> MaybeTensors:
+    """The gradients, or nan in all of them if `wrong`, 0-dim, is true; without reading it.
+
+    The first belong to `inputs`: one of those that requires a gradient and has none may be one that f no longer reads,
+    and gets zeros, or nan.
+    """
+    found = list(grads)
+    for i, x in enumerate(inputs):
+        if found[i] is None and x is not None and x.requires_grad:
+            found[i] = torch.zeros_like(x, requires_grad=False)
+    factor = torch.where(wrong, math.nan, 1.0)  # sparse and distributed gradients take one
+    return [None if g is None else g * factor.to(g.device, g.dtype) for g in found]

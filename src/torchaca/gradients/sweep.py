@@ -177,8 +177,9 @@ class Backward:
             self.totals.add(vjp(boundaries, self.wrt[:2], grads, keep=True))
         others = len(self.wrt) - len(self.parts.captured)
         sums = self.totals.sums
+        lam = ordered(lam, self.parts.y0)
         grads = [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
-        return self.drift.settled(grads, self.p, self.run.inputs)
+        return self.drift.settled(grads, self.p, self.run.inputs, self.parts)
 
 
 def stagewise(p: Problem) -> VectorField:
