@@ -26,6 +26,7 @@ LAYERS = (
     "histories",
     "places",
     "reach",
+    "devices",
     "dynamics",
     "effects",
     "lost",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
-from .core import Stats, Time
+from .core import Stats, Time, has_lanes
+from .devices import explain_devices, refuse_result_elsewhere
 from .errors import shorten
 from .histories import is_leaf_node, number_of
 from .state import HALF, Leaf, Structure
@@ -50,6 +52,7 @@ class Dynamics:
         self.fit = coerce if lenient else fit
         self.gathered = ""
         self.dtypes = [leaf.dtype for leaf in structure.leaves]
+        self._asked: Time = math.nan
         self._last: tuple[float | None, Tensor | None] = (None, None)
         self._returned: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 
@@ -67,7 +70,9 @@ class Dynamics:
             exact = self.time(t)
             with torch.no_grad():
                 shift = torch.nextafter(exact.detach(), self.time(nudge).detach()) - exact
+            self._asked = t
             return exact + shift
+        self._asked = t
         if isinstance(t, Tensor):
             return t.to(device=self.device, dtype=self.time_dtype)
         last, made = self._last
@@ -154,13 +159,16 @@ class Dynamics:
         try:
             out = self.func(time, y, *self.args)
             if self.stats.nfe <= 1:
+                refuse_result_elsewhere(out, self.func, self.args, y)
                 self._note_dtypes(out)
             if isinstance(out, Tensor):
                 self._refuse_shared_buffer(out)
             return out
         except Exception as error:
             if self.stats.nfe <= 1:
-                _note_first_call(error, self.func, time, y)
+                if isinstance(error, RuntimeError):
+                    explain_devices(error, self.func, self.args, y)
+                _note_first_call(error, self.func, self._asked, y)
             raise
 
     def _note_dtypes(self, out: Any) -> None:
@@ -300,10 +308,11 @@ def _swapped(func: Callable[..., Any]) -> str:
     return " (f is called as f(t, y), in this order)"
 
 
-def _note_first_call(error: Exception, func: Callable[..., Any], time: Tensor, y: Any) -> None:
-    """Add to an error that f itself raised on its first call how f was called."""
+def _note_first_call(error: Exception, func: Callable[..., Any], t: Time, y: Any) -> None:
+    """Add to an error that f itself raised on its first call how f was called; reads no device, which may be broken."""
+    on_host = not isinstance(t, Tensor) or (t.device.type == "cpu" and not has_lanes(t))
     shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(y)]
     error.add_note(
-        f"torchaca called f(t, y) with t = {float(time)} and y of shape {shapes[0] if len(shapes) == 1 else shapes}"
-        f"{_swapped(func)}"
+        f"torchaca called f(t, y) with t = {float(t) if on_host else 't0'} and y of shape "
+        f"{shapes[0] if len(shapes) == 1 else shapes}{_swapped(func)}"
     )
