@@ -157,7 +157,7 @@ class Adaptive:
         """The error of a step over its tolerance, 0-dim; at most 1 is acceptable, nan is not."""
         error = step.error
         norm, scale = self._relative_to(torch.maximum(step.y0.abs(), step.y1.abs()))
-        return torch.as_tensor(norm(error / scale))
+        return torch.as_tensor(norm(error / scale), device=error.device)
 
     def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
         """What the step size is multiplied with, given the newest ratios (newest first; floats or tensors).
@@ -199,7 +199,7 @@ class Adaptive:
         norm, scale = self._relative_to(y0.abs())
 
         def relative(x: Tensor) -> Tensor:
-            return torch.as_tensor(norm(x / scale))
+            return torch.as_tensor(norm(x / scale), device=x.device)
 
         d0, d1 = numbers(relative(y0), relative(f0))
         small = (d0 < 1e-5) | (d1 < 1e-5)

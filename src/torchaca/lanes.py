@@ -64,7 +64,9 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor]) -> 
         When a lane cannot go on.
     """
     # Every state has all lanes from the start: tensors without them could not be written into.
-    zero = sum((torch.zeros_like(x).sum() for x in tensors if has_lanes(x)), torch.zeros(()))
+    zero = sum(
+        (torch.zeros_like(x).sum() for x in tensors if has_lanes(x)), torch.zeros((), device=p.y0.device)
+    )
     f0 = p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0) if p.f0 is None else p.f0
     zero = zero.detach().real.to(p.y0)
     p = replace(p, y0=p.y0 + zero, f0=f0 + zero)

@@ -175,7 +175,7 @@ class Solver:
     def evaluate_dense_mode(self, t_eval: Any) -> Any:
         """Values at any times of the last `integrate`, without integrating again."""
         times = _listed(t_eval)
-        values = self._dense()(torch.tensor(times, dtype=torch.float64))
+        values = self._dense()(torch.tensor(times, dtype=torch.float64, device="cpu"))
         return pytree.tree_map(lambda y: y[0] if len(times) == 1 else y, values)
 
     def __call__(self, t: Any) -> Any:

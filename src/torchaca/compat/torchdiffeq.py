@@ -232,12 +232,8 @@ class _Call:
             return self._fixed(len(t))
         if "step_size" in self.options:
             raise ValueError("step_size and grid_constructor exclude each other")
-        return FixedSteps(
-            grid=times_of(
-                constructor(self.func, self.user_y0, t if isinstance(t, Tensor) else torch.as_tensor(t)),
-                "grid",
-            )
-        )
+        t = t if isinstance(t, Tensor) else torch.as_tensor(t, device=self.y0.device)
+        return FixedSteps(grid=times_of(constructor(self.func, self.user_y0, t), "grid"))
 
     def segment_control(
         self, rtol: Any, atol: Any
@@ -250,7 +246,8 @@ class _Call:
             return self._fixed(n_outputs=0)
 
         def grid(start: float, end: float) -> FixedSteps:
-            span = torch.tensor([start, end], dtype=self.structure.dtype.to_real())
+            dtype = self.structure.dtype.to_real()
+            span = torch.tensor([start, end], dtype=dtype, device=self.y0.device)
             return FixedSteps(grid=times_of(constructor(self.func, self.user_y0, span), "grid"))
 
         return grid
@@ -371,9 +368,8 @@ def _watcher(func: Callable[..., Any], suffix: str) -> Callable[[str, float, Any
 
     def watch(event: str, t0: float, y0: Any, dt: float) -> None:
         if event in found:
-            found[event](
-                torch.tensor(t0, dtype=torch.float64), y0, torch.tensor(abs(dt), dtype=torch.float64)
-            )
+            t, size = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (t0, abs(dt)))
+            found[event](t, y0, size)
 
     return watch
 

@@ -86,12 +86,13 @@ class Sweep:
         self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
         y0 = run.problem.y0
         self.lam, self.f1 = torch.zeros_like(y0), torch.zeros_like(y0)
-        self.ends = torch.zeros((run.room, 2), dtype=torch.float64)
+        self.ends = torch.zeros((run.room, 2), dtype=torch.float64, device="cpu")
 
     def warm_up(self) -> None:
         """Compile: what fails has to fail before the forward pass."""
         run, y0 = self.run, self.run.problem.y0
-        T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
+        T = torch.zeros(run.room + 1, dtype=torch.float64, device="cpu")
+        Y = y0.new_empty((run.room, *y0.shape))
         self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)))
 
     def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> MaybeTensors:
@@ -119,7 +120,7 @@ class Sweep:
         self.lam, carried, ends, self.totals = run.call(
             ("sweep", run.wanted),
             lambda: sweep_loop(run.capture.field, spec, run.wanted),
-            *(torch.tensor(chunk.n), chunk.T, Y, tables, self.lam, self.f1, self.ends),
+            *(torch.tensor(chunk.n, device="cpu"), chunk.T, Y, tables, self.lam, self.f1, self.ends),
             *(self.totals, padded(sorted(run.problem.jumps)), self.inputs),
         )
         if carried:
@@ -137,7 +138,9 @@ class Sweep:
         y = y1.detach().requires_grad_()
         leaves = [x.detach().requires_grad_(want) for x, want in zip(self.inputs, run.wanted, strict=True)]
         with torch.enable_grad():
-            t = torch.tensor(chunk.times[-1], dtype=torch.float64, requires_grad=self.times is not None)
+            t = torch.tensor(
+                chunk.times[-1], dtype=torch.float64, requires_grad=self.times is not None, device="cpu"
+            )
             shift = beside(chunk.times[-1], chunk.times[-2], y.dtype) - t.detach() if chunk.jumps else 0.0
             k = run.capture.field((t + shift).to(y.dtype), y, leaves)
         p.stats.nfe_backward += 1

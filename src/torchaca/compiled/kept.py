@@ -31,7 +31,7 @@ def split_stages(
         _ = step.error  # which needs all of them
         return tuple(step.known[1:])
 
-    t, y = torch.tensor(p.ts.values[0], dtype=torch.float64), p.y0.detach()
+    t, y = torch.tensor(p.ts.values[0], dtype=torch.float64, device="cpu"), p.y0.detach()
     args, fixed = (t, t + p.ts.sign, y, torch.zeros_like(y), *inputs), [True] * len(inputs)
     return halves(stages, args, (False, False, True, True, *wanted), (False,) * 4 + (*fixed,), lost=3)
 

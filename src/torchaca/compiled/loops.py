@@ -68,7 +68,7 @@ def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
                 m = m + torch.where(within, 1, 0)
             return step.y1, next_f0.clone(), known | False, n + 1, m + 0, calls
 
-        zero = torch.zeros((), dtype=torch.int64)
+        zero = torch.zeros((), dtype=torch.int64, device="cpu")
         y, f0, known, _, _, calls = compiler.while_loop(
             goes_on, advance, (y.clone(), f0.clone(), known.clone(), zero, zero.clone(), calls.clone())
         )

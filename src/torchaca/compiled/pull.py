@@ -27,7 +27,8 @@ class Pull:
         """Compile: what fails has to fail before the forward pass."""
         run, y0 = self.run, self.run.problem.y0
         assert run.split is not None
-        T, Y = torch.zeros(run.room + 1, dtype=torch.float64), y0.new_empty((run.room, *y0.shape))
+        T = torch.zeros(run.room + 1, dtype=torch.float64, device="cpu")
+        Y = y0.new_empty((run.room, *y0.shape))
         kept = [x.new_empty((run.room, *x.shape)) for x in run.split.like]
         self._pull(Chunk(0, T, Y, []), [Y, *kept], y0.new_zeros((1, *y0.shape)))
 
@@ -60,5 +61,15 @@ class Pull:
         self.lam, self.mu, self.totals = run.call(
             ("pull", run.wanted),
             lambda: pull_loop(spec, run.wanted, split),
-            *(torch.tensor(chunk.n), chunk.T, Y, kept, tables, self.lam, self.mu, self.totals, self.inputs),
+            *(
+                torch.tensor(chunk.n, device="cpu"),
+                chunk.T,
+                Y,
+                kept,
+                tables,
+                self.lam,
+                self.mu,
+                self.totals,
+                self.inputs,
+            ),
         )

@@ -151,7 +151,7 @@ class Forward:
             room, y = self.run.room, self.y
             split = self.run.split
             kept = [x.new_empty((room, *x.shape)) for x in split.like] if split else []
-            self.free = torch.empty(room + 1, dtype=DOUBLE), y.new_empty((room, *y.shape)), kept
+            self.free = torch.empty(room + 1, dtype=DOUBLE, device="cpu"), y.new_empty((room, *y.shape)), kept
         return self.free
 
     def _finish(self, chunk: Chunk, ys: Tensor) -> None:
@@ -174,16 +174,16 @@ class Forward:
     def _march(self, boundaries: list[float], ys: Tensor) -> None:
         """Steps between given times."""
         run, p = self.run, self.p
-        sign, known = torch.tensor(p.ts.sign, dtype=DOUBLE), torch.tensor(True)
-        calls = torch.zeros((), dtype=WHOLE)
+        sign, known = torch.tensor(p.ts.sign, dtype=DOUBLE, device="cpu"), torch.tensor(True, device="cpu")
+        calls = torch.zeros((), dtype=WHOLE, device="cpu")
         for first in range(0, len(boundaries) - 1, run.room):
             times = boundaries[first : first + run.room + 1]
             T, Y, _ = self._buffers()
-            T[: len(times)] = torch.tensor(times, dtype=DOUBLE)
+            T[: len(times)] = torch.tensor(times, dtype=DOUBLE, device="cpu")
             self.y, self.f0, known, calls = run.call(
                 "march",
                 lambda: march_loop(run.capture.field, run.spec),
-                torch.tensor(len(times) - 1),
+                torch.tensor(len(times) - 1, device="cpu"),
                 *(self.signed, sign, T, Y, self.bases, self.y, self.f0, known, calls, self.inputs),
             )
             self._finish(Chunk(len(times) - 1, T, Y, times), ys)
@@ -195,9 +195,11 @@ class Forward:
         evaluated, stops = p.stats.nfe, control.stops(p.ts)
         reach = min(0.5 * abs(stops[0] - now), control.dt_max)
         dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
-        self.state = torch.tensor([0, 0, 0, 0, 0, now, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE)
+        self.state = torch.tensor(
+            [0, 0, 0, 0, 0, now, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE, device="cpu"
+        )
         tolerances = [
-            torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else DOUBLE)
+            torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else DOUBLE, device="cpu")
             for x in (control.rtol, control.atol)
         ]
         for stop in stops:
@@ -265,12 +267,14 @@ def _limits(p: Problem, control: Adaptive, stop: float, reach: float) -> Tensor:
         reach=reach,
         fallback=max(control.dt_min, 1e-6 * span),
     )
-    return torch.tensor([*vars(limits).values()], dtype=DOUBLE)
+    return torch.tensor([*vars(limits).values()], dtype=DOUBLE, device="cpu")
 
 
 def beside(t: float, other: float, dtype: torch.dtype) -> Tensor:
     """The next number after t towards another one, as f gets it."""
-    return torch.nextafter(torch.tensor(t, dtype=dtype), torch.tensor(other, dtype=dtype))
+    return torch.nextafter(
+        torch.tensor(t, dtype=dtype, device="cpu"), torch.tensor(other, dtype=dtype, device="cpu")
+    )
 
 
 def padded(times: list[float]) -> Tensor:
@@ -278,4 +282,4 @@ def padded(times: list[float]) -> Tensor:
     length = 16 if times else 0
     while length < len(times):
         length *= 4
-    return torch.tensor([*times, *[torch.inf] * (length - len(times))], dtype=DOUBLE)
+    return torch.tensor([*times, *[torch.inf] * (length - len(times))], dtype=DOUBLE, device="cpu")

@@ -33,8 +33,8 @@ class MovingTimes:
         p = self.problem
         with torch.enable_grad():
             self.boundaries: Sequence[Time] = p.control.boundaries(p.ts, run.times)
-        self.ends = torch.zeros(len(self.boundaries), dtype=torch.float64)
-        self.outputs = torch.zeros(len(p.ts), dtype=torch.float64)
+        self.ends = torch.zeros(len(self.boundaries), dtype=torch.float64, device="cpu")
+        self.outputs = torch.zeros(len(p.ts), dtype=torch.float64, device="cpu")
         self.first = len(run.times) - 1
 
     def add(self, chunk: Chunk, ends: Tensor, grad_ys: Tensor) -> None:
@@ -55,8 +55,8 @@ class MovingTimes:
                 weights = p.method.basis_weights(theta(times))
             shares = (bases[list(rows)] * grad_ys[list(outputs)][:, None]).flatten(2).sum(2)
             (grads,) = torch.autograd.grad(weights, times, shares.double())
-            n = torch.tensor(where)
-            self.outputs.index_add_(0, torch.tensor(outputs), grads[:, 0])
+            n = torch.tensor(where, device="cpu")
+            self.outputs.index_add_(0, torch.tensor(outputs, device="cpu"), grads[:, 0])
             own.index_add_(0, n, grads[:, 1])
             own.index_add_(0, n + 1, grads[:, 2])
 

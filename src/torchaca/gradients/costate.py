@@ -43,7 +43,7 @@ def polynomials(method: Method) -> Tensor:
     A step's interpolant is a polynomial of degree r - 1, and `Step.basis` has an entry for every stage: r of their
     combinations say the same.
     """
-    weights = method.basis_weights(torch.linspace(0, 1, 64, dtype=torch.float64))
+    weights = method.basis_weights(torch.linspace(0, 1, 64, dtype=torch.float64, device="cpu"))
     _, sizes, rows = torch.linalg.svd(weights, full_matrices=False)
     return rows[sizes > 1e-12 * sizes[0]].T.contiguous()
 
@@ -134,7 +134,9 @@ class Backward:
         if self.f0 is not None:
             drift.note(start, self.f0)
         lam, totals = grad_ys[-1], [] if self.nodes else [torch.zeros_like(x) for x in self.wrt]
-        grad_t = torch.zeros(len(values), dtype=torch.float64) if self.parts.ts is not None else None
+        grad_t = None
+        if self.parts.ts is not None:
+            grad_t = torch.zeros(len(values), dtype=torch.float64, device="cpu")
         for i in range(len(ys) - 1, 0, -1):
             if grad_t is not None:
                 grad_t[i] = _moved(self.p.f(values[i], ys[i]), grad_ys[i])
@@ -194,7 +196,7 @@ class Backward:
     def _add_quadrature(self, step: Step) -> None:
         """Add to the sums what they grow by over a backward step."""
         t0, h = value(step.t0), value(step.t1) - value(step.t0)
-        at_nodes = self.method.basis_weights(torch.tensor(self.nodes, dtype=torch.float64))
+        at_nodes = self.method.basis_weights(torch.tensor(self.nodes, dtype=torch.float64, device="cpu"))
         for node, weight, z in zip(self.nodes, self.weights, combined(at_nodes, step.basis()), strict=True):
             self._add_node(t0 + h * node, z, -h * weight)
 

@@ -57,7 +57,7 @@ class Evaluations:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             if self.timed:
-                t = torch.tensor(value(t), dtype=torch.float64, requires_grad=True)
+                t = torch.tensor(value(t), dtype=torch.float64, requires_grad=True, device="cpu")
             k = self.f(t, y, **nudged)
         if self.inputs.watched:
             own = (y, t if isinstance(t, Tensor) else None, *self.args)

@@ -220,7 +220,11 @@ def difference(coarse: Sequence[Sequence[Tensor | None]], fine: Sequence[Sequenc
 
 
 def _size(x: Tensor | None) -> Tensor:
-    return torch.zeros((), dtype=torch.float64) if x is None else torch.linalg.vector_norm(x).cpu().double()
+    return (
+        torch.zeros((), dtype=torch.float64, device="cpu")
+        if x is None
+        else torch.linalg.vector_norm(x).cpu().double()
+    )
 
 
 def extrapolated(apart: float, last: float, rate: float) -> float:
