@@ -119,6 +119,14 @@ def test_outputs_and_cotangents(method, gradient):
         assert {*strides(list(ys)), *Spy.seen, grad.stride()} == {y0.stride()}
 
 
+def test_an_output_without_a_cotangent():
+    """As gradcheck asks for it."""
+    y0 = IMAGES.double().requires_grad_()
+    ys = solve(f, y0, TIMES, n_steps=2).ys
+    none = torch._C._functions.UndefinedGrad()(ys)
+    assert torch.autograd.grad(none, y0, torch.ones_like(ys), allow_unused=True) == (None,)
+
+
 @pytest.mark.parametrize("y0", LAYOUTS.values(), ids=LAYOUTS)
 def test_states(y0):
     options = {"rtol": 1e-2, "atol": 1e-2}
@@ -137,8 +145,9 @@ def test_states(y0):
 
 def test_what_belongs_to_an_entry_of_a_packed_state_stays_with_it():
     """Tolerances, norms and the places in messages."""
-    y0 = {"a": IMAGES, "b": IMAGES[0, 0]}
-    small = torch.full_like(IMAGES, 1.0).index_put_((torch.tensor(1), torch.tensor(2)), torch.tensor(1e-6))
+    images = IMAGES.double()
+    y0, small = {"a": images, "b": images[0, 0]}, torch.ones_like(images)
+    small[1, 2] = 1e-6
     steps = []
     for start in (y0, pytree.tree_map(lambda x: x.contiguous(), y0)):
         loose = {"rtol": 0.0, "atol": {"a": small, "b": 1.0}}

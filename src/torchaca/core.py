@@ -54,26 +54,29 @@ def host_times(t: Any) -> Tensor:
     return t.cpu().double()
 
 
-def combined(weights: Tensor, rows: Tensor | Sequence[Tensor]) -> Tensor:
-    """The sums over m `rows` of `y.shape` with weights `(n, m)`, on any device: `(n, *y.shape)`.
+def combined(weights: Tensor, rows: Tensor | Sequence[Tensor], start: Tensor | None = None) -> Tensor:
+    """`start` plus the sums over m `rows` of `y.shape` with weights `(n, m)`, on any device: `(n, *y.shape)`.
 
     Not a matrix product: autocast and TF32 would round its factors to 8 or 10 bits.
     """
     rows = unstacked(rows) if isinstance(rows, Tensor) else rows
     last = rows[-1]
     if order := memory_order(last):  # which the cotangents of a sum would lose
-        return restored(combined(weights, [permuted(row, order) for row in rows]), order)
+        start = None if start is None else permuted(start, order)
+        return restored(combined(weights, [permuted(row, order) for row in rows], start), order)
     each = max(1, BLOCK // max(1, last.numel()))
     if len(weights) > each:  # sums that stay in the cache
-        return torch.cat([combined(some, rows) for some in weights.split(each)])
+        return torch.cat([combined(some, rows, start) for some in weights.split(each)])
     # On CUDA a small copy from the host needs no wait: it is staged before the call returns.
     weights = weights.to(last.device, last.dtype, non_blocking=last.device.type == "cuda")
-    columns = weights.reshape(*weights.shape, *[1] * last.ndim).unbind(1)
+    lead = weights.shape[:1] if len(weights) > 1 else ()  # a cotangent would be summed up over it
+    columns = weights.reshape(*lead, -1, *[1] * last.ndim).unbind(len(lead))
     total = columns[-1] * last
     # From the last row to the first, which may be y0: increments are added up before they meet it.
     for weight, row in zip(columns[-2::-1], rows[-2::-1], strict=True):
         total = torch.addcmul(total, weight, row)
-    return total
+    total = total if start is None else total + start
+    return total if lead else total[None]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

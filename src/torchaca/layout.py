@@ -67,6 +67,12 @@ def ordered(x: Tensor, like: Tensor) -> Tensor:
     return x if order is None else in_order(x, order)
 
 
+def order_cotangent(x: Tensor, like: Tensor) -> None:
+    """Bring what a backward pass hands to `x`, `(*lead, *like.shape)`, into the memory order of `like`."""
+    if (order := memory_order(like)) is not None:
+        x.register_hook(lambda grad: None if grad is None else in_order(grad, order))
+
+
 def in_order(x: Tensor, order: Sequence[int]) -> Tensor:
     """`x` with its last dimensions in this order in memory; itself if they are."""
     return restored(permuted(x, order).contiguous(), order)

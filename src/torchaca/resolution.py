@@ -75,9 +75,8 @@ def estimate_floor(method: Method, eps: float) -> float:
     if not isinstance(method, RungeKutta):
         return eps
     weights = [float(b - e) for b, e in zip(method.weights, method.embedded, strict=True)]
-    sizes = WIDEST * torch.logspace(
-        0, -4, 65, dtype=torch.float64, device="cpu"
-    )  # h for y' = y, all in one step
+    # h for y' = y, all in one step
+    sizes = WIDEST * torch.logspace(0, -4, 65, dtype=torch.float64, device="cpu")
 
     def f(t: Time, y: Tensor) -> Tensor:
         return sizes * y
@@ -97,9 +96,8 @@ def _least(tolerance: float | Tensor) -> float:
 def _raised(tolerance: float | Tensor, floor: float | Tensor) -> float | Tensor:
     """The larger of the two; one number where it is the same for all components."""
     if isinstance(floor, Tensor):
-        raised = (
-            torch.maximum(floor, tolerance) if isinstance(tolerance, Tensor) else floor.clamp(min=tolerance)
-        )
+        own = isinstance(tolerance, Tensor)
+        raised = torch.maximum(floor, tolerance) if own else floor.clamp(min=tolerance)
     elif isinstance(tolerance, Tensor):
         raised = tolerance.clamp(min=floor)
     else:

@@ -27,7 +27,7 @@ from .errors import SolverError, did_you_mean, shorten, warn
 from .gradients import ACA, GRADIENTS, MALI, TRACED, Direct
 from .gradients.mali import reversible
 from .lanes import solve_in_lanes, solves_in_lanes
-from .layout import in_order, joined, memory_order, stacked
+from .layout import joined, order_cotangent, stacked
 from .lost import warn_of_kept
 from .methods import ALIASES, METHODS
 from .outputs import gather
@@ -414,8 +414,8 @@ def _check_grid(control: FixedSteps, ts: Times) -> None:
 
 def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: str, ts: Tensor) -> Solution:
     failure, ys, n = outcome.failure, outcome.ys, len(outcome.ys)
-    if ys.requires_grad and (order := memory_order(p.y0)) and not transformed():
-        ys.register_hook(partial(in_order, order=order))  # what a loss hands back, for every gradient
+    if ys.requires_grad and not transformed():
+        order_cotangent(ys, p.y0)
     if failure is not None:
         if on_failure == "raise":
             failure.reached = partial(

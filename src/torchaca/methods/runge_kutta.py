@@ -365,8 +365,7 @@ class RungeKuttaStep:
         theta = fraction(self.t0, self.t1, times)
         size = _host(self._size) if isinstance(self._size, Tensor) else self._size
         weights = size * polynomials_at(theta, self.method._p_inside)
-        weights = torch.cat([torch.ones_like(theta)[:, None], weights], 1)
-        return combined(weights, [self.y0, *(ks[i] for i in self.method._inside)])
+        return combined(weights, [ks[i] for i in self.method._inside], self.y0)
 
     def basis(self) -> Tensor:
         ks = stacked(self._evaluated(len(self.method.nodes)))
