@@ -534,7 +534,7 @@ class StepOptions:
                 )
             if not isinstance(given, (Adaptive, FixedSteps)):
                 raise TypeError(f"control must be Adaptive(...) or FixedSteps(...), got {shorten(given)}")
-            chosen = given
+            chosen = _tolerances_on(y0.device, given)
         elif fixed := named.keys() & {"dt", "n_steps", "grid"}:
             chosen = self._fixed(named, fixed)
         else:
@@ -571,6 +571,13 @@ class StepOptions:
             if name in named:
                 options[name] = structure.spread(named[name], name, y0)
         return Adaptive(**options)
+
+
+def _tolerances_on(device: torch.device, control: Adaptive | FixedSteps) -> Adaptive | FixedSteps:
+    """The control with its tolerances where the state is."""
+    given = {name: getattr(control, name, None) for name in ("rtol", "atol")}
+    moved = {name: x.to(device) for name, x in given.items() if isinstance(x, Tensor) and x.device != device}
+    return replace(control, **moved) if moved else control
 
 
 def resolve_norm(norm: str | Callable[[Any], Tensor], structure: Structure) -> str | Norm:

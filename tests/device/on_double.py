@@ -8,7 +8,7 @@ from double import NAME, install, recording
 from torch import nn
 
 with torch.device("meta"):  # its tables say where they are
-    from torchaca import ACA, GRADIENTS, METHODS, solve
+    from torchaca import ACA, GRADIENTS, METHODS, Adaptive, solve
 
 DEVICE = install()
 TIMES = [0.0, 0.31, 1.0]
@@ -94,6 +94,9 @@ def test_tensors_on_several_devices_are_named():
         solve(net, y0, [0.0, 1.0])
     net.to(DEVICE)
     assert solve(net, y0, torch.tensor([0.0, 1.0])).ys.device == DEVICE  # times belong to the host
+    tolerances = torch.full((2,), 1e-2)  # and are moved
+    for options in ({"rtol": tolerances}, {"control": Adaptive(rtol=tolerances, atol=tolerances)}):
+        assert solve(net, y0, [0.0, 1.0], **options).ys.device == DEVICE
     with pytest.raises(ValueError, match=r"args\[0\] is on cpu"):
         solve(lambda t, y, a: net(t, y) + a, y0, [0.0, 1.0], args=(torch.ones(3, 2),))
 

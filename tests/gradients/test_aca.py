@@ -784,3 +784,17 @@ def test_gradients_of_a_replay_that_drifted_are_nan_without_a_read():
             assert torch.equal(good, grad)
             assert bad.isnan().all()
             assert good.dtype == bad.dtype == grad.dtype
+
+
+def test_a_gradient_that_a_replay_lost_is_nan_too():
+    """Of a tensor that f used and that requires one; a sparse one stays sparse."""
+    rows = torch.sparse_coo_tensor([[0, 2]], [[1.0, 2.0], [3.0, 4.0]], (4, 2), check_invariants=True)
+    inputs = [torch.ones(4, 2, requires_grad=True), None, torch.ones(2, requires_grad=True), torch.ones(3)]
+    right, wrong = (
+        nan_where(torch.tensor(drifted), [rows, None, None, None], inputs) for drifted in (False, True)
+    )
+    assert torch.equal(right[0].to_dense(), rows.to_dense())
+    assert wrong[0].coalesce().values().isnan().all()
+    assert torch.equal(right[2], torch.zeros(2))
+    assert wrong[2].isnan().all()
+    assert right[1] is wrong[1] is right[3] is wrong[3] is None
