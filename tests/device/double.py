@@ -109,7 +109,10 @@ def check(func: Any, args: Any, tensors: list[Tensor]) -> None:
     if func in INDEXED:
         note("copy", func)
         hosts = [x for x in hosts if x.ndim and not any(x is y for y in args[1])]
-    elif Tag.pointwise in func.tags or "_foreach_" in str(func):
+    elif "_foreach_" in str(func):  # pair by pair
+        pairs = zip(*(x for x in args if isinstance(x, list | tuple)))
+        hosts = [pair[0] for pair in pairs if len({isinstance(x, Double) for x in pair}) > 1]
+    elif Tag.pointwise in func.tags:
         hosts = [x for x in hosts if x.ndim]
     if hosts:
         raise RuntimeError(
