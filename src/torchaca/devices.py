@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .reach import label, reach
+from .places import label
+from .reach import reach
 
 SHOWN = 6  # names in a message
 WORDS = ("device", "weight type")  # of PyTorch's errors; the second are a convolution's
