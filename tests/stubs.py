@@ -98,6 +98,7 @@ class ScriptedControl:
     dt0: float | None = 0.25
     grow: float = 2.0
     shrink: float = 0.5
+    factor_min: float = 0.2
     dt_min: float = 0.0
     dt_max: float = float("inf")
     accept_at_dt_min: bool = False

@@ -32,6 +32,8 @@ LAYERS = (
     "lost",
     "params",
     "control",
+    "stiffness",
+    "jumps",
     "diagnosis",
     "trace",
     "stepping",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,12 +16,25 @@ from torch.utils import _pytree as pytree
 from .control import Adaptive, largest
 from .core import Problem
 from .errors import SolverError
+from .jumps import find_jump
 from .places import label
 from .reach import reach
+from .stiffness import Stiffness, eigenvalues, find_stiffness
 
 RECENT = 10  # accepted step sizes remembered
 GROWTH = 1e6  # growth of |y| since the start that counts as leaving to infinity
+FAST = 0.25  # and y doubling within this part of the time solved so far, as t^4 does
 NEAR = 1e-3  # y doubling within this part of the time solved so far counts as well
+SLOW = 1e-2  # of the largest step: what is below has been slowed down
+PATIENCE = 500  # slow steps in a row before the first look for a jump
+BETWEEN_LOOKS, LOOKS = 50, 3  # steps; looks that have to find one
+AHEAD = 16  # step sizes: where a jump of f is looked for
+STEEP = 1e4  # growth of |f| since the start, where f then is infinite, that counts as a pole of f
+
+Finding: TypeAlias = tuple[str, str, str]
+"""A kind of `errors.KINDS`, what was seen, and what to try."""
+Again: TypeAlias = "Callable[[float], tuple[float, Tensor, float] | None]"
+"""Solve once more with a tighter tolerance until after a time: t, y and the step size there; None if that fails."""
 
 
 @dataclass
@@ -28,11 +44,16 @@ class History:
     sizes: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     rejections: int = 0
     rejected_size: float = math.inf
+    largest: float = 0.0
+    slow: int = 0
+    jumps: int = 0
 
     def accept(self, size: float) -> None:
         self.sizes.append(size)
         self.rejections = 0
         self.rejected_size = math.inf
+        self.largest = max(self.largest, size)
+        self.slow = self.slow + 1 if size < SLOW * self.largest else 0
 
     def reject(self, size: float) -> None:
         self.rejections += 1
@@ -40,16 +61,38 @@ class History:
 
 
 @torch.no_grad()
+def chatters(p: Problem, control: Adaptive, history: History, t: float, y: Tensor) -> bool:
+    """Whether a solve goes on in tiny steps because f jumps, again and again, where the solution is.
+
+    Looks at f only after many tiny steps in a row. One look is not enough: any solution may cross a jump.
+    """
+    if history.slow < PATIENCE or history.slow % BETWEEN_LOOKS or history.rejections:
+        return False
+    with p.effects.undone() if p.effects else nullcontext():
+        found = find_jump(p, control, t, y, AHEAD * max(history.sizes))
+    history.jumps = history.jumps + 1 if found and not found.in_time else 0
+    return history.jumps == LOOKS
+
+
+@torch.no_grad()
 def diagnose(
-    p: Problem, control: Adaptive, history: History, reason: str, t: float, dt: float, y: Tensor
+    p: Problem,
+    control: Adaptive,
+    history: History,
+    reason: str,
+    t: float,
+    dt: float,
+    y: Tensor,
+    again: Again | None = None,
 ) -> SolverError:
     """The `SolverError` that says where the solve stopped, what was seen there, and what to try."""
-    kind, seen, advice = _first_match(p, control, history, reason, t, dt, y)
     stats, (start, end) = p.stats, (p.ts.values[0], p.ts.values[-1])
+    with p.effects.undone() if p.effects else nullcontext():
+        kind, seen, advice = _first_match(p, control, history, reason, t, dt, y, again)
     message = (
         f"stopped at t = {t:.10g} of [{start:g}, {end:g}] after {stats.accepted} accepted and {stats.rejected} "
         f"rejected steps ({p.method.name}, {_tolerances(control)}).\n"
-        f"  step size {dt:.2g}; {_reasons(control)[reason]}\n  {seen}\n  try: {advice}"
+        f"  step size {dt:.2g}; {_reasons(p, control, history)[reason]}\n  {seen}\n  try: {advice}"
     )
     return SolverError(kind, message, t=t, dt=dt, stats=stats)
 
@@ -68,31 +111,46 @@ ADVICE = {
     "max-steps": "a larger max_steps, a looser tolerance, or a method of higher order.",
     "dt-min": "a smaller dt_min, or a looser tolerance.",
 }
+STUCK = ("step-size", "underflow", "rejections")  # reasons of a step size that has become too small
+NOT_STIFF = "more steps (max_steps=...), a shorter time, a smoother f, or an implicit method (scipy's Radau)."
+SWINGS = "the slope that {} carries swings around f where the solution contracts"
+UNDAMPED = "ALF(eta=0.9), which damps that; a looser tolerance; or method='dopri5' with gradient='aca'."
 
 
-def _reasons(control: Adaptive) -> dict[str, str]:
+def _reasons(p: Problem, control: Adaptive, history: History) -> dict[str, str]:
     return {
         "step-size": "a smaller one is lost in the rounding of t.",
+        "underflow": f"{p.y0.dtype.to_real()}, in which f gets t, has no smaller one.",
+        "rejections": f"{history.rejections} trials in a row were rejected, each with a smaller one.",
         "first-step": "there is no first one.",
         "max-steps": f"max_steps = {control.max_steps} trials are used up.",
         "dt-min": f"the error is too large at dt_min = {control.dt_min:g}.",
+        "slow": f"the last {history.slow} were below {SLOW:g} of the largest one.",
     }
 
 
 def _first_match(
-    p: Problem, control: Adaptive, history: History, reason: str, t: float, dt: float, y: Tensor
-) -> tuple[str, str, str]:
+    p: Problem,
+    control: Adaptive,
+    history: History,
+    reason: str,
+    t: float,
+    dt: float,
+    y: Tensor,
+    again: Again | None,
+) -> Finding:
     bad = _bad_entry(p, p.y0)
     if bad:
         return "y0", f"y0 is not finite: {bad}.", "look at what made y0; nothing was solved."
-    for time in (t, t + p.ts.sign * min(history.rejected_size, abs(p.ts.values[-1] - t))):
+    ahead = t + p.ts.sign * min(history.rejected_size, abs(p.ts.values[-1] - t))
+    for time in (t, ahead):
         bad = _bad_entry(p, p.f(time, y))
-        if bad:
+        if bad and not (time == ahead and _at_a_pole(p, t, y)):
             return _of_f(p, time, bad)
     if not torch.equal(p.f(t, y), p.f(t, y)):
         advice = "model.eval(), or no Dropout or noise inside f: step control takes randomness for error."
         return "random", "two evaluations of f at the same (t, y) differ.", advice
-    return _of_the_solution(p, control, history, reason, t, dt, y)
+    return _of_the_solution(p, control, history, reason, t, dt, y, again)
 
 
 def _of_f(p: Problem, t: float, bad: str) -> tuple[str, str, str]:
@@ -109,51 +167,108 @@ def _of_f(p: Problem, t: float, bad: str) -> tuple[str, str, str]:
 
 
 def _of_the_solution(
-    p: Problem, control: Adaptive, history: History, reason: str, t: float, dt: float, y: Tensor
-) -> tuple[str, str, str]:
+    p: Problem,
+    control: Adaptive,
+    history: History,
+    reason: str,
+    t: float,
+    dt: float,
+    y: Tensor,
+    again: Again | None,
+) -> Finding:
+    usual = max(history.sizes, default=dt)
+    ahead = max(AHEAD * usual, history.rejected_size if history.rejections else 0.0)
+    behind = min(sum(history.sizes), abs(t - p.ts.values[0]))
+    try:
+        finding = _jump(p, control, t, y, ahead, behind) if reason in STUCK else None
+        finding = finding or _blow_up(p, control, reason, t, y, again)
+        if finding is None and reason in ("max-steps", "slow"):
+            finding = _jump(p, control, t, y, ahead) or _stiff(p, find_stiffness(p, control, t, y, usual))
+        finding = finding or _coarse(control, y)
+        if finding is None:
+            eigenvalues(p, control, t, y)
+    except ArithmeticError:
+        seen = f"f is not finite right beside y = {largest(y).item():.2g}: the range of its dtype ends there."
+        return "f", seen, "bfloat16 or float32."
+    return finding or _unknown(p, reason)
+
+
+def _blow_up(
+    p: Problem, control: Adaptive, reason: str, t: float, y: Tensor, again: Again | None
+) -> Finding | None:
+    """Whether the solution leaves to infinity, or the error alone, as it does where stability is lost."""
     start, now = largest(p.y0).item(), largest(y).item()
     escape = _escape_time(p, t, y)
-    if now > GROWTH * max(start, 1.0) or (reason == "step-size" and escape < NEAR * abs(t - p.ts.values[0])):
-        index = int(y.abs().argmax())
-        seen = f"{p.locate(index)} is {now:.2g}, where y0 is at most {start:.2g}; f stayed finite."
-        advice = "a shorter horizon, smaller last-layer weights or weight decay, a bounded output (tanh)."
+    elapsed = abs(t - p.ts.values[0])
+    soon = reason in STUCK and escape < NEAR * elapsed
+    grown = now > GROWTH * max(start, 1.0) and not FAST * elapsed < escape < math.inf
+    if not (soon or grown):
+        return None
+    seen = f"{p.locate(int(y.abs().argmax()))} is {now:.2g}, where y0 is at most {start:.2g}"
+    finer = again(t) if again else None
+    if finer is None:
+        when = f" near t = {t + p.ts.sign * escape:.6g}" if math.isfinite(escape) else ""
         return (
             "blow-up",
-            f"{seen} The solution leaves to infinity near t = {t + p.ts.sign * escape:.6g}.",
-            advice,
+            f"{seen}; f stayed finite. The solution leaves to infinity{when}.",
+            "a shorter horizon, smaller last-layer weights or weight decay, a bounded output (tanh).",
         )
-    eps = torch.finfo(y.dtype.to_real()).eps
+    seen = f"{seen}, but not with a hundredth of the tolerance: the error grew, not the solution."
+    stiff = _stiff(p, find_stiffness(p, control, *finer))
+    if stiff is None:
+        return "blow-up", seen, "a tighter tolerance."
+    kind, why, _ = stiff
+    return kind, f"{seen} {why}", f"a tighter tolerance first; {NOT_STIFF}"
+
+
+def _stiff(p: Problem, found: Stiffness | None) -> Finding | None:
+    if found is None:
+        return None
+    seen = f"{found}: stability, not accuracy, limits the step size."
+    if p.carrying and not found.bound:
+        return "stiff", f"{seen} {SWINGS.format(p.method.name)}.", UNDAMPED
+    return "stiff", seen, f"a looser tolerance does not help; {NOT_STIFF}"
+
+
+def _coarse(control: Adaptive, y: Tensor) -> Finding | None:
+    """Whether the tolerance asks for more digits than y has."""
+    now, eps = largest(y).item(), torch.finfo(y.dtype.to_real()).eps
     tolerance = largest(control.atol + control.rtol * y.abs()).item()
-    if tolerance < 4 * eps * now:
-        advice = f"rtol >= {20 * eps:.0e}, or a float64 state."
-        return (
-            "tolerance",
-            f"the tolerance {tolerance:.2g} is below the rounding of {y.dtype} at |y| = {now:.2g}.",
-            advice,
-        )
-    if _jumps(p, history, t, y):
-        return (
-            "jump",
-            f"f changes by its own size within {history.rejected_size:.2g} of t.",
-            (f"jump_ts=[{t:.6g}] (every time where f or its derivatives jump)."),
-        )
-    stiffness = _stiffness(p, t, y, max(history.sizes, default=dt))
-    if not math.isfinite(stiffness):
-        seen = f"f is not finite right beside y = {now:.2g}: the range of its dtype ends there."
-        return "f", seen, "bfloat16 or float32."
-    if reason == "max-steps" and stiffness > 1.0:
-        seen = f"dt * |df/dy| is about {stiffness:.2g}: stability, not accuracy, limits the step size."
-        return "stiff", seen, "a looser tolerance does not help; a smoother f, or more steps (max_steps=...)."
-    seen = "no single cause was found: the tolerance is too tight for this model."
-    advice = ADVICE[reason]
-    if p.carrying:
-        seen = (
-            f"the slope that {p.method.name} carries swings around f where the solution contracts, or the tolerance is "
-            "too tight for its order."
-        )
-        advice = "ALF(eta=0.9), which damps that; a looser tolerance; or method='dopri5' with gradient='aca'."
-    kind = "step-size" if reason == "first-step" else reason
-    return kind, seen, advice
+    if tolerance >= 4 * eps * now:
+        return None
+    seen = f"the tolerance {tolerance:.2g} is below the rounding of {y.dtype} at |y| = {now:.2g}."
+    return "tolerance", seen, f"rtol >= {20 * eps:.0e}, or a float64 state."
+
+
+def _jump(
+    p: Problem, control: Adaptive, t: float, y: Tensor, ahead: float, behind: float = 0.0
+) -> Finding | None:
+    """Whether f jumps near (t, y)."""
+    found = find_jump(p, control, t - p.ts.sign * behind, y, behind + ahead)
+    if found is None:
+        return None
+    if found.in_time:
+        seen = f"f changes by its own size within {found.width:.2g} of t = {found.t:.10g}."
+        return "jump", seen, f"jump_ts=[{found.t:.6g}] (every time where f or its derivatives jump)."
+    seen = (
+        f"f changes by its own size between states {found.width:.2g} apart: it jumps where the solution is."
+    )
+    advice = "a smooth f (tanh(y / width) for sign(y)), or fixed steps (n_steps=...), which do not look at the error."
+    return "jump", seen, advice
+
+
+def _unknown(p: Problem, reason: str) -> Finding:
+    kind = "step-size" if reason in (*STUCK, "first-step") else reason
+    if not p.carrying:
+        advice = ADVICE["step-size" if reason in STUCK else reason]
+        return kind, "no single cause was found: the tolerance is too tight for this model.", advice
+    return kind, f"{SWINGS.format(p.method.name)}, or the tolerance is too tight for its order.", UNDAMPED
+
+
+def _at_a_pole(p: Problem, t: float, y: Tensor) -> bool:
+    """Whether f grows without bound as the solution comes to t, as |t - 1/2|^-1.5 does."""
+    steep = largest(p.f(t, y)).item() > STEEP * largest(p.f(p.ts.values[0], p.y0)).item()
+    return steep and _escape_time(p, t, y) < NEAR * abs(t - p.ts.values[0])
 
 
 def _escape_time(p: Problem, t: float, y: Tensor) -> float:
@@ -171,20 +286,3 @@ def _bad_entry(p: Problem, x: Tensor) -> str:
         return ""
     index = int((~finite).reshape(-1).to(torch.uint8).argmax())
     return f"{p.locate(index)} is {x.reshape(-1)[index].item()}"
-
-
-def _jumps(p: Problem, history: History, t: float, y: Tensor) -> bool:
-    if history.rejections < 3:
-        return False
-    here, there = p.f(t, y), p.f(t + p.ts.sign * history.rejected_size, y)
-    return bool((there - here).abs().amax() > 0.1 * torch.maximum(here.abs(), there.abs()).amax())
-
-
-def _stiffness(p: Problem, t: float, y: Tensor, dt: float) -> float:
-    """`dt |df/dy|` along f, by one difference."""
-    slope = p.f(t, y)
-    shift = slope * (1e-4 * (1 + float(y.abs().amax())) / max(float(slope.abs().amax()), 1e-30))
-    change = torch.linalg.vector_norm(p.f(t, y + shift) - slope) / torch.linalg.vector_norm(shift).clamp(
-        min=1e-30
-    )
-    return dt * float(change)

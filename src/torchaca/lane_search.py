@@ -24,7 +24,7 @@ from .control import Adaptive
 from .core import Problem
 from .errors import SolverError
 from .pace import at_dt_min, next_dt, propose, ulp
-from .stepping import BAD_RATIO, TINY, TOO_SMALL
+from .stepping import BAD_RATIO, TOO_SMALL, smallest
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class Search:
         with plain():
             t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
             dt = torch.full_like(t, control.dt0 or 0.0) if dt0 is None else dt0
-            dt = torch.where(torch.isfinite(dt), dt, 1e-6 * _span(p)).clamp(min=control.dt_min)
+            usable = torch.isfinite(dt) & (dt > smallest(p))
+            dt = torch.where(usable, dt, 1e-6 * _span(p)).clamp(min=control.dt_min)
             stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
             none = torch.zeros_like(t, dtype=torch.bool)
             ratios = [torch.ones_like(t)] * 2
@@ -183,7 +184,7 @@ class Search:
         SolverError
             Where a lane cannot.
         """
-        limit = torch.clamp(TOO_SMALL * ulp(self.t), min=TINY * _span(self.p))
+        limit = torch.clamp(TOO_SMALL * ulp(self.t), min=smallest(self.p))
         tiny, stuck = active & ~(size > limit), active & self.stuck
         goes, *fails = torch.stack([active, tiny, stuck]).flatten(1).any(1).tolist()
         max_steps, dt_min = self.control.max_steps, self.control.dt_min

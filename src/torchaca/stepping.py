@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .control import Adaptive, FixedSteps, in_double, on_host
-from .core import Problem, Step, Time, value
-from .diagnosis import History, diagnose
+from .core import Problem, Stats, Step, Time, Times, value
+from .diagnosis import RECENT, History, chatters, diagnose
 
 TOO_SMALL = 10  # ulps of t: a smaller step is mostly rounding
-TINY = 1e-30  # of the span: where t is zero, its ulp is no limit
+FINER = 100  # how much tighter the tolerance is in a solve that tells an error that grows from a solution that does
+BEYOND = 0.1  # of the time solved so far: how far such a solve goes on
+HOPELESS = 1e-60  # rejections in a row that would shrink the step size by this factor are enough
 LANDING = 1 + 1e-9  # a stop that is nearly reached is reached: no sliver of 1e-16 after it
 BAD_RATIO = 1e10  # what a nan or inf error counts as: shrink as much as allowed
+
+
+Explain: TypeAlias = Callable[..., Exception]
+"""Makes the exception of a solve that cannot go on, as `diagnosis.diagnose` does."""
 
 
 def steps(p: Problem, through_search: bool = False) -> Generator[Step, None, float | None]:
@@ -96,8 +104,10 @@ class Pace:
         self.dt = dt if value(dt) >= self.control.dt_min else self.control.dt_min
 
 
-def search(p: Problem, control: Adaptive, through: bool = False) -> Generator[Step, None, float | None]:
-    """Steps whose sizes follow the error estimate; see `steps`."""
+def search(
+    p: Problem, control: Adaptive, through: bool = False, explain: Explain | None = None
+) -> Generator[Step, None, float | None]:
+    """Steps whose sizes follow the error estimate; see `steps`. `explain` makes the exception of a failure."""
     if p.ts.values[0] == p.ts.values[-1]:
         return None
     last = p.ts[len(p.ts) - 1]
@@ -113,7 +123,7 @@ def search(p: Problem, control: Adaptive, through: bool = False) -> Generator[St
         while value(t) != stop:
             t1, clipped = pace.propose(t, stop, end)
             size = abs(value(t1) - value(t))
-            _refuse(p, control, history, value(t), size, y)
+            _refuse(p, control, history, value(t), size, y, explain)
             mark = p.effects.mark() if p.effects else None
             if p.watch:
                 p.watch("trial", value(t), y, value(t1 - t))
@@ -157,7 +167,7 @@ def _first(p: Problem, control: Adaptive, f0: Tensor, through: bool) -> Time:
     size = value(dt)
     if not math.isfinite(size) and not bool(torch.isfinite(f0).all()):
         raise diagnose(p, control, History(), "first-step", p.ts.values[0], 0.0, p.y0)
-    if not math.isfinite(size) or size < control.dt_min:
+    if not (math.isfinite(size) and size >= control.dt_min and size > smallest(p)):
         return max(control.dt_min, 1e-6 * abs(p.ts.values[-1] - p.ts.values[0]))
     return dt if through else size
 
@@ -175,13 +185,82 @@ def _trial(
     return step, ratio.double() if through else error, error  # as times: float64 whatever the state is
 
 
-def _refuse(p: Problem, control: Adaptive, history: History, t: float, size: float, y: Tensor) -> None:
+def smallest(p: Problem) -> float:
+    """The step size below which f cannot be told the times of the stages, as near to zero as t may be."""
+    return torch.finfo(p.y0.dtype.to_real()).tiny
+
+
+def most_rejections(control: Adaptive) -> float:
+    """How many trials in a row may be rejected before a smaller step is hopeless."""
+    return math.ceil(math.log(HOPELESS) / math.log(control.factor_min))
+
+
+def _refuse(
+    p: Problem,
+    control: Adaptive,
+    history: History,
+    t: float,
+    size: float,
+    y: Tensor,
+    explain: Explain | None = None,
+) -> None:
     """Raise where another trial makes no sense."""
-    span = abs(p.ts.values[-1] - p.ts.values[0])
-    if not size > max(TOO_SMALL * math.ulp(t), TINY * span):
-        raise diagnose(p, control, history, "step-size", t, size, y)
+    reason = _why_not(p, control, history, t, size)
+    if reason is None and chatters(p, control, history, t, y):
+        reason = "slow"
+    if reason is not None:
+        explain = explain or partial(diagnose, again=partial(_solve_again, p, control))
+        raise explain(p, control, history, reason, t, size, y)
+
+
+def _why_not(p: Problem, control: Adaptive, history: History, t: float, size: float) -> str | None:
+    """The reason not to try a step of this size."""
+    if not size > TOO_SMALL * math.ulp(t):
+        return "step-size"
+    if not size > smallest(p):
+        return "underflow"
     if p.stats.accepted + p.stats.rejected >= control.max_steps:
-        raise diagnose(p, control, history, "max-steps", t, size, y)
-    stuck = history.rejections > 0 and _at_dt_min(control, t, history.rejected_size)
-    if control.dt_min and not control.accept_at_dt_min and stuck:
-        raise diagnose(p, control, history, "dt-min", t, size, y)
+        return "max-steps"
+    if history.rejections:
+        stuck = _at_dt_min(control, t, history.rejected_size)
+        if control.dt_min and not control.accept_at_dt_min and stuck:
+            return "dt-min"
+        if history.rejections >= most_rejections(control):
+            return "rejections"
+    return None
+
+
+class _GivenUp(Exception):
+    """A solve for the sake of a diagnosis failed as well."""
+
+
+def _step_afresh(p: Problem, t0: Time, t1: Time, start: Tensor, f0: Tensor | None) -> Step:
+    """A step from y alone of a method that hands on more."""
+    return p.method.step(p.between(t0, t1), t0, t1, start if p.fresh(t0) else start[0], f0)
+
+
+def _solve_again(p: Problem, control: Adaptive, t: float) -> tuple[float, Tensor, float] | None:
+    """Solve once more with a hundredth of the tolerance, until beyond t; see `diagnosis.Again`.
+
+    It may take as many trials as the first solve took.
+    """
+    start, end = p.ts.values[0], p.ts.values[-1]
+    until = t + BEYOND * (t - start)
+    until = min(until, end) if p.ts.sign > 0 else max(until, end)
+    trials = p.stats.accepted + p.stats.rejected + RECENT
+    finer = replace(control, rtol=control.rtol / FINER, atol=control.atol / FINER, dt0=None, max_steps=trials)
+    stepper = _step_afresh if p.carrying else None
+    ts, stats = Times((start, until)), Stats()
+    q = replace(p, ts=ts, control=finer, stats=stats, f0=None, watch=None, trace=None, stepper=stepper)
+    y, history = p.y0, History()
+
+    def give_up(*_: object) -> Exception:
+        return _GivenUp()
+
+    try:
+        for step in search(q, finer, explain=give_up):
+            y = step.y1
+            history.accept(abs(value(step.t1) - value(step.t0)))
+    except _GivenUp:
+        return None
+    return until, y, max(history.sizes, default=0.0)

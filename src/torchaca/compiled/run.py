@@ -20,7 +20,7 @@ from ..core import Problem, Time, value
 from ..diagnosis import RECENT, History, diagnose
 from ..errors import SolverError
 from ..layout import empty_rows
-from ..stepping import TINY, Pace, _refuse
+from ..stepping import Pace, _refuse, most_rejections, smallest
 from .field import CannotCompile, Capture, first_line, settings
 from .halves import Halves
 from .kept import split_stages
@@ -260,12 +260,13 @@ def _limits(p: Problem, control: Adaptive, stop: float, reach: float) -> Tensor:
     limits = Limits(
         stop=stop,
         sign=p.ts.sign,
-        smallest=TINY * span,
+        smallest=smallest(p),
         max_trials=control.max_steps,
         dt_min=control.dt_min,
         dt_max=control.dt_max,
         reach=reach,
         fallback=max(control.dt_min, 1e-6 * span),
+        most_rejections=most_rejections(control),
     )
     return torch.tensor([*vars(limits).values()], dtype=DOUBLE, device="cpu")
 

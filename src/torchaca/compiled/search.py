@@ -39,6 +39,7 @@ class Limits:
     dt_max: Any
     reach: Any
     fallback: Any
+    most_rejections: Any
 
     @staticmethod
     def of(vector: Tensor) -> Limits:
@@ -74,7 +75,7 @@ def first_dt(
 ) -> Tensor:
     """The size of the first step; zero, which ends the search, where f has no finite value."""
     size = control.guessed_step(f, t, y, f0, limit.sign, limit.reach, order)
-    usable = torch.isfinite(size) & (size >= limit.dt_min)
+    usable = torch.isfinite(size) & (size >= limit.dt_min) & (size > limit.smallest)
     hopeless = ~torch.isfinite(size) & ~torch.isfinite(f0).all()
     return torch.where(usable, size, torch.where(hopeless, 0.0, limit.fallback))
 
@@ -85,6 +86,7 @@ def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
     stuck = (limit.dt_min > 0) & (s.rejections > 0) & at_dt_min(s.t, s.rejected_size, limit.dt_min)
     fits = (t1 - s.t).abs() > torch.maximum(TOO_SMALL * ulp(s.t), limit.smallest)
     goes = (s.n < room) & (s.t != limit.stop) & fits & (s.trials < limit.max_trials)
+    goes = goes & (s.rejections < limit.most_rejections)
     return goes if force else goes & ~stuck
 
 
