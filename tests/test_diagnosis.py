@@ -1,8 +1,10 @@
 """Why a solve stopped: the kind of each failure, over problems, methods, dtypes and scales."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torchaca import ALF, METHODS, SolverError, diagnosis, solve
 from torchaca.control import Adaptive
 from torchaca.core import Carrying
 from torchaca.diagnosis import History, chatters
+from torchaca.errors import KINDS
 from torchaca.jumps import find_jump
 from torchaca.methods import RungeKutta
 from torchaca.stepping import HOPELESS, steps
@@ -451,3 +454,8 @@ def test_a_diagnosis_leaves_nothing_behind(monkeypatch):
         assert sol.status == "stiff"
         left.append(f.seen.item())
     assert left[0] == left[1] > 60
+
+
+def test_the_page_names_every_kind():
+    page = (Path(__file__).parents[1] / "docs" / "failures.md").read_text()
+    assert re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE) == list(KINDS)
