@@ -152,6 +152,22 @@ def test_advice_for_a_slope_that_swings():
     assert STIFF["two rates"].kind(ALF(eta=0.5), max_steps=1000) == "stiff"
 
 
+@dataclass
+class OfOneShape(ScriptedMethod):
+    """A method that cannot be applied to anything but its problem."""
+
+    def step(self, f, t0, t1, y0, f0=None):
+        if y0.shape != (2,):
+            raise ValueError("made for two numbers")
+        return super().step(f, t0, t1, y0, f0)
+
+
+def test_a_method_that_cannot_be_looked_at():
+    """Its failure is still told as what it is."""
+    case = STIFF["two rates"]
+    assert case.kind(OfOneShape(), max_steps=20, control=None, dt0=1e-6) == "max-steps"
+
+
 # Something else does.
 
 
@@ -179,6 +195,7 @@ ACCURATE = {
     "before the pole": Case(lambda t, y: y**2, [1.0], [0.0, 2.0], {"rtol": 1e-6, "max_steps": 15}),
     "growth": Case(lambda t, y: 50 * y, [1.0], [0.0, 0.2], {"rtol": 1e-6, "max_steps": 6}),
     "decay": Case(lambda t, y: -y, [1.0], [0.0, 6.0], {"rtol": 1e-6, "max_steps": 3}),
+    "the first steps": Case(lambda t, y: -y, [1.0], [0.0, 6.0], {"dt0": 1e-4, "max_steps": 2}),
     "transient": Case(
         linear((-1.0, 0.0), (0.0, -1e5)), [1.0, 1.0], [0.0, 10.0], {"rtol": 1e-6, "max_steps": 7}
     ),
@@ -392,6 +409,10 @@ def test_what_a_jump_is(dtype):
     assert look(lambda t, y: -y.abs() - (t - 0.15).abs(), dtype=dtype) is None
     assert look(lambda t, y: 1 / (t - 0.15).abs() + y, dtype=dtype) is None  # a pole
     assert look(lambda t, y: -y, dtype=dtype) is None
+    eps, rest = torch.finfo(dtype).eps, torch.tensor([0.1, 1.0], dtype=dtype)
+    assert (
+        look(lambda t, y: -(y - rest) / eps, dt=eps / 2, y=0.1 + 0.15 * eps, dtype=dtype) is None
+    )  # a few roundings
     assert look(lambda t, y: 0 * y, dtype=dtype) is None
 
 

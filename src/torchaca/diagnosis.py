@@ -64,9 +64,9 @@ class History:
 def chatters(p: Problem, control: Adaptive, history: History, t: float, y: Tensor) -> bool:
     """Whether a solve goes on in tiny steps because f jumps, again and again, where the solution is.
 
-    Looks at f only after many tiny steps in a row. One look is not enough: any solution may cross a jump.
+    To be asked after `PATIENCE` tiny steps in a row. One look is not enough: any solution may cross a jump.
     """
-    if history.slow < PATIENCE or history.slow % BETWEEN_LOOKS or history.rejections:
+    if history.slow % BETWEEN_LOOKS or history.rejections:
         return False
     with p.effects.undone() if p.effects else nullcontext():
         found = find_jump(p, control, t, y, AHEAD * max(history.sizes))
@@ -224,10 +224,10 @@ def _blow_up(
 def _stiff(p: Problem, found: Stiffness | None) -> Finding | None:
     if found is None:
         return None
-    seen = f"{found}: stability, not accuracy, limits the step size."
+    seen = f"{found}: stability, not accuracy, limits the step size"
     if p.carrying and not found.bound:
-        return "stiff", f"{seen} {SWINGS.format(p.method.name)}.", UNDAMPED
-    return "stiff", seen, f"a looser tolerance does not help; {NOT_STIFF}"
+        return "stiff", f"{seen}, and {SWINGS.format(p.method.name)}.", UNDAMPED
+    return "stiff", f"{seen}.", f"a looser tolerance does not help; {NOT_STIFF}"
 
 
 def _coarse(control: Adaptive, y: Tensor) -> Finding | None:

@@ -12,6 +12,7 @@ from .core import Problem
 
 LEAST = 0.1  # the change of f along the step, as a part of f, that is worth a look
 KEPT = 0.25  # the part of this change that is left in the last half, if f jumps there
+RESOLVED = 64  # roundings of y that the way has to be long: a steep f changes at each of them
 HALVINGS = 24  # in which a smooth change loses seven digits
 
 
@@ -51,12 +52,15 @@ def find_jump(p: Problem, control: Adaptive, t: float, y: Tensor, dt: float) -> 
         return None
     y_low = y + low * h * slope
     in_time = change(p.f(t + low * h, y_low), p.f(t + high * h, y_low)) > KEPT * whole
-    width = abs(high - low) * abs(h) * (1.0 if in_time else largest(slope).item())
-    found = Jump(t + high * h, width, in_time)
-    return None if in_time and _is_known(p, found) else found
+    moved = abs(h) * largest(slope).item()
+    found = Jump(t + high * h, abs(high - low) * (abs(h) if in_time else moved), in_time)
+    if in_time:
+        return None if _is_known(p, found) else found
+    rounding = torch.finfo(y.dtype.to_real()).eps * largest(y).item()
+    return found if moved > RESOLVED * rounding else None
 
 
 def _is_known(p: Problem, found: Jump) -> bool:
     """Whether steps end there anyway. f gets times in the dtype of the state, which moves a jump by a rounding."""
-    near = found.width + 2 * torch.finfo(p.y0.dtype).eps * abs(found.t)
+    near = found.width + 2 * torch.finfo(p.y0.dtype.to_real()).eps * abs(found.t)
     return any(abs(found.t - jump) <= near for jump in p.jumps)

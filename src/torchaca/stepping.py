@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .control import Adaptive, FixedSteps, in_double, on_host
 from .core import Problem, Stats, Step, Time, Times, value
-from .diagnosis import RECENT, History, chatters, diagnose
+from .diagnosis import PATIENCE, RECENT, History, chatters, diagnose
 
 TOO_SMALL = 10  # ulps of t: a smaller step is mostly rounding
 FINER = 100  # how much tighter the tolerance is in a solve that tells an error that grows from a solution that does
@@ -206,7 +206,7 @@ def _refuse(
 ) -> None:
     """Raise where another trial makes no sense."""
     reason = _why_not(p, control, history, t, size)
-    if reason is None and chatters(p, control, history, t, y):
+    if reason is None and history.slow >= PATIENCE and chatters(p, control, history, t, y):
         reason = "slow"
     if reason is not None:
         explain = explain or partial(diagnose, again=partial(_solve_again, p, control))

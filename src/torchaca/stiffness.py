@@ -57,7 +57,12 @@ def find_stiffness(p: Problem, control: Adaptive, t: float, y: Tensor, dt: float
     eigenvalue = decisive(eigenvalues(p, control, t, y), p.ts.sign)
     if eigenvalue is None or not dt > 0:
         return None
-    bound = stability_bound(p.method, p.ts.sign * eigenvalue)
+    try:
+        bound = stability_bound(p.method, p.ts.sign * eigenvalue)
+    except (RuntimeError, TypeError, ValueError):  # a method that is made for one state and nothing else
+        return None
+    if not (bound or p.stats.rejected):  # nothing has limited the steps so far
+        return None
     limit = NEAR_BOUND * bound / abs(eigenvalue)
     if dt < limit or not is_slow(p, control, t, y, limit or dt):
         return None
@@ -175,7 +180,7 @@ def _sizes(p: Problem, control: Adaptive, y: Tensor) -> Tensor:
 
 def _flat(x: Tensor) -> Tensor:
     """A state as a vector of real numbers: float64, on the host."""
-    return (torch.view_as_real(x) if x.is_complex() else x).reshape(-1).to("cpu", torch.float64)
+    return (torch.view_as_real(x) if x.is_complex() else x).reshape(-1).cpu().double()
 
 
 def _state(v: Tensor, like: Tensor) -> Tensor:
