@@ -27,6 +27,7 @@ LAYERS = (
     "places",
     "reach",
     "devices",
+    "calling",
     "dynamics",
     "effects",
     "lost",

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
+from .calling import NOT_A_LEAF, FlagSettable, refuse_signature
 from .core import Stats, Time, has_lanes
 from .devices import explain_devices, refuse_result_elsewhere
 from .errors import shorten
@@ -27,7 +28,8 @@ class Dynamics:
 
     f gets t as a 0-dim tensor in y's real dtype (at least float32), made without waiting for a device. Where f
     calls `autograd.grad` itself (`needs_grad`), it runs with grad mode on, on a detached state, also while the
-    solver builds no graph. What the first evaluation showed: `dtypes` are those in which f computes each tensor of
+    solver builds no graph. If f writes `y.requires_grad = True` (`sets_flags`), it gets tensors that allow it even if
+    they are not leaves. What the first evaluation showed: `dtypes` are those in which f computes each tensor of
     the state, `gathered` names a parameter that f gathers from other processes for each evaluation, `detached` says
     whether a derivative by the state that f took itself has no graph (None: it took none).
     """
@@ -41,6 +43,8 @@ class Dynamics:
         stats: Stats,
         lenient: bool = False,
     ):
+        if isinstance(func, type):
+            raise TypeError(f"f is the class {func.__name__}: pass an object of it, {func.__name__}(...)")
         self.func = func
         self.args = tuple(args)
         self.structure = structure
@@ -49,6 +53,7 @@ class Dynamics:
         self.device = y0.device
         self.needs_grad = False
         self.detached: bool | None = None
+        self.sets_flags = False
         self.fit = coerce if lenient else fit
         self.gathered = ""
         self.dtypes = [leaf.dtype for leaf in structure.leaves]
@@ -156,20 +161,40 @@ class Dynamics:
             return copy._version != before
 
     def _called(self, time: Tensor, y: Any) -> Any:
+        first = self.stats.nfe <= 1
         try:
-            out = self.func(time, y, *self.args)
-            if self.stats.nfe <= 1:
+            out = self._call(time, y)
+            if first:
                 refuse_result_elsewhere(out, self.func, self.args, y)
                 self._note_dtypes(out)
             if isinstance(out, Tensor):
                 self._refuse_shared_buffer(out)
             return out
+        except StopIteration as error:  # in a generator it would end the steps
+            raise RuntimeError(
+                f"f raised StopIteration at t = {time.detach().item():g}: it reads an iterator that has ended, but how "
+                "often and at which times f is called is up to the solver. Look the value up by t instead"
+            ) from error
         except Exception as error:
-            if self.stats.nfe <= 1:
+            if first:
                 if isinstance(error, RuntimeError):
                     explain_devices(error, self.func, self.args, y)
+                if isinstance(error, TypeError | RuntimeError):
+                    refuse_signature(self.func, len(self.args), error)
                 _note_first_call(error, self.func, self._asked, y)
             raise
+
+    def _call(self, time: Tensor, y: Any) -> Any:
+        """Call f; a second time, on tensors whose flag can be set, if it sets `requires_grad` and must not."""
+        if not self.sets_flags:
+            try:
+                return self.func(time, y, *self.args)
+            except RuntimeError as error:
+                if NOT_A_LEAF not in str(error):
+                    raise
+                self.sets_flags = True
+                self.stats.nfe += 1
+        return self.func(FlagSettable.of(time), pytree.tree_map(FlagSettable.of, y), *self.args)
 
     def _note_dtypes(self, out: Any) -> None:
         """What f returned, where that is coarser than the state."""
@@ -264,6 +289,11 @@ def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
                 f"dy/dt has the shape of y{_swapped(func)}"
             )
         if k.dtype != leaf.dtype:
+            if k.is_complex() and not leaf.dtype.is_complex:
+                raise TypeError(
+                    f"f(t, y) returned {k.dtype}{name} where the state is {leaf.dtype}, which has no imaginary part: "
+                    f"convert y0 (y0.to({k.dtype})), or return the real part (dy.real) if that is what you mean"
+                )
             if k.dtype not in HALF:
                 raise TypeError(
                     f"f(t, y) returned {k.dtype}{name} where the state is {leaf.dtype}: convert y0 "
@@ -275,7 +305,7 @@ def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
 
 
 def coerce(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
-    """As `fit`, but converts what torchdiffeq converts: dtypes, and shapes that broadcast to the state's."""
+    """As `fit`, but converts what torchdiffeq converts: dtypes, but not complex to real; shapes that broadcast."""
     leaves, tree = pytree.tree_flatten(out)
     if len(leaves) == len(structure.leaves) and all(isinstance(k, Tensor) for k in leaves):
         pairs = zip(leaves, structure.leaves, strict=True)
@@ -285,7 +315,8 @@ def coerce(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
 
 
 def _as(k: Tensor, leaf: Leaf) -> Tensor:
-    k = k.to(leaf.dtype)
+    if leaf.dtype.is_complex or not k.is_complex():  # else `fit` refuses
+        k = k.to(leaf.dtype)
     try:
         return k.expand(leaf.shape)
     except RuntimeError:
