@@ -73,7 +73,7 @@ class SolverError(RuntimeError):
 
     def __reduce__(self) -> Any:
         keywords = {"t": self.t, "dt": self.dt, "stats": self.stats, "backward": self.backward}
-        return partial(SolverError, **keywords), (self.kind, self.args[0])
+        return partial(type(self), **keywords), (self.kind, self.args[0]), {"reached": self.reached}
 
     def __str__(self) -> str:
         where = "backward pass" if self.backward else "forward pass"

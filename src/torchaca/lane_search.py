@@ -170,9 +170,9 @@ class Search:
         passes, control = ratio <= 1.0, self.control
         if not control.dt_min:
             return passes
-        smallest = at_dt_min(self.t, size, control.dt_min) & torch.isfinite(ratio)
+        smallest = at_dt_min(self.t, size, control.dt_min)
         if control.accept_at_dt_min:
-            return passes | smallest
+            passes = passes | (smallest & torch.isfinite(ratio))
         self.stuck = smallest & ~passes
         return passes
 

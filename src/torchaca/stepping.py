@@ -222,8 +222,8 @@ def _why_not(p: Problem, control: Adaptive, history: History, t: float, size: fl
     if p.stats.accepted + p.stats.rejected >= control.max_steps:
         return "max-steps"
     if history.rejections:
-        stuck = _at_dt_min(control, t, history.rejected_size)
-        if control.dt_min and not control.accept_at_dt_min and stuck:
+        # If such steps are accepted, this one was nan or inf, and the next would be as well.
+        if control.dt_min and _at_dt_min(control, t, history.rejected_size):
             return "dt-min"
         if history.rejections >= most_rejections(control):
             return "rejections"

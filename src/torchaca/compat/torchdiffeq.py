@@ -3,7 +3,7 @@
 Differences, all on purpose: gradients of `odeint` are ACA's (exact for the computed solution, little memory), the
 solve lands on the last time and never calls func beyond it, outputs between the steps of a fixed-step method keep
 the method's order (`options={"interp": "linear"}` asks for torchdiffeq's), lists and dicts work as states, and
-failures are `SolverError`s.
+failures are `SolverError`s, which can be caught as AssertionError too.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from torch import Tensor
 from ..compiled.traced import outside_graphs
 from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Method, Watcher, host_times
-from ..errors import did_you_mean, warn
+from ..errors import SolverError, did_you_mean, shorten, warn
 from ..gradients import ACA, Adjoint
 from ..methods import ALIASES, METHODS, RK4_38, RungeKutta
 from ..methods.runge_kutta import Row
-from ..solve import resolve_norm, run, times_of
+from ..solve import find_method, resolve_norm, run, times_of
 from ..state import Structure, structure_of
+from .torchdiffeq_errors import OdeintError, asserted, check_grid, check_tolerance
 
 NOT_YET = {
     "explicit_adams": "a multistep method",
@@ -83,8 +84,8 @@ def odeint(
     ------
     ValueError, TypeError, NotImplementedError
         For arguments that cannot work.
-    SolverError
-        For what goes wrong in the numbers.
+    OdeintError
+        For what goes wrong in the numbers: a `SolverError` and an AssertionError.
     """
     return _solve(func, y0, t, rtol, atol, method, options, event_fn, lambda *_: ACA(), compile=compile)
 
@@ -133,11 +134,13 @@ def odeint_adjoint(
             call.structure.spread(own if given is None else given, name, call.y0)
             for name, given, own in (("rtol", adjoint_rtol, rtol), ("atol", adjoint_atol, atol))
         )
+        control = back.segment_control(*tolerances)
         return Adjoint(
             norm=norm if back.method.adaptive else "full",
             method=back.method,
-            control=back.segment_control(*tolerances),
+            control=control,
             watch=watch,
+            translate=lambda error: OdeintError.of(error, control, call.y0),
         )
 
     return _solve(
@@ -167,33 +170,45 @@ def _solve(
 ) -> Any:
     if event_fn is not None:
         raise NotImplementedError(EVENTS)
-    structure = structure_of(y0)
-    packed = structure.pack(y0)
+    with asserted():
+        check_tolerance(rtol, "rtol")
+        check_tolerance(atol, "atol")
+        structure, ts = structure_of(y0), times_of(t, "t")
+        packed = structure.pack(y0)
+        tolerances = structure.spread(rtol, "rtol", packed), structure.spread(atol, "atol", packed)
     call = _Call(structure, packed, method, dict(options or {}), func, y0)
     watch = _watcher(func, "")
     if not call.method.adaptive:
         unheard = [name for event, name in CALLBACKS.items() if event != "trial" and hasattr(func, name)]
         if unheard:
             warn(f"{call.method.name} has fixed steps and never calls {' or '.join(unheard)}")
-    solution = run(
-        func,
-        packed,
-        structure,
-        times_of(t, "t"),
-        method=call.method,
-        control=call.control(
-            structure.spread(rtol, "rtol", packed), structure.spread(atol, "atol", packed), t
-        ),
-        gradient=gradient(call),
-        given_ts=t,
-        watch=_on_structure(watch, structure) if watch else None,
-        one_sided=call.options.get("perturb", False) is True,
-        declared=declared,
-        declared_alone=declared_alone,
-        lenient=True,
-        compile=compile,
-    )
-    return solution.ys
+    control = call.control(*tolerances, t)
+    check_grid(control, ts.values[0], ts.values[-1])
+    try:
+        solution = run(
+            func,
+            packed,
+            structure,
+            ts,
+            method=call.method,
+            control=control,
+            gradient=gradient(call),
+            given_ts=t,
+            watch=_on_structure(watch, structure) if watch else None,
+            one_sided=call.options.get("perturb", False) is True,
+            declared=declared,
+            declared_alone=declared_alone,
+            lenient=True,
+            compile=compile,
+        )
+    except SolverError as error:
+        failure = OdeintError.of(error, control, packed)
+    else:
+        return solution.ys
+    try:
+        raise failure  # outside of the handler: the first error's traceback holds the states of the search
+    finally:
+        del failure
 
 
 @dataclass
@@ -212,13 +227,14 @@ class _Call:
         own, other = ADAPTIVE_OPTIONS, FIXED_OPTIONS
         if not self.method.adaptive:
             own, other = other, own
-        for key in list(self.options):
-            if key in own or key == "norm":
-                continue
-            if key not in other | OTHER_OPTIONS:
-                raise ValueError(f"unknown option {key!r} for {self.method.name}.{did_you_mean(key, own)}")
+        unheard = {key: self.options.pop(key) for key in list(self.options) if key not in own | {"norm"}}
+        for key in unheard.keys() & (other | OTHER_OPTIONS):
+            del unheard[key]
             warn(f"option {key!r} has no effect on {self.method.name}")
-            del self.options[key]
+        if unheard:
+            shown = ", ".join(f"{key!r}: {' '.join(shorten(x, 30).split())}" for key, x in unheard.items())
+            near = "".join(dict.fromkeys(did_you_mean(str(key), own) for key in unheard))
+            warn(f"{self.method.name}: Unexpected arguments {{{shown}}} have no effect.{near}")
         interp = self.options.get("interp")
         if interp is not None:
             self.method = with_interpolant(self.method, interp)
@@ -265,16 +281,17 @@ class _Call:
             ours: float(self.options[theirs]) for theirs, ours in names.items() if theirs in self.options
         }
         default = "rms" if self.structure.plain else "mixed"
-        return Adaptive(
-            rtol,
-            atol,
-            norm=resolve_norm(self.options.get("norm", default), self.structure),
-            accept_at_dt_min=True,
-            max_steps=int(self.options.get("max_num_steps", 2**31 - 1)),
-            jump_ts=_numbers(self.options.get("jump_t")),
-            stop_ts=_numbers(self.options.get("step_t")),
-            **numbers,
-        )
+        with asserted():
+            return Adaptive(
+                rtol,
+                atol,
+                norm=resolve_norm(self.options.get("norm", default), self.structure),
+                accept_at_dt_min=True,
+                max_steps=int(self.options.get("max_num_steps", 2**31 - 1)),
+                jump_ts=_numbers(self.options.get("jump_t")),
+                stop_ts=_numbers(self.options.get("step_t")),
+                **numbers,
+            )
 
     def _fixed(self, n_outputs: int) -> FixedSteps:
         step_size = self.options.get("step_size")
@@ -292,7 +309,7 @@ def _method(name: str | Method | None) -> Method:
     if name is None:
         name = "dopri5"
     if not isinstance(name, str):
-        return name
+        return find_method(name)
     if name in NOT_YET:
         raise NotImplementedError(
             f"method {name!r} ({NOT_YET[name]}) is not available yet: use 'dopri5' or 'rk4'"

@@ -80,14 +80,13 @@ def first_dt(
     return torch.where(usable, size, torch.where(hopeless, 0.0, limit.fallback))
 
 
-def may_go_on(s: State, limit: Limits, room: int, force: bool) -> Tensor:
+def may_go_on(s: State, limit: Limits, room: int) -> Tensor:
     """Whether another trial makes sense, and its step has a place in the chunk; see `stepping._refuse`."""
     t1, _ = propose(s.t, s.dt, limit.stop, limit.sign, limit.dt_max)
     stuck = (limit.dt_min > 0) & (s.rejections > 0) & at_dt_min(s.t, s.rejected_size, limit.dt_min)
     fits = (t1 - s.t).abs() > torch.maximum(TOO_SMALL * ulp(s.t), limit.smallest)
     goes = (s.n < room) & (s.t != limit.stop) & fits & (s.trials < limit.max_trials)
-    goes = goes & (s.rejections < limit.most_rejections)
-    return goes if force else goes & ~stuck
+    return goes & (s.rejections < limit.most_rejections) & ~stuck
 
 
 def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., Any]:
@@ -126,7 +125,7 @@ def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., 
             return Tolerances(rtol, atol, pid, safety, low, high, norm)
 
         def goes_on(y: Tensor, f0: Tensor, state: Tensor) -> Tensor:
-            return may_go_on(State(*state.unbind()), Limits.of(limits), room, force)
+            return may_go_on(State(*state.unbind()), Limits.of(limits), room)
 
         def trial(y: Tensor, f0: Tensor, state: Tensor) -> Any:
             s, limit = State(*state.unbind()), Limits.of(limits)

@@ -87,6 +87,8 @@ class Adjoint:
         a Gauss-Legendre rule over each accepted backward step ("gauss"), at one evaluation of f a node. The backward
         state is then two states at most, and no step size depends on the parameters, as with the semi-norm. Pays for
         many parameters and few samples: of the parameters' size, the totals and one gradient are all that is held.
+    translate : callable, optional
+        Gives the error to raise for one of the backward integration; front doors with errors of their own use it.
     """
 
     rtol: float | Tensor | None = None
@@ -97,6 +99,7 @@ class Adjoint:
     watch: Callable[[str, float, Any, float], None] | None = None
     state: str = "backsolve"
     quadrature: str = "augmented"
+    translate: Callable[[SolverError], SolverError] | None = None
     name: str = "adjoint"
     wants_graph_size: bool = False
     wants_inputs: bool = True
@@ -197,7 +200,9 @@ class Run:
             return backward.integrate(ys, grad_ys)
         except SolverError as error:
             error.backward = True
-            raise
+            if self.settings.translate is None:
+                raise
+            raise self.settings.translate(error) from None
         finally:
             self.problem.stats.accepted += backward.stats.accepted
             self.problem.stats.rejected += backward.stats.rejected
