@@ -154,3 +154,29 @@ def test_bad_times_are_the_errors_that_they_are_outside():
     model = Model(lambda f, x: aca.solve(f, x, [0.0, 0.5, 0.2, 1.0], method="rk4", n_steps=2).ys)
     with pytest.raises(ValueError, match="sort it"):
         torch.compile(model, backend="eager")(torch.randn(3, 2, dtype=torch.float64))
+
+
+FIXED = {
+    "n_steps": {"n_steps": 3},
+    "dt": {"dt": 0.3, "gradient": "direct"},
+    "grid": {"grid": [0.0, 0.25, 1.0]},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("case", FIXED)
+def test_fixed_steps_are_exported(case):
+    x = torch.randn(2, 3)
+    model = nn.Sequential(
+        nn.Linear(3, 2), aca.NeuralODE(Net(dtype=torch.float32), method="rk4", **FIXED[case])
+    )
+    exported = torch.export.export(model, (x,), strict=False)
+    assert torch.equal(exported.module()(x), model(x))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("options", [{}, {"n_steps": 3, "gradient": "adjoint"}], ids=str)
+def test_an_export_of_other_solves_says_what_is_exported(options, strict):
+    kind = torch._dynamo.exc.Unsupported if strict else NotImplementedError
+    with pytest.raises(kind, match=r"torch\.export takes solve and NeuralODE with fixed steps"):
+        torch.export.export(aca.NeuralODE(Net(), **options), (torch.randn(2, 2),), strict=strict)

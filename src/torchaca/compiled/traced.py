@@ -30,7 +30,8 @@ R = TypeVar("R")
 UNROLLED = {"args", "method", "gradient", "dt", "n_steps", "grid", "compile"}
 BREAK = (
     "a torchaca solve with adaptive steps, or with times that are tensors, is not part of the graph around it: it has "
-    "compiled loops of its own with compile=True"
+    "compiled loops of its own with compile=True. torch.export takes solve and NeuralODE with fixed steps between "
+    "numbers (n_steps=, dt= or grid=, and t= a list of numbers) under gradient='aca' or 'direct'"
 )
 
 
@@ -40,7 +41,11 @@ def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def door(*args: P.args, **kwargs: P.kwargs) -> R:
-        return apart(*args, **kwargs) if torch.compiler.is_compiling() else function(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+            raise NotImplementedError(BREAK)  # such an export runs the function and knows no graph breaks
+        return apart(*args, **kwargs)
 
     return door
 
