@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, hos
 from .dense import DenseOutput, detached
 from .dynamics import Dynamics
 from .effects import warn_of_noise
+from .elsewhere import answer
 from .errors import SolverError, did_you_mean, shorten, warn
 from .gradients import ACA, GRADIENTS, MALI, TRACED, Direct
 from .gradients.mali import reversible
@@ -207,7 +208,7 @@ def solve(
     """
     if unknown:
         name = next(iter(unknown))
-        raise TypeError(f"solve() has no option {name!r}.{did_you_mean(name, OPTIONS)}")
+        raise TypeError(f"solve() has no option {name!r}.{answer(name, OPTIONS)}")
     if on_failure not in ON_FAILURE:
         raise ValueError(f"on_failure must be one of {', '.join(map(repr, ON_FAILURE))}, got {on_failure!r}")
     structure = structure_of(y0)
@@ -339,17 +340,27 @@ def _solved(
 
 def _trace(f: Callable[..., Any], args: tuple[Any, ...], gradient: Gradient, stats: Stats) -> Trace:
     """What `debug=True` fills in, if this gradient can."""
-    if not isinstance(gradient, TRACED):
-        raise ValueError(
-            f"debug=True follows a gradient from step to step, and gradient={gradient.name!r} is not computed that "
-            "way: use gradient='aca' or 'direct'"
-        )
+    refuse_untraced(gradient)
     if transformed():
         raise NotImplementedError(
             "debug=True reads the numbers of a gradient, which torch.func transforms and forward-mode AD hide: "
             "use it outside of them, with backward()"
         )
     return Trace(f, args, stats)
+
+
+def refuse_untraced(gradient: Gradient) -> None:
+    """Refuse `debug=True` with a gradient that no trace can follow.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not isinstance(gradient, TRACED):
+        raise ValueError(
+            f"debug=True follows a gradient from step to step, and gradient={gradient.name!r} is not computed that "
+            "way: use gradient='aca' or 'direct'"
+        )
 
 
 def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
@@ -449,6 +460,8 @@ def find_method(method: str | Method) -> Method:
         if method not in known:
             raise ValueError(f"unknown method {method!r}.{did_you_mean(method, known)}")
         return known[method]
+    if isinstance(method, type):
+        raise TypeError(_not_a_class("method", method, [n for n, m in METHODS.items() if type(m) is method]))
     if not callable(getattr(method, "step", None)):
         raise TypeError(f"method must be a name or a method, got {shorten(method)}")
     return method
@@ -460,9 +473,21 @@ def find_gradient(gradient: str | Gradient) -> Gradient:
         if gradient not in GRADIENTS:
             raise ValueError(f"unknown gradient {gradient!r}.{did_you_mean(gradient, GRADIENTS)}")
         return GRADIENTS[gradient]()
-    if isinstance(gradient, type) or not callable(gradient):
+    if isinstance(gradient, type):
+        raise TypeError(
+            _not_a_class("gradient", gradient, [n for n, g in GRADIENTS.items() if g is gradient])
+        )
+    if not (callable(gradient) and hasattr(gradient, "wants_inputs")):
         raise TypeError(f"gradient must be a name or an object such as ACA(), got {shorten(gradient)}")
     return gradient
+
+
+def _not_a_class(option: str, cls: type, names: Sequence[str]) -> str:
+    """What to write instead of a class."""
+    others = "".join(f", or {option}={name!r}" for name in names[:1])
+    return (
+        f"{option}={cls.__name__} is a class: write {option}={cls.__name__}({'' if names else '...'}){others}"
+    )
 
 
 def times_of(t: Any, name: str) -> Times:
@@ -532,6 +557,8 @@ class StepOptions:
                 raise ValueError(
                     f"{next(iter(named))}= has no effect beside control=: set it in the control object"
                 )
+            if isinstance(given, type):
+                raise TypeError(_not_a_class("control", given, ()))
             if not isinstance(given, (Adaptive, FixedSteps)):
                 raise TypeError(f"control must be Adaptive(...) or FixedSteps(...), got {shorten(given)}")
             chosen = _tolerances_on(y0.device, given)

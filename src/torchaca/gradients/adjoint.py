@@ -117,6 +117,9 @@ class Adjoint:
                 "norm='semi' has no effect beside quadrature='gauss', which takes parameter gradients out of the norm "
                 "already: drop one of them"
             )
+        for name in ("method", "control"):
+            if isinstance(given := getattr(self, name), type):
+                raise TypeError(f"Adjoint({name}=) is the class {given.__name__}: pass {given.__name__}(...)")
         if self.method is not None and not callable(getattr(self.method, "step", None)):
             raise TypeError(f"Adjoint(method=) is a method such as METHODS['dopri8'], got {self.method!r}")
         if not (self.control is None or callable(self.control) or isinstance(self.control, CONTROLS)):
@@ -126,19 +129,11 @@ class Adjoint:
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, keeping the outputs; see `torchaca.core.Gradient`."""
-        settings = self._resolved(p)
+        settings = self.resolved(p)
         if p.effects and p.effects.random:
             raise ValueError(
                 "f draws random numbers (Dropout?): a backward integration would draw others. Use "
                 "gradient='aca', which replays the same ones, or model.eval()"
-            )
-        if (
-            isinstance(p.control, FixedSteps)
-            and p.control.grid is not None
-            and p.control.grid.tensor is not None
-        ):
-            raise ValueError(
-                "gradient='adjoint' has no derivative with respect to grid: pass grid.detach(), or use gradient='aca'"
             )
         recorded = Recorded(p.method) if self.state == "interpolated" else None
         run = Run(settings, p, inputs, Ambience.here(p.y0), recorded)
@@ -149,8 +144,16 @@ class Adjoint:
         failure, run.failure = run.failure, None
         return Outcome(ys, failure, run.times, bases)
 
-    def _resolved(self, p: Problem) -> Adjoint:
+    def resolved(self, p: Problem) -> Adjoint:
         """The same with tolerances for the state of p; refuses what could not run, or not as it was asked to."""
+        if (
+            isinstance(p.control, FixedSteps)
+            and p.control.grid is not None
+            and p.control.grid.tensor is not None
+        ):
+            raise ValueError(
+                "gradient='adjoint' has no derivative with respect to grid: pass grid.detach(), or use gradient='aca'"
+            )
         control, method = self.control or p.control, self.method or p.method
         tolerances = {
             name: given for name, given in (("rtol", self.rtol), ("atol", self.atol)) if given is not None

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import Stats
-from ..errors import did_you_mean
-from ..solve import OPTIONS, solve
+from ..options import check_options
+from ..solve import solve
 from .series import Series, series
 
 INIT_STD = 0.1  # of all weights, as in the authors' code
@@ -116,9 +116,7 @@ class LatentODE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        for name in options:
-            if name not in OPTIONS:
-                raise TypeError(f"LatentODE has no option {name!r}.{did_you_mean(name, OPTIONS)}")
+        check_options(options, "LatentODE", self._rate)
         if objective not in ("iwae", "elbo"):
             raise ValueError(f"objective is {objective!r}: it has to be 'iwae' or 'elbo'")
         if not std > 0:
