@@ -293,8 +293,13 @@ def test_the_other_front_doors():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.testing.assert_close(block(y0), solve(f, y0, t, rtol=1e-4).ys[-1], rtol=1e-10, atol=1e-10)
+        tampered = block(y0)
         got = torchaca.odeint(f, y0, t, rtol=1e-4, compile="steps")
         torch.testing.assert_close(got, torchaca.odeint(f, y0, t, rtol=1e-4), rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        next(f.parameters()).add_(1.0)
+    with pytest.raises(RuntimeError, match=r"changed in place.*call backward\(\) first"):
+        tampered.sum().backward()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -14,7 +14,7 @@ from ..core import Gradient, Outcome, Problem, without_autocast
 from ..dynamics import Dynamics
 from ..errors import warn
 from ..gradients import ACA
-from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, vjp
+from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, saved_tensors, vjp
 from ..layout import ordered
 from ..params import Inputs
 from .door import is_timed, refuse_loops
@@ -178,7 +178,8 @@ class _Solve(torch.autograd.Function):
         (grad_ys,) = cotangents
         run: Run = ctx.run
         n = len(run.chunks) * ctx.each
-        states, (y1, ts, grid, *rest) = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = saved_tensors(ctx)
+        states, (y1, ts, grid, *rest) = saved[:n], saved[n:]
         inputs, bases = rest[: len(run.wanted)], rest[len(run.wanted) :]
         second = torch.is_grad_enabled()
         if run.split is None:

@@ -21,6 +21,7 @@ from ..outputs import gather
 from ..params import Inputs
 from .checkpoints import parse_bytes
 from .forward import Run, forward
+from .in_place import guarded
 from .observed import observed
 from .refinement import Pull, check_setting, refined
 from .replay import Ambience, MaybeTensors, Parts, saved_tensors
@@ -101,7 +102,7 @@ class ACA:
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, checkpointing accepted states; see `torchaca.core.Gradient`."""
         if self.checkpoints == "none":
-            return gather(p, observed(p))
+            return guarded(p, gather(p, observed(p)))
         unreached = None
         if self.grad_rtol is not None:
             p, unreached = refined(p, self.grad_rtol, partial(self._rehearsed, inputs))

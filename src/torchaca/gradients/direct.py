@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..core import Outcome, Problem
 from ..outputs import gather
 from ..params import Inputs
+from .in_place import guarded
 from .observed import observed
 
 
@@ -24,4 +25,4 @@ class Direct:
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve with autograd recording; see `torchaca.core.Gradient`."""
-        return gather(p, observed(p))
+        return guarded(p, gather(p, observed(p)))

@@ -27,7 +27,15 @@ from ..stepping import steps
 from .checkpoints import Shelf, limit_of
 from .evaluations import Evaluations
 from .forward import Run, reached
-from .replay import Ambience, MaybeTensors, Parts, backward_pass, refuse_derivative, without_graph
+from .replay import (
+    Ambience,
+    MaybeTensors,
+    Parts,
+    backward_pass,
+    refuse_derivative,
+    saved_tensors,
+    without_graph,
+)
 from .sweep import Backward
 
 if TYPE_CHECKING:
@@ -275,7 +283,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         run: Reversal = ctx.run
-        n, saved = len(run.kept), ctx.saved_tensors
+        n, saved = len(run.kept), saved_tensors(ctx)
         carries, tensors = saved[:n], (*saved[n:], *run.solve.inputs.late)
         if all(g is None for g in cotangents):
             return (None, *([None] * len(tensors)))

@@ -12,6 +12,7 @@ from ..core import Outcome, Problem
 from ..outputs import gather
 from ..params import Inputs
 from ..stepping import steps
+from .in_place import guarded
 
 
 @dataclass(frozen=True)
@@ -24,4 +25,4 @@ class Naive:
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve with autograd recording everything; see `torchaca.core.Gradient`."""
-        return gather(p, steps(p, through_search=True))
+        return guarded(p, gather(p, steps(p, through_search=True)))

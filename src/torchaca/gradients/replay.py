@@ -26,7 +26,7 @@ KEPT = (
     "args=(tensor, ...), or use gradient='direct'"
 )
 
-
+CHANGED_IN_PLACE = "modified by an inplace operation"  # as autograd says it
 IN_PLACE = (
     "a parameter, an argument, y0 or an output of the solve was changed in place (optimizer.step(), load_state_dict?) "
     "before its backward pass, which needs it as it was: call backward() first, or change a copy"
@@ -44,7 +44,7 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
+        if CHANGED_IN_PLACE not in str(error):
             raise
         raise RuntimeError(f"{IN_PLACE}. ({error})") from None
 
