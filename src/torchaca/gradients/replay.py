@@ -25,6 +25,20 @@ KEPT = (
     "so the graph of one step reaches into another's: compute it before the solve and hand it over with "
     "args=(tensor, ...), or use gradient='direct'"
 )
+REENTRANT = (
+    "f uses torch.utils.checkpoint with use_reentrant=True, which cannot be differentiated one step at a time: write "
+    "checkpoint(function, ..., use_reentrant=False), or use gradient='direct'"
+)
+FLAG_OFF = (
+    "a tensor that the solve is differentiated with respect to requires no gradient any more: f switched the flag "
+    "of its state y off (let it work on y.detach()), or a parameter was frozen before backward()"
+)
+TROUBLE = {
+    "backward through the graph a second time": KEPT,
+    "torch.utils.checkpoint is incompatible with .grad()": REENTRANT,
+    "One of the differentiated Tensors does not require grad": FLAG_OFF,
+}
+"""Errors of autograd that f causes in a replay, by a part of their text, and what to do about them."""
 
 CHANGED_IN_PLACE = "modified by an inplace operation"  # as autograd says it
 IN_PLACE = (
@@ -175,9 +189,10 @@ def vjp(
                 torch.autograd.grad(outs, present, cotangents, allow_unused=True, retain_graph=keep or None)
             )
     except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
-            raise
-        raise RuntimeError(KEPT) from error
+        for text, advice in TROUBLE.items():
+            if text in str(error):
+                raise RuntimeError(advice) from error
+        raise
     return [None if x is None else next(grads) for x in wrt]
 
 
