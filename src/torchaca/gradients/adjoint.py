@@ -130,6 +130,7 @@ class Adjoint:
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, keeping the outputs; see `torchaca.core.Gradient`."""
         settings = self.resolved(p)
+        self.refuse_sparse(inputs.args + inputs.captured)
         if p.effects and p.effects.random:
             raise ValueError(
                 "f draws random numbers (Dropout?): a backward integration would draw others. Use "
@@ -143,6 +144,20 @@ class Adjoint:
         # Handed over: its traceback may come to hold ys, and ys the run.
         failure, run.failure = run.failure, None
         return Outcome(ys, failure, run.times, bases)
+
+    def refuse_sparse(self, tensors: Sequence[Tensor]) -> None:
+        """Refuse tensors whose gradient cannot be a part of the backward state.
+
+        Raises
+        ------
+        ValueError
+        """
+        for x in tensors:
+            if self.quadrature == "augmented" and x.layout != torch.strided:
+                raise ValueError(
+                    f"gradient='adjoint' cannot integrate the gradient of a sparse tensor (shape {tuple(x.shape)}, "
+                    f"{x.layout}) as a part of its state: use gradient=Adjoint(quadrature='gauss'), or gradient='aca'"
+                )
 
     def resolved(self, p: Problem) -> Adjoint:
         """The same with tolerances for the state of p; refuses what could not run, or not as it was asked to."""

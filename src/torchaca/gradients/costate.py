@@ -103,6 +103,7 @@ class Backward:
         leaves = parts.leaves()
         self.p = without_graph(rebuilt(problem, leaves, inputs))
         self.parts, self.wrt = leaves, [*leaves.args, *leaves.captured]
+        settings.refuse_sparse(self.wrt)
         # Leaves that f reaches are a part of the backward state only if f turns out to use them.
         self.late = inputs.late if len(parts.captured) == len(inputs.captured) else ()
         self.method = settings.method or self.p.method
@@ -275,8 +276,8 @@ class Backward:
         return [self._dense(x, grad) for x, grad in zip(wrt, grads, strict=False)]
 
     def _dense(self, x: Tensor | None, grad: Tensor | None) -> Tensor | None:
-        """A gradient that can be packed; which tensors have sparse ones is remembered."""
-        if grad is None or grad.layout == torch.strided:
+        """A gradient that can be packed, if it has to be; which tensors have sparse ones is remembered."""
+        if grad is None or grad.layout == torch.strided or self.nodes:
             return grad
         self.sparse[id(x)] = grad.sparse_dim()
         return grad.to_dense()

@@ -211,6 +211,9 @@ class Totals:
             total = self.sums[i]
             if total is None:
                 self.sums[i] = grad.clone()
+            elif grad.layout != torch.strided:
+                merged = total + grad
+                self.sums[i] = merged.coalesce() if merged.layout == torch.sparse_coo else merged
             else:
                 old.append(total)
                 new.append(grad)
