@@ -48,6 +48,7 @@ LAYERS = (
     "gradients",
     "dense",
     "compiled",
+    "summary",
     "solve",
     "options",
     "report",

@@ -37,6 +37,7 @@ from .reach import reach
 from .resolution import floored
 from .state import Structure, structure_of
 from .stepping import steps
+from .summary import describe, describe_settings
 from .trace import Trace
 
 ON_FAILURE = ("raise", "status", "nan")
@@ -60,6 +61,8 @@ class Solution:
         Why the solve stopped early, where `on_failure` is not "raise".
     trace : Trace or None
         With `debug=True`: the steps of the last backward pass, `trace.ts`, `trace.norms`, `trace.points`.
+    settings : str
+        The method, the tolerances and the gradient, in words.
     """
 
     ts: Tensor
@@ -69,6 +72,10 @@ class Solution:
     failure: SolverError | None = None
     dense: DenseOutput | None = None
     trace: Trace | None = None
+    settings: str = ""
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     @property
     def status(self) -> str:
@@ -110,7 +117,9 @@ def _in_graphs(eager: Callable[P, Solution]) -> Callable[P, Solution]:
         if not (torch.compiler.is_compiling() and can_be_unrolled(args, options)):
             return apart(*args, **options)
         ts, ys, stats, steps = unrolled(args, options)
-        return Solution(ts, ys, stats, tuple(steps))
+        names: tuple[Any, Any] = (options.get("method", "dopri5"), options.get("gradient", "aca"))
+        method, gradient = (x if isinstance(x, str) else x.name for x in names)
+        return Solution(ts, ys, stats, tuple(steps), settings=f"{method}, fixed steps, gradient {gradient!r}")
 
     return door
 
@@ -289,7 +298,8 @@ def run(
         outcome = compiled.solved(problem, dynamics, gradient, transformed())
     if outcome is None:
         outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
-    return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics))
+    settings = describe_settings(method, problem.control, gradient)
+    return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics), settings)
 
 
 def _solved(
@@ -423,14 +433,21 @@ def _check_grid(control: FixedSteps, ts: Times) -> None:
             raise ValueError(f"grid[{i}] repeats {grid[i]:g}: a step needs a length")
 
 
-def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: str, ts: Tensor) -> Solution:
+def _solution(
+    p: Problem, outcome: Outcome, structure: Structure, on_failure: str, ts: Tensor, settings: str
+) -> Solution:
     failure, ys, n = outcome.failure, outcome.ys, len(outcome.ys)
     if ys.requires_grad and not transformed():
         order_cotangent(ys, p.y0)
     if failure is not None:
         if on_failure == "raise":
             failure.reached = partial(
-                Solution, ts[:n].detach(), structure.unpack(ys.detach()), p.stats, tuple(outcome.times)
+                Solution,
+                ts[:n].detach(),
+                structure.unpack(ys.detach()),
+                p.stats,
+                tuple(outcome.times),
+                settings=settings,
             )
             outcome.failure = None  # no frame may hold the error whose traceback holds the frame
             try:
@@ -444,7 +461,8 @@ def _solution(p: Problem, outcome: Outcome, structure: Structure, on_failure: st
     if p.dense:
         boundaries = outcome.boundaries or p.control.boundaries(p.ts, outcome.times)
         dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
-    return Solution(ts[:n], structure.unpack(ys), p.stats, tuple(outcome.times), failure, dense, p.trace)
+    times = tuple(outcome.times)
+    return Solution(ts[:n], structure.unpack(ys), p.stats, times, failure, dense, p.trace, settings)
 
 
 def _output_times(given: Any, ts: Times, f: Dynamics) -> Tensor:

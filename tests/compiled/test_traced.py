@@ -180,3 +180,14 @@ def test_an_export_of_other_solves_says_what_is_exported(options, strict):
     kind = torch._dynamo.exc.Unsupported if strict else NotImplementedError
     with pytest.raises(kind, match=r"torch\.export takes solve and NeuralODE with fixed steps"):
         torch.export.export(aca.NeuralODE(Net(), **options), (torch.randn(2, 2),), strict=strict)
+
+
+def test_a_solution_of_the_graph_says_what_it_is():
+    @torch.compile(backend=Graphs())
+    def solved(y0):
+        return aca.solve(lambda t, y: -y, y0, [0.0, 1.0], method=aca.Rk4(), n_steps=2, gradient="direct")
+
+    text = repr(solved(torch.ones(3)))
+    assert text.startswith(
+        "Solution(rk4, fixed steps, gradient 'direct'; status 'success'; 2 steps; 8 evaluations; "
+    )

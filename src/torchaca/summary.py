@@ -1,0 +1,51 @@
+"""A solve in a few words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.utils import _pytree as pytree
+
+from .control import Adaptive
+from .core import Gradient, Method
+from .errors import shorten
+
+if TYPE_CHECKING:
+    from .solve import Solution
+
+
+def describe_settings(method: Method, control: Any, gradient: Gradient) -> str:
+    """Name the method, its tolerances and the gradient."""
+    return f"{method.name}, {_tolerances(control)}, gradient {gradient.name!r}"
+
+
+def _tolerances(control: Any) -> str:
+    if not isinstance(control, Adaptive):
+        return "fixed steps"
+    pairs = (("rtol", control.rtol), ("atol", control.atol))
+    return ", ".join(
+        f"{name} per component" if isinstance(x, Tensor) else f"{name} {x:g}" for name, x in pairs
+    )
+
+
+def describe(solution: Solution) -> str:
+    """Say in at most 600 characters how a solve went and what it has, without its numbers."""
+    stats = solution.stats
+    steps = f"{stats.accepted} steps" + (f" ({stats.rejected} rejected)" if stats.rejected else "")
+    evaluations = f"{stats.nfe} evaluations" + (
+        f" (+ {stats.nfe_backward} backward)" if stats.nfe_backward else ""
+    )
+    leaves = pytree.tree_leaves(solution.ys)
+    hidden = any(x.is_meta or is_functorch_wrapped_tensor(x) for x in leaves)
+    parts = [
+        *([shorten(solution.settings, 150)[1:-1]] if solution.settings else []),
+        "status unknown" if hidden else f"status {solution.status!r}",
+        steps,
+        evaluations,
+        f"ts {tuple(solution.ts.shape)}",
+        f"ys {shorten(pytree.tree_map(lambda x: tuple(x.shape), solution.ys), 250)}",
+        *(["dense"] if solution.dense is not None else []),
+    ]
+    return f"Solution({'; '.join(parts)})"
