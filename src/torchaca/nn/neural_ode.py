@@ -17,7 +17,8 @@ from ..compiled.traced import can_be_unrolled, outside_graphs
 from ..core import Stats
 from ..errors import shorten, warn
 from ..options import check_options
-from ..reach import label, reach
+from ..places import label
+from ..reach import reach
 from ..solve import OPTIONS, solve, times_of
 from ..trace import Trace
 
