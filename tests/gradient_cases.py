@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import torchaca
-from torchaca import GRADIENTS, METHODS, Solution
+from torchaca import ACA, GRADIENTS, METHODS, Adjoint, Solution
 
 DOUBLE = torch.float64
 
@@ -25,6 +25,24 @@ EXACT = [name for name in ALL if name not in CONTINUOUS]
 FROZEN = [name for name in EXACT if name not in THROUGH_SEARCH]
 """Exact with step sizes held constant: equal to `direct`."""
 ADAPTIVE = sorted(name for name, method in METHODS.items() if method.adaptive)
+
+
+SETTINGS = {
+    **{name: make() for name, make in GRADIENTS.items()},
+    **{f"aca-{kept}": ACA(checkpoints=kept) for kept in ("none", "sqrt", "binomial", 2)},
+    "aca-budget": ACA(memory_budget="1MB"),
+    "aca-stagewise": ACA(stagewise=True),
+    "adjoint-interpolated": Adjoint(state="interpolated"),
+    "adjoint-gauss": Adjoint(quadrature="gauss"),
+}
+"""Every row of GRADIENTS, and the settings that store or evaluate something else on the way."""
+
+
+def takes(gradient: str) -> list[str]:
+    """The methods that a setting takes, dopri5 first if it is one of them."""
+    if gradient not in REVERSING:
+        return ["dopri5", *(name for name in METHODS if name != "dopri5")]
+    return ["alf", "reversible_heun"]
 
 
 def others(names: Sequence[str]) -> list[str]:

@@ -39,6 +39,7 @@ LAYERS = (
     "diagnosis",
     "trace",
     "stepping",
+    "clock",
     "outputs",
     "pace",
     "lane_search",

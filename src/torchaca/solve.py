@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from . import compiled
+from .clock import merged
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .control import Adaptive, FixedSteps, Norm
 from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, host_times
@@ -285,6 +286,8 @@ def run(
         )
     if isinstance(control, FixedSteps):
         _check_grid(control, ts)
+    if isinstance(control, Adaptive):
+        control = merged(control, ts, dynamics.time_dtype)
     jumps = frozenset(control.jump_ts) if isinstance(control, Adaptive) else frozenset()
     problem = Problem(
         dynamics, y0, ts, method, control, stats, None, jumps, one_sided, watch, dense, f, structure.component

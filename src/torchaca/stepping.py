@@ -123,7 +123,9 @@ def search(
         while value(t) != stop:
             t1, clipped = pace.propose(t, stop, end)
             size = abs(value(t1) - value(t))
-            _refuse(p, control, history, value(t), size, y, explain)
+            # However near a stop is, a first step onto it makes sense.
+            if value(t1) != stop or history.rejections or size > TOO_SMALL * math.ulp(value(t)):
+                _refuse(p, control, history, value(t), size, y, explain)
             mark = p.effects.mark() if p.effects else None
             if p.watch:
                 p.watch("trial", value(t), y, value(t1 - t))

@@ -1,5 +1,6 @@
 """The compiled loops' arithmetic against the eager loop, run by Python (see `interpreted`); no compiler needed."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -164,6 +165,7 @@ def test_failures_are_those_of_the_eager_loop(kind):
     eager, compiled = both(f, y0, [0.0, 0.1, 0.2, 2.0], on_failure="status", **options)
     assert compiled[0].status == eager[0].status == kind
     assert str(compiled[0].failure)[:60] == str(eager[0].failure)[:60]
+    assert all(len(sol.steps) == sol.stats.accepted + 1 for sol, _ in (eager, compiled))
     if kind == "f":  # the last steps before the edge are as small as the rounding of t: one more or less
         torch.testing.assert_close(compiled[0].ys, eager[0].ys, rtol=1e-12, atol=0)
     else:
@@ -257,3 +259,12 @@ def test_a_captured_initial_state_stays_a_constant():
     torch.testing.assert_close(*grads, rtol=1e-12, atol=0)
     same = torchaca.solve(lambda t, y: 2 * y0 - y, y0, [0.0, 1.0], compile=True).ys[-1]
     torch.testing.assert_close(same, torchaca.solve(lambda t, y: 2 * y0 - y, y0, [0.0, 1.0]).ys[-1])
+
+
+NEAR = [0.5 + i * math.ulp(0.5) for i in range(-2, 12)]
+
+
+@pytest.mark.parametrize("times", [[0.0, 1.0], [1.0, 0.5, 0.0], [0.5, 0.5 + math.ulp(0.5)]], ids=str)
+def test_jumps_and_ends_as_near_as_rounding(times):
+    y0 = torch.ones(2, dtype=torch.float64)
+    assert_equal(*both(lambda t, y: torch.where(t < 0.5, 1.0, -2.0) * y, y0, times, jump_ts=NEAR))

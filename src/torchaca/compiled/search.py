@@ -85,6 +85,7 @@ def may_go_on(s: State, limit: Limits, room: int) -> Tensor:
     t1, _ = propose(s.t, s.dt, limit.stop, limit.sign, limit.dt_max)
     stuck = (limit.dt_min > 0) & (s.rejections > 0) & at_dt_min(s.t, s.rejected_size, limit.dt_min)
     fits = (t1 - s.t).abs() > torch.maximum(TOO_SMALL * ulp(s.t), limit.smallest)
+    fits = fits | ((t1 == limit.stop) & (s.rejections == 0))  # however near a stop is
     goes = (s.n < room) & (s.t != limit.stop) & fits & (s.trials < limit.max_trials)
     return goes & (s.rejections < limit.most_rejections) & ~stuck
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
+from ..clock import merged
 from ..control import Adaptive, FixedSteps
 from ..core import Method, Outcome, Problem
 from ..dynamics import Dynamics
@@ -188,6 +189,7 @@ class Adjoint:
         spread = structure_of(p.y0).spread
         for_state = {name: spread(given, name, p.y0) for name, given in tolerances.items()}
         control = replace(control, **for_state)  # which refuses negative ones
+        control = merged(control, p.ts, p.y0.dtype.to_real())
         if isinstance(p.f, Dynamics):
             control = floored(replace(p, control=control, method=method), p.f).control
         own = self.control if self.control is None else control
