@@ -40,7 +40,7 @@ def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Ou
         For options that the compiled solve does not have yet.
     """
     refuse_loops(p, gradient, transformed)
-    if p.ts.values[0] == p.ts.values[-1]:
+    if p.ts.values[0] == p.ts.values[-1] or not p.y0.numel():
         return None
     try:
         return _solved(p, f, gradient != ACA() and torch.is_grad_enabled())
@@ -74,7 +74,7 @@ def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
     else:
         with torch.no_grad():
             ys = Forward(run).ys
-    return Outcome(ys, run.failure, run.times)
+    return Outcome(ys, run.failure, run.accepted)
 
 
 class Sweep:

@@ -39,7 +39,7 @@ class Run:
     """One solve: its problem, f as a graph, and the steps that the forward pass found. Holds none of the outputs.
 
     `wanted` says which of f's inputs are differentiated; `keep`: there will be a backward pass; `times` are the
-    boundaries of all accepted steps.
+    boundaries of the steps that the backward pass goes over, `accepted` those of all accepted ones.
     """
 
     problem: Problem
@@ -49,6 +49,7 @@ class Run:
     keep: bool
     chunks: list[Chunk] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    accepted: Sequence[float] = ()
     failure: SolverError | None = None
     split: Halves | None = None
 
@@ -144,6 +145,7 @@ class Forward:
         except SolverError as error:
             run.failure = error.with_traceback(None)
         self.ys = ys[: self.done]
+        run.accepted = tuple(run.times)
 
     def _buffers(self) -> tuple[Tensor, Tensor, list[Tensor]]:
         """For the times, states and residuals of a chunk; the same again where nobody needs the old contents."""

@@ -110,7 +110,7 @@ class ACA:
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
         failure, run.failure = run.failure, None  # handed over: its traceback may hold ys, and ys the run
         boundaries = p.control.boundaries(p.ts, run.times) if p.dense else ()
-        return Outcome(ys, failure or unreached, run.times, bases, boundaries)
+        return Outcome(ys, failure or unreached, run.accepted, bases, boundaries)
 
     def _rehearsed(self, inputs: Inputs, p: Problem) -> tuple[Outcome, Pull]:
         """A solve without a graph, and the vector-Jacobian product of its outputs."""

@@ -23,7 +23,8 @@ from .replay import Ambience, Parts, without_graph
 class Run:
     """One forward pass: what its backward needs beside the saved tensors. Holds none of the outputs.
 
-    `end` is what the last step handed on, unless it stopped early.
+    `accepted` are the boundaries of all accepted steps, `times` those that the backward pass goes over: up to the last
+    output. `end` is what the last step handed on, unless the solve stopped early.
     """
 
     problem: Problem
@@ -34,6 +35,7 @@ class Run:
     kept: Sequence[int] = ()
     marks: list[Mark] = field(default_factory=list)
     times: Sequence[float] = ()
+    accepted: Sequence[float] = ()
     failure: SolverError | None = None
     end: Tensor | None = None
 
@@ -105,7 +107,8 @@ def forward(run: Run) -> tuple[Outcome, list[Tensor]]:
     p = without_graph(run.problem)
     shelf = Shelf[Tensor](limit_of(run.checkpoints))
     outcome = gather(p, taped(p, shelf, run))
-    run.times, run.failure = outcome.times, outcome.failure
+    run.times = run.accepted = outcome.times
+    run.failure = outcome.failure
     if outcome.failure is not None and not p.dense:  # steps behind the last output have no gradient
         run.times = reached(p.ts, outcome)
     kept = [n for n in shelf.states if n < run.n_steps]

@@ -92,7 +92,7 @@ class MALI:
         run = Reversal(Run(p, inputs, Ambience.here(p.y0)), method, self)
         ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
         failure, run.solve.failure = run.solve.failure, None  # handed over: its traceback may come to hold ys
-        return Outcome(ys, failure, run.solve.times, bases)
+        return Outcome(ys, failure, run.solve.accepted, bases)
 
 
 def reversible(p: Problem) -> Reversible:
@@ -131,7 +131,7 @@ class Reversal:
         p = without_graph(self.solve.problem)
         keeper = Keeper(p, self.settings.anchors)
         outcome = gather(p, keeper.steps())
-        self.solve.failure = outcome.failure
+        self.solve.failure, self.solve.accepted = outcome.failure, outcome.times
         complete = outcome.failure is None or p.dense  # else steps behind the last output have no gradient
         self.solve.times = outcome.times if complete else reached(p.ts, outcome)
         carries = keeper.up_to(self.solve.n_steps)
