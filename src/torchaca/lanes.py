@@ -30,9 +30,14 @@ def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
     ------
     NotImplementedError
         For what only a solve outside of vmap can do.
+    ValueError
+        If there are no lanes.
     """
-    if not isinstance(p.control, Adaptive) or not _mapped() or not any(map(has_lanes, (p.y0, *tensors))):
+    in_lanes = [x for x in (p.y0, *tensors) if has_lanes(x)] if _mapped() else []
+    if not isinstance(p.control, Adaptive) or not in_lanes:
         return False
+    if any(0 in Lanes.of(x).shape for x in in_lanes):
+        raise ValueError("torch.func.vmap over no lanes: there is nothing to solve, skip the call")
     unavailable = {
         "jump_ts is": bool(p.jumps) or p.one_sided,
         "dense=True is": p.dense,

@@ -35,7 +35,7 @@ def in_steps(p: Problem, f: Dynamics, gradient: Gradient, mode: str, transformed
         Where that cannot be.
     """
     refuse_steps(p, gradient, mode, transformed)
-    return replace(p, stepper=Steps(p, f, mode))
+    return replace(p, stepper=Steps(p, f, mode)) if p.y0.numel() else p  # no component, no work
 
 
 @dataclass(frozen=True)
