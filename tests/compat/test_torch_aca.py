@@ -32,7 +32,7 @@ class Decay(nn.Module):
         self.calls = []
 
     def forward(self, t, z):
-        self.calls.append(float(t))
+        self.calls.append(float(t.detach()))
         return -self.k * z * torch.cos(t)
 
     def solution(self, times, t0=0.0, k=None):
@@ -398,6 +398,77 @@ class TestGradients:
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < 0.5 * losses[0]
+
+
+class TestGradientsOfTimes:
+    """z(t1) = z0 exp(-k (sin t1 - sin t0)), by its ends, and by the times between them."""
+
+    @by_method
+    @by_call
+    @pytest.mark.parametrize("ends", [(0.1, 0.9), (0.9, 0.1)])
+    def test_of_the_ends(self, call, method, ends):
+        f = Decay()
+        t0, t1 = (nn.Parameter(torch.tensor([t], dtype=F64)) for t in ends)
+        out = call(f, f.z0, options_for(method, t0=t0, t1=t1))
+        grads = torch.autograd.grad(out.sum(), [t0, t1])
+        z1 = f.solution(ends[1], t0=ends[0]).sum()
+        k, close = f.k.item(), {"rtol": 3 * tolerance(method), "atol": 0}
+        torch.testing.assert_close(grads[0], (z1 * k * math.cos(ends[0])).reshape(1), **close)
+        torch.testing.assert_close(grads[1], (-z1 * k * math.cos(ends[1])).reshape(1), **close)
+
+    @by_method
+    def test_of_the_times_between(self, method):
+        f = Decay()
+        for times in (torch.tensor([0.3, 0.8], dtype=F64), torch.tensor(0.4, dtype=F64)):
+            times.requires_grad_()
+            for given in (times, [*times.reshape(-1)]):
+                (grad,) = torch.autograd.grad(
+                    odesolve(f, f.z0, options_for(method, t_eval=given)).sum(), times
+                )
+                z, close = (
+                    f.solution(times.detach()).sum((1, 2)),
+                    {"rtol": 5 * tolerance(method), "atol": 1e-4},
+                )
+                right = -f.k.detach() * z * torch.cos(times.detach())
+                torch.testing.assert_close(grad, right.reshape(grad.shape), **close)
+
+    def test_of_predefined_steps_and_dense_output(self):
+        f = Decay()
+        solver = odesolve(f, f.z0, options_for("Dopri5", dense_output=True), return_solver=True)
+        steps = torch.tensor([0.2, 0.5, 1.0], dtype=F64, requires_grad=True)
+        (grad,) = torch.autograd.grad(solver.integrate(f.z0, predefine_steps=steps).sum(), steps)
+        (right,) = torch.autograd.grad(
+            aca.solve(f, f.z0, torch.stack([0 * steps[0], steps[2]]), grid=[0.0, *steps], gradient="direct")
+            .ys[-1]
+            .sum(),
+            steps,
+        )
+        torch.testing.assert_close(grad, right)
+        at = torch.tensor([0.3, 0.6], dtype=F64, requires_grad=True)
+        (grad,) = torch.autograd.grad(solver.evaluate_dense_mode(at).sum(), at)
+        z = f.solution(at.detach()).sum((1, 2))
+        torch.testing.assert_close(grad, -f.k.detach() * z * torch.cos(at.detach()), rtol=1e-3, atol=0)
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own
+    def test_made_without_grad_mode_and_in_forward_mode(self):
+        f, t1 = Decay(), torch.tensor(0.9, dtype=F64, requires_grad=True)
+        with torch.no_grad():
+            solver = odesolve(f, f.z0, options_for("RK45", t1=t1), return_solver=True)
+        (grad,) = torch.autograd.grad(solver.integrate(f.z0).sum(), t1)
+        one = torch.ones((), dtype=F64)
+
+        def end(t):
+            return odesolve(f, f.z0, options_for("RK45", t1=t)).sum()
+
+        torch.testing.assert_close(torch.func.jvp(end, (t1.detach(),), (one,))[1], grad)
+
+    @by_call
+    @pytest.mark.parametrize("key", ["h", "rtol", "atol", "safety"])
+    def test_other_tensors_are_not_differentiated(self, call, key):
+        f = Decay()
+        x = torch.tensor(0.1, requires_grad=True)
+        with pytest.raises(ValueError, match=rf"{key} is not differentiated: pass {key}\.detach"):
+            call(f, f.z0, options_for("Dopri5", **{key: x}))
 
 
 class TestRefusals:

@@ -12,15 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..control import Adaptive, FixedSteps
-from ..core import Gradient, host_times
+from ..core import Gradient, Time, Times, host_times, value
 from ..errors import did_you_mean
 from ..gradients import ACA, Direct
 from ..solve import Solution, find_method, run, times_of
 from ..state import structure_of
+from ..transforms import is_differentiated, refuse_lanes, tensors_in
 
 WITHOUT_EFFECT = {"print_neval", "print_direction", "delete_graph", "regenerate_graph", "step_dif_ratio"}
 KNOWN = WITHOUT_EFFECT | {
@@ -40,7 +41,8 @@ def odesolve(func: Func, z0: Any, options: dict[str, Any], return_solver: bool =
         The state at t0.
     options : dict
         method (required: "Euler", "RK2", "RK4" with h; "RK12", "RK23", "RK45", "Dopri5" adaptive), t0 = 0.0, t1 = 1.0,
-        h (first or fixed step), rtol = 1e-3, atol = 1e-6, neval_max = 500000, t_eval, dense_output, safety.
+        h (first or fixed step), rtol = 1e-3, atol = 1e-6, neval_max = 500000, t_eval, dense_output, safety. t0, t1 and
+        t_eval may be tensors, which are differentiated.
     return_solver : bool
         Return a `Solver` and integrate nothing yet.
     **more
@@ -73,8 +75,8 @@ class Options:
     """torch_ACA's options dict, read and checked."""
 
     method: str
-    t0: float = 0.0
-    t1: float = 1.0
+    t0: float | Tensor = 0.0
+    t1: float | Tensor = 1.0
     h: float | None = None
     rtol: float = 1e-3
     atol: float = 1e-6
@@ -100,10 +102,19 @@ class Options:
         given = {key: value for key, value in options.items() if key not in WITHOUT_EFFECT}
         for key in ("t0", "t1"):
             if key in given:
-                given[key] = float(given[key])
+                given[key] = _time(given[key], key)
+        for key in ("h", "rtol", "atol", "neval_max", "safety"):
+            refuse_lanes(given.get(key), key)
+            if any(map(is_differentiated, tensors_in(given.get(key)))):
+                raise ValueError(f"{key} is not differentiated: pass {key}.detach()")
         return Options(**given)
 
-    def control(self, steps: Sequence[float] | None) -> Adaptive | FixedSteps:
+    @property
+    def span(self) -> tuple[float, float]:
+        """t0 and t1 on the host."""
+        return value(self.t0), value(self.t1)
+
+    def control(self, steps: Sequence[Time] | None) -> Adaptive | FixedSteps:
         """Predefined steps, a fixed h, or adaptive ones."""
         method = find_method(self.method)
         if steps is not None:
@@ -130,7 +141,7 @@ class Solver:
     def integrate(
         self,
         z0: Any,
-        predefine_steps: Sequence[float] | None = None,
+        predefine_steps: Sequence[Time] | None = None,
         return_steps: bool = False,
         t_eval: Any = None,
     ) -> Any:
@@ -139,25 +150,25 @@ class Solver:
         Parameters
         ----------
         z0 : Tensor
-        predefine_steps : list of float, optional
+        predefine_steps : list of float or Tensor, optional
             Step from t0 over these times, without error control.
         return_steps : bool
-        t_eval : list of float, optional
+        t_eval : list of float or Tensor, optional
             Monotone, between t0 and t1.
         """
-        options = self.options
-        end = options.t1 if predefine_steps is None else float(predefine_steps[-1])
-        ts = times_of([options.t0, *(_listed(t_eval) or [end])], "t_eval")
-        low, high = min(options.t0, options.t1), max(options.t0, options.t1)
+        options, (t0, t1) = self.options, self.options.span
+        predefined = None if predefine_steps is None else _listed(predefine_steps)
+        ts = times_of(
+            [options.t0, *(_listed(t_eval) or [predefined[-1] if predefined else options.t1])], "t_eval"
+        )
+        low, high = min(t0, t1), max(t0, t1)
         for t in ts.values:
             if not low <= t <= high:
-                raise ValueError(
-                    f"t_eval holds {t:g}, which is not between t0 = {options.t0:g} and t1 = {options.t1:g}"
-                )
-        if (ts.values[-1] - options.t0) * (options.t1 - options.t0) < 0:
+                raise ValueError(f"t_eval holds {t:g}, which is not between t0 = {t0:g} and t1 = {t1:g}")
+        if (ts.values[-1] - t0) * (t1 - t0) < 0:
             raise ValueError("t_eval must run from t0 towards t1")
         structure = structure_of(z0)
-        steps = None if predefine_steps is None else _up_to(predefine_steps, options.t0, ts.values[-1])
+        steps = None if predefined is None else _up_to(predefined, t0, ts)
         self.solution = run(
             self.func,
             structure.pack(z0),
@@ -175,7 +186,7 @@ class Solver:
     def evaluate_dense_mode(self, t_eval: Any) -> Any:
         """Values at any times of the last `integrate`, without integrating again."""
         times = _listed(t_eval)
-        values = self._dense()(torch.tensor(times, dtype=torch.float64, device="cpu"))
+        values = self._dense()(times)
         return pytree.tree_map(lambda y: y[0] if len(times) == 1 else y, values)
 
     def __call__(self, t: Any) -> Any:
@@ -197,7 +208,14 @@ def _listed(times: Any) -> list[Any]:
     return list(times) if isinstance(times, (list, tuple)) else list(host_times(times).reshape(-1))
 
 
-def _up_to(steps: Sequence[float], t0: float, end: float) -> list[float]:
+def _time(t: Any, name: str) -> float | Tensor:
+    """One time: a tensor as it is, since somebody may differentiate with respect to it, else a number."""
+    (number,) = times_of([t], name).values
+    return t if isinstance(t, Tensor) else number
+
+
+def _up_to(steps: Sequence[Time], t0: float, ts: Times) -> list[Time]:
     """The predefined steps as far as the last output, ending there."""
+    end = ts.values[-1]
     sign = -1.0 if end < t0 else 1.0
-    return [*(float(t) for t in steps if sign * float(t) < sign * end), end]
+    return [*(t for t in steps if sign * value(t) < sign * end), ts[len(ts) - 1]]
