@@ -21,6 +21,7 @@ SRC = ROOT / "src"
 LAYERS = (
     "layout",
     "core",
+    "transforms",
     "errors",
     "elsewhere",
     "state",

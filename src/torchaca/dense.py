@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from .core import Method, Time, combined, host_times, value
 from .layout import joined, ordered
 from .state import Structure
+from .transforms import refuse_lanes
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class DenseOutput:
         ValueError
             For times outside of the solve.
         """
+        refuse_lanes(t, "t")
         at = host_times(t)
-        wanted = at.detach().reshape(-1).numpy()
+        wanted = np.array(at.detach().reshape(-1).tolist())  # a tensor of torch.func has no memory of its own
         ends = np.array([value(b) for b in self.boundaries])
         low, high = min(ends[0], ends[-1]), max(ends[0], ends[-1])
         # Times in the state's precision may lie one rounding outside.

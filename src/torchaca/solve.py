@@ -40,6 +40,7 @@ from .state import Structure, structure_of
 from .stepping import steps
 from .summary import describe, describe_settings
 from .trace import Trace
+from .transforms import is_differentiated, refuse_lanes, tensors_in
 
 ON_FAILURE = ("raise", "status", "nan")
 
@@ -516,8 +517,9 @@ def times_of(t: Any, name: str) -> Times:
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, NotImplementedError
     """
+    refuse_lanes(t, name)
     try:
         tensor = host_times(t)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -533,7 +535,7 @@ def times_of(t: Any, name: str) -> Times:
     for i, value in enumerate(values):
         if not math.isfinite(value):
             raise ValueError(f"{name}[{i}] is {value}: times must be finite")
-    times = Times(values, tensor if tensor.requires_grad and torch.is_grad_enabled() else None)
+    times = Times(values, tensor if is_differentiated(tensor) else None)
     for i in range(1, len(values)):
         if times.sign * values[i] < times.sign * values[i - 1]:
             raise ValueError(
@@ -571,7 +573,8 @@ class StepOptions:
         """
         named = {name: value for name, value in vars(self).items() if value is not None}
         for name, value in named.items():
-            if name != "grid" and isinstance(value, Tensor) and value.requires_grad:
+            refuse_lanes(value, name)
+            if name not in ("grid", "norm") and any(map(is_differentiated, tensors_in(value))):
                 raise ValueError(f"{name} is not differentiated: pass {name}.detach()")
         if given is not None:
             if named:
