@@ -135,10 +135,17 @@ class Stats:
 
 @dataclass(frozen=True)
 class Times:
-    """The output times: host values that steer, and the tensor that carries their derivative, if wanted."""
+    """The output times: host values that steer, and the tensor that carries their derivative, if wanted.
+
+    `moving`: somebody differentiates with respect to them, also where a forward pass goes without the tensor.
+    """
 
     values: tuple[float, ...]
     tensor: Tensor | None = None
+    moving: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "moving", self.moving or self.tensor is not None)
 
     @cached_property
     def sign(self) -> float:
@@ -168,12 +175,12 @@ class Times:
 
         Where the times carry derivatives, only the first: one that shares its value moves along the solution.
         """
-        if self.tensor is not None and self.values[0] != self.values[-1]:
+        if self.moving and self.values[0] != self.values[-1]:
             return 1
         return self.up_to(self.values[0])
 
     def detached(self) -> Times:
-        return Times(self.values) if self.tensor is not None else self
+        return Times(self.values, moving=self.moving) if self.tensor is not None else self
 
 
 class Step(Protocol):
@@ -374,6 +381,10 @@ class Problem:
     def slope(self, t0: Time, t1: Time, y0: Tensor) -> Tensor:
         """f at the start of a step from t0 to t1."""
         return self.between(t0, t1)(t0, y0)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Around evaluations that outputs alone need: a stateful f, evaluated anew in the next step, forgets them."""
+        return self.effects.undone() if self.effects and self.effects.stateful else nullcontext()
 
     def reuses(self, t: Time) -> bool:
         """Whether f at the end of a step that ends at `t` is f at the start of the next one."""

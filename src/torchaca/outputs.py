@@ -24,10 +24,12 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
             boundaries.append(step.t1)
             reached = p.ts.up_to(times[-1])
             if reached > done:
-                parts.append(emit(p.ts, step, done, reached))
+                with p.aside():
+                    parts.append(emit(p.ts, step, done, reached))
                 done = reached
             if p.dense:
-                bases.append(step.basis())
+                with p.aside():
+                    bases.append(step.basis())
     except SolverError as error:
         failure = error.with_traceback(None)  # its frames hold all states
     ys = joined(parts, p.y0) if len(parts) > 1 else parts[0]
@@ -37,10 +39,10 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
 def inside(ts: Times, t1: Time, first: int, last: int) -> list[int]:
     """Which of the outputs `first:last`, all in a step to `t1`, are on its interpolant; the others are its end state.
 
-    An output whose time carries a derivative is the end state only if the step ends there because of it;
-    another one that happens to fall on the same value moves along the interpolant.
+    An output whose time is differentiated is the end state only if the step ends there because of it, at the very same
+    object; another one that happens to fall on the same value moves along the interpolant.
     """
-    if ts.tensor is not None:
+    if ts.moving:
         return [i for i in range(first, last) if ts[i] is not t1]
     end = value(t1)
     return [i for i in range(first, last) if ts.values[i] != end]

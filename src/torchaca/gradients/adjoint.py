@@ -235,7 +235,7 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
         p = without_graph(run.problem)
         kept: list[Tensor] = []
-        outcome = gather(p, run.recorded.taking(steps(p), kept) if run.recorded else steps(p))
+        outcome = gather(p, run.recorded.taking(steps(p), kept, p.aside) if run.recorded else steps(p))
         ctx.run, ctx.kept = run, len(kept)
         ctx.save_for_backward(outcome.ys, *kept, *run.inputs.without_late(tensors))
         run.times, run.failure = outcome.times, outcome.failure

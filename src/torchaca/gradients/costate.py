@@ -12,7 +12,8 @@ a Gauss-Legendre quadrature over the interpolant of each backward step (as `Gaus
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +60,16 @@ class Recorded:
     def __post_init__(self) -> None:
         self.columns = polynomials(self.method)
 
-    def taking(self, accepted: Iterable[Step], into: list[Tensor]) -> Iterator[Step]:
-        """The same steps; their coefficients are put into the list."""
+    def taking(
+        self,
+        accepted: Iterable[Step],
+        into: list[Tensor],
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Iterator[Step]:
+        """The same steps; their coefficients are put into the list, evaluated `aside` (see `Problem.aside`)."""
         for step in accepted:
-            into.append(combined(self.columns.T, step.basis()))
+            with aside():
+                into.append(combined(self.columns.T, step.basis()))
             yield step
 
     def __call__(self, t: float) -> Tensor:
