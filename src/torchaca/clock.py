@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .control import Adaptive
-from .core import Times
-from .stepping import TINY, TOO_SMALL
+from .core import Problem, Times
+from .dynamics import Dynamics
+from .errors import warn
+from .stepping import TOO_SMALL
 
+COARSE = 0.01  # of a step: where neighbouring times of f are farther apart, its stages are at the wrong times
+TINY = 1e-30  # of the span: near zero, nothing shorter is a time between two others
 STEP = 1.6 * TOO_SMALL * 2.0**-52  # of t: what steps are longer than, and to spare
 
 
@@ -52,3 +63,143 @@ def merged(control: Adaptive, ts: Times, dtype: torch.dtype) -> Adaptive:
 def _nearest(t: float, times: Sequence[float]) -> float:
     n = bisect_left(times, t)
     return min(times[max(n - 1, 0) : n + 1], key=lambda other: abs(other - t))
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """A clock that is too coarse for a solve: near `t`, times of f are `apart`, and steps are of a `size`."""
+
+    t: float
+    apart: float
+    size: float
+    dtype: torch.dtype
+
+
+def coarse(times: Any, dtype: torch.dtype) -> Coarse | None:
+    """What is wrong with handing f its times in `dtype`, if that cannot resolve most of the steps between `times`.
+
+    Parameters
+    ----------
+    times : list or array of float, shape `(n + 1, ...)`
+        Where steps start and end; further dimensions are independent solves.
+    """
+    ends = np.asarray(times, dtype=np.float64)
+    sizes = np.abs(np.diff(ends, axis=0))
+    steps = sizes > 0  # of a solve that is done earlier than others, none are left
+    if not steps.any():
+        return None
+    places = np.maximum(np.abs(ends[1:]), np.abs(ends[:-1]))[steps]
+    apart = np.spacing(places.astype(np.float32 if dtype == torch.float32 else np.float64)).astype(np.float64)
+    # Of most steps: a jump, or a sharp bend, may take a few that are as small as that.
+    ratios = apart / sizes[steps]
+    if not np.median(ratios) > COARSE:
+        return None
+    middle = int(np.argsort(ratios)[len(ratios) // 2])
+    return Coarse(float(places[middle]), float(apart[middle]), float(sizes[steps][middle]), dtype)
+
+
+def warn_of_coarse_clock(found: Coarse, reads_time: bool | None) -> None:
+    """Say that f cannot tell the stages of a step apart; `reads_time` is None if that is not known."""
+    if reads_time is False:
+        return
+    if_so = "" if reads_time else "if it depends on t, "
+    cure = (
+        ""
+        if found.dtype == torch.float64
+        else ", or use a float64 state, y0.double(): f gets t in float64 then"
+    )
+    warn(
+        f"f gets the time in {found.dtype}, which near t = {found.t:.6g} has a number every {found.apart:.2g}, and a "
+        f"step is {found.size:.2g} long: {if_so}f cannot tell the stages of a step apart, and the solution is wrong. "
+        f"Shift t to start at 0 (solve over t - t[0], and let f add t[0] where it needs the date){cure}"
+    )
+
+
+def check_clock(p: Problem, times: Any, *, hidden: bool = False) -> bool:
+    """Warn if f got its times too coarsely for the steps between `times`; whether they were.
+
+    `hidden`: a transform is active, in which f is not asked whether it reads the time.
+    """
+    found = coarse(times, p.y0.dtype.to_real())
+    if found is not None:
+        known = not hidden and isinstance(p.f, Dynamics)
+        warn_of_coarse_clock(found, reads_time(p.f, p) if known and isinstance(p.f, Dynamics) else None)
+    return found is not None
+
+
+def reads_time(f: Dynamics, p: Problem) -> bool:
+    """Whether f uses the time that it is given: one more evaluation at the start, which leaves no effect."""
+    seen = Seen(f.time(p.ts.values[0]).clone())
+    try:
+        with (
+            p.effects.undone() if p.effects else nullcontext(),
+            torch.set_grad_enabled(f.needs_grad),
+            seen.watched(),
+        ):
+            f.evaluate(seen.tensor, p.y0.detach().requires_grad_(f.needs_grad))
+    except Exception:  # whatever it minds, it is no answer
+        return True
+    return seen.used
+
+
+class Seen:
+    """Whether a tensor takes part in anything."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.used = tensor, False
+        self._memory = tensor.untyped_storage().data_ptr()
+
+    def watched(self) -> _Watched:
+        return _Watched(self)
+
+    def note(self, args: Any, kwargs: Any) -> None:
+        """Note a call with these arguments."""
+        for x in pytree.tree_leaves((args, kwargs)):
+            mine = isinstance(x, Tensor) and (x is self.tensor or self._shares(x))
+            self.used = self.used or mine
+
+    def _shares(self, x: Tensor) -> bool:
+        try:
+            return x.untyped_storage().data_ptr() == self._memory
+        except (RuntimeError, NotImplementedError):  # it has none
+            return False
+
+
+class _Watched:
+    """Calls from Python, and operations that come from elsewhere (a scripted f)."""
+
+    def __init__(self, seen: Seen) -> None:
+        self.modes = (_Calls(seen), _Operations(seen))
+
+    def __enter__(self) -> None:
+        for mode in self.modes:
+            mode.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        for mode in reversed(self.modes):
+            mode.__exit__(*raised)
+
+
+class _Calls(TorchFunctionMode):
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") != "__get__":  # a dtype or a device is no value
+            self.seen.note(args, kwargs)
+        return func(*args, **(kwargs or {}))
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.seen.note(args, kwargs)
+        return func(*args, **(kwargs or {}))

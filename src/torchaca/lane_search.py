@@ -24,7 +24,7 @@ from .control import Adaptive
 from .core import Problem
 from .errors import SolverError
 from .pace import at_dt_min, next_dt, propose, ulp
-from .stepping import BAD_RATIO, TOO_SMALL, smallest
+from .stepping import BAD_RATIO, TOO_SMALL, smallest, smallest_step
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ class Search:
             t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
             dt = torch.full_like(t, control.dt0 or 0.0) if dt0 is None else dt0
             usable = torch.isfinite(dt) & (dt > smallest(p))
-            dt = torch.where(usable, dt, 1e-6 * _span(p)).clamp(min=control.dt_min)
+            least = 0.0 if control.dt0 else 2 * smallest_step(p, p.ts.values[0])
+            dt = torch.where(usable, dt, 1e-6 * _span(p)).clamp(min=max(control.dt_min, least))
             stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
             none = torch.zeros_like(t, dtype=torch.bool)
             ratios = [torch.ones_like(t)] * 2

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
@@ -17,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from . import compiled
-from .clock import merged
+from .clock import check_clock, merged
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .control import Adaptive, FixedSteps, Norm
 from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, host_times
@@ -301,6 +302,8 @@ def run(
     elif compile:
         outcome = compiled.solved(problem, dynamics, gradient, transformed())
     if outcome is None:
+        if outcome is not None:
+            check_clock(problem, outcome.times)
         outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
     settings = describe_settings(method, problem.control, gradient)
     return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics), settings)
@@ -309,7 +312,7 @@ def run(
 def _solved(
     p: Problem, f: Dynamics, gradient: Gradient, declared: tuple[Tensor, ...], declared_alone: bool
 ) -> Outcome:
-    """Solve under the gradient method, or without a graph where nothing wants one."""
+    """Evaluate f once, and solve under the gradient method, or without a graph where nothing wants one."""
     if p.ts.values[0] == p.ts.values[-1]:
         return _at_rest(p)
     in_transform = transformed()
@@ -334,8 +337,6 @@ def _solved(
         _refuse_gathered(f.gathered, p, gradient)
     if p.effects and p.effects.random and isinstance(p.control, Adaptive):
         warn_of_noise()
-    if in_graph:
-        return gradient(p, inputs)
     if declared or declared_alone:
         inputs = inputs.declaring(declared, alone=declared_alone)
     grid = p.control.grid if isinstance(p.control, FixedSteps) else None
@@ -349,6 +350,13 @@ def _solved(
     if isinstance(gradient, MALI):
         reversible(p)  # what training will refuse, evaluation refuses as well
     with torch.no_grad():
+    outcome = gradient(p, inputs) if in_graph else _with_gradient(p, gradient, inputs)
+    check_clock(p, outcome.times, hidden=in_transform)
+    return outcome
+
+
+def _with_gradient(p: Problem, gradient: Gradient, inputs: Inputs) -> Outcome:
+    """Solve under a gradient method that is told its inputs, or without a graph where none of them wants one."""
         return gather(p, steps(p))
 
 
@@ -472,11 +480,15 @@ def _solution(
 def _output_times(given: Any, ts: Times, f: Dynamics) -> Tensor:
     if isinstance(given, Tensor):
         return given
-    return torch.tensor(ts.values, dtype=f.time_dtype, device=f.device)
+    dtype = f.time_dtype
+    if dtype == torch.float32 and len(set(np.asarray(ts.values, np.float32).tolist())) < len(set(ts.values)):
+        dtype = torch.float64
+    return torch.tensor(ts.values, dtype=dtype, device=f.device)
 
 
 def find_method(method: str | Method) -> Method:
     """The method of that name, or the object itself."""
+    """The times as they were given; numbers in f's dtype of time, or float64 where that cannot tell them apart."""
     if isinstance(method, str):
         known = {**METHODS, **ALIASES}
         if method not in known:

@@ -124,7 +124,7 @@ def search(
             t1, clipped = pace.propose(t, stop, end)
             size = abs(value(t1) - value(t))
             # However near a stop is, a first step onto it makes sense.
-            if value(t1) != stop or history.rejections or size > TOO_SMALL * math.ulp(value(t)):
+            if value(t1) != stop or history.rejections or size > smallest_step(p, value(t)):
                 _refuse(p, control, history, value(t), size, y, explain)
             mark = p.effects.mark() if p.effects else None
             if p.watch:
@@ -166,12 +166,19 @@ def _first(p: Problem, control: Adaptive, f0: Tensor, through: bool) -> Time:
     silent = p.effects.undone() if p.effects else nullcontext()
     with silent, torch.set_grad_enabled(through and torch.is_grad_enabled()):
         dt = control.initial_step(p, f0, in_double if through else on_host)
-    size = value(dt)
+    size, least = value(dt), 2 * smallest_step(p, p.ts.values[0])
     if not math.isfinite(size) and not bool(torch.isfinite(f0).all()):
         raise diagnose(p, control, History(), "first-step", p.ts.values[0], 0.0, p.y0)
     if not (math.isfinite(size) and size >= control.dt_min and size > smallest(p)):
         return max(control.dt_min, 1e-6 * abs(p.ts.values[-1] - p.ts.values[0]))
+    if size < least:  # a guess such as 1e-6 says nothing of a time such as 1.7e9
+        return least
     return dt if through else size
+
+
+def smallest_step(p: Problem, t: float) -> float:
+    """The size that steps at t are larger than, but those onto a stop."""
+    return max(TOO_SMALL * math.ulp(t), smallest(p))
 
 
 def _trial(

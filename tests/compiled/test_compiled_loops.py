@@ -268,3 +268,16 @@ NEAR = [0.5 + i * math.ulp(0.5) for i in range(-2, 12)]
 def test_jumps_and_ends_as_near_as_rounding(times):
     y0 = torch.ones(2, dtype=torch.float64)
     assert_equal(*both(lambda t, y: torch.where(t < 0.5, 1.0, -2.0) * y, y0, times, jump_ts=NEAR))
+
+
+@pytest.mark.parametrize("options", [{}, {"n_steps": 5}], ids=str)
+def test_times_that_float32_cannot_resolve(options):
+    f, y0 = Net(dtype=torch.float32), torch.zeros(2)
+    with pytest.warns(UserWarning, match="cannot tell the stages of a step apart") as caught:
+        torchaca.solve(f, y0, [1.7e9, 1.7e9 + 10.0], compile=True, **options)
+    assert len(caught) == 1
+
+
+def test_the_first_step_is_one_that_the_time_resolves():
+    y0 = torch.zeros(2, dtype=torch.float64)
+    assert_equal(*both(lambda t, y: 1 - y, y0, [1.7e9, 1.7e9 + 10.0], rtol=1e-5))

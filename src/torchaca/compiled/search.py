@@ -77,7 +77,8 @@ def first_dt(
     size = control.guessed_step(f, t, y, f0, limit.sign, limit.reach, order)
     usable = torch.isfinite(size) & (size >= limit.dt_min) & (size > limit.smallest)
     hopeless = ~torch.isfinite(size) & ~torch.isfinite(f0).all()
-    return torch.where(usable, size, torch.where(hopeless, 0.0, limit.fallback))
+    least = 2 * torch.maximum(TOO_SMALL * ulp(t), limit.smallest)
+    return torch.where(usable, torch.maximum(size, least), torch.where(hopeless, 0.0, limit.fallback))
 
 
 def may_go_on(s: State, limit: Limits, room: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
-from ..clock import merged
+from ..clock import check_clock, coarse, merged
 from ..control import Adaptive, FixedSteps
 from ..core import Method, Outcome, Problem
 from ..dynamics import Dynamics
@@ -217,7 +217,10 @@ class Run:
         recorded = self.recorded and replace(self.recorded, times=self.times, coefficients=kept)
         backward = Backward(self.settings, self.problem, self.inputs, parts, recorded, self.f0)
         try:
-            return backward.integrate(ys, grad_ys)
+            grads = backward.integrate(ys, grad_ys)
+            if coarse(self.times, self.problem.y0.dtype.to_real()) is None:  # which has been said
+                check_clock(self.problem, backward.times)
+            return grads
         except SolverError as error:
             error.backward = True
             if self.settings.translate is None:

@@ -122,6 +122,7 @@ class Backward:
         self.structure = structure_of(self._integrated(y, y, [x.detach() for x in self.wrt]))
         self.sparse: dict[int, int] = {}
         self.dt: float | None = None
+        self.times: list[float] = []
 
     def _integrated(self, y: Any, lam: Any, totals: Sequence[Any]) -> tuple[Any, ...]:
         """Of the three, what is a part of the integrated state."""
@@ -183,8 +184,10 @@ class Backward:
             watch=self._watch if self.settings.watch else None,
         )
         z = problem.y0
+        self.times = self.times or [start]
         for step in self._sized(problem):
             z = step.y1
+            self.times.append(value(step.t1))
             if self.nodes and (self.wrt or self.late):
                 self._add_quadrature(step)
         _, lam, totals = self._at(end, z)
