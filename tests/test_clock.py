@@ -125,7 +125,7 @@ def test_the_first_step_is_one_that_the_time_resolves(method):
         lanes = vmap(
             lambda y: solve(lambda t, y: 1 - y, y, [1.7e9, 1.7e9 + 10.0], method=method, rtol=1e-3).ys
         )(starts)
-        torch.testing.assert_close(lanes[:, -1], torch.ones_like(starts), rtol=1e-2, atol=0)
+        torch.testing.assert_close(lanes[:, -1], torch.ones_like(starts), rtol=5e-2, atol=0)
 
 
 def test_before_an_error():
@@ -218,6 +218,17 @@ def test_ordinary_float32_solves_have_nothing_to_hear(case):
     t, options = ORDINARY[case]
     with torch.no_grad():
         assert not warned(t=t, **options)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, vmap], ids=["alone", "in lanes"])
+def test_a_solve_that_leaves_to_infinity_has_nothing_to_hear(wrap):
+    """Most of its steps are as small as rounding, just before the place."""
+    starts = torch.tensor([3.0, 3.0])
+
+    def end(y0):
+        return solve(lambda t, y: y * y + 0 * t, y0, [0.0, 0.2, 1.0], on_failure="nan").ys[-1]
+
+    assert wrap(end)(starts).isnan().all()
 
 
 def test_a_few_small_steps_at_a_jump_are_none_of_its_business():

@@ -95,3 +95,110 @@ def test_a_state_without_components_in_a_map(options):
 def test_a_map_over_nothing_is_refused():
     with pytest.raises(ValueError, match=r"vmap over no lanes.*skip"):
         torch.func.vmap(lambda y: solve(lambda t, y: -y, y, T).ys)(torch.ones(0, 2))
+
+
+# Lanes of vmap.
+
+
+def growing(t, y, w):
+    """y' = w y^2 leaves to infinity at t = 1 / (w y0)."""
+    return w * y * y
+
+
+def lanes_of(starts, w, on_failure, f=growing, times=(0.0, 0.2, 0.5, 1.0), **options):
+    found = []
+
+    def lane(y0):
+        sol = solve(f, y0, list(times), args=(w,), on_failure=on_failure, **{"rtol": 1e-6, **options})
+        found.append(sol)
+        return sol.ys
+
+    return torch.func.vmap(lane)(starts), found[0]
+
+
+ENDS = {
+    "later": ([0.3, 3.0, 0.7], [4, 2, 4]),
+    "at once": ([0.3, float("nan"), 0.7], [4, 1, 4]),
+    "two": ([9.0, 0.3, 1.4], [1, 4, 3]),
+    "all": ([9.0, 3.0, float("inf")], [1, 2, 1]),
+}
+METHODS_IN_LANES = [name for name in ADAPTIVE if not hasattr(METHODS[name], "resume")]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own
+@pytest.mark.parametrize("on_failure", ["nan", "status"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_lane_fails_alone(ends, on_failure):
+    starts, reached = torch.tensor(ENDS[ends][0], dtype=DOUBLE, requires_grad=True), ENDS[ends][1]
+    w = torch.tensor(1.0, dtype=DOUBLE, requires_grad=True)
+    ys, sol = lanes_of(starts, w, on_failure)
+    assert sol.failure is not None
+    assert sol.status in ("step-size", "max-steps")
+    right_y0, right_w, total = torch.zeros_like(starts), 0.0, torch.zeros((), dtype=DOUBLE)
+    t = torch.tensor([0.2, 0.5, 1.0], dtype=DOUBLE)
+    for i, n in enumerate(reached):
+        assert ys[i, n:].isnan().all()
+        assert torch.equal(ys[i, :1].nan_to_num(), starts[i : i + 1].nan_to_num())
+        if n > 1:
+            shrink = 1 - t[: n - 1] * starts.detach()[i]
+            torch.testing.assert_close(ys[i, 1:n], starts.detach()[i] / shrink, rtol=1e-4, atol=0)
+            right_y0[i] = (shrink**-2).sum()
+            right_w += (t[: n - 1] * (starts.detach()[i] / shrink) ** 2).sum().item()
+            total = total + ys[i, 1:n].sum()
+    if max(reached) > 1:
+        slope_y0, slope_w = torch.autograd.grad(total, [starts, w])
+        healthy = torch.tensor(reached) > 1
+        torch.testing.assert_close(slope_y0[healthy], right_y0[healthy], rtol=1e-3, atol=0)
+        assert slope_w.item() == pytest.approx(right_w, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("method", METHODS_IN_LANES)
+def test_a_lane_fails_alone_in_every_method(method):
+    starts, w = torch.tensor([0.3, 3.0, 0.7], dtype=DOUBLE), torch.tensor(1.0, dtype=DOUBLE)
+    options = {"method": method, "max_steps": 300, "rtol": 1e-3}
+    ys, _ = lanes_of(starts, w, "nan", **options)
+    assert ys.isfinite().sum(1).tolist() == [4, 2, 4]
+    healthy = starts[[0, 2]]
+    torch.testing.assert_close(ys[[0, 2], -1], healthy / (1 - healthy), rtol=3e-1, atol=0)
+    slopes = torch.func.jacrev(lambda w: lanes_of(starts, w, "nan", **options)[0][[0, 2], -1])(w)
+    torch.testing.assert_close(slopes, healthy**2 / (1 - healthy) ** 2, rtol=5e-1, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("step-size", {}), ("max-steps", {"max_steps": 6}), ("dt-min", {"dt_min": 0.05, "dt0": 0.05})],
+    ids=["step-size", "max-steps", "dt-min"],
+)
+def test_every_reason_for_a_lane_to_fail(kind, options):
+    starts = torch.tensor([0.1, 2.0], dtype=DOUBLE)
+
+    def lane(y, on_failure):
+        sol = solve(lambda t, y: y * y, y, [0.0, 0.02, 1.0], on_failure=on_failure, **options)
+        assert on_failure == "raise" or sol.status == kind
+        return sol.ys
+
+    for on_failure in ("nan", "status"):
+        ys = torch.func.vmap(lambda y, on_failure=on_failure: lane(y, on_failure))(starts)
+        assert ys[0].isfinite().all()
+        assert ys[1, 2].isnan()
+    with pytest.raises(SolverError, match="a lane of vmap") as caught:
+        torch.func.vmap(lambda y: lane(y, "raise"))(starts)
+    assert caught.value.kind == kind
+
+
+def test_nested_maps_and_nested_states_fail_alone():
+    starts = torch.tensor([[0.3, 3.0], [9.0, 0.7], [0.1, 0.2]], dtype=DOUBLE)
+
+    def f(t, y):
+        return {"y": -(y["y"] ** 2), "still": 0 * y["still"]}
+
+    def lane(y0):
+        ys = solve(f, {"y": y0, "still": torch.ones(2, dtype=DOUBLE)}, [1.0, 0.0], on_failure="nan").ys
+        return ys["y"], ys["still"]
+
+    y, still = torch.func.vmap(torch.func.vmap(lane))(starts)
+    failed = starts > 1.0
+    assert torch.equal(y[..., 1].isnan(), failed)
+    assert torch.equal(still[..., 1, :].isnan().all(-1), failed)
+    assert (still[..., 0, :] == 1).all()

@@ -75,13 +75,15 @@ class Coarse:
     dtype: torch.dtype
 
 
-def coarse(times: Any, dtype: torch.dtype) -> Coarse | None:
+def coarse(times: Any, dtype: torch.dtype, *, failed: bool = False) -> Coarse | None:
     """What is wrong with handing f its times in `dtype`, if that cannot resolve most of the steps between `times`.
 
     Parameters
     ----------
     times : list or array of float, shape `(n + 1, ...)`
         Where steps start and end; further dimensions are independent solves.
+    failed : bool
+        Steps count by their sizes: those of a solve that failed may mostly be a search for the place where it did.
     """
     ends = np.asarray(times, dtype=np.float64)
     sizes = np.abs(np.diff(ends, axis=0))
@@ -91,11 +93,12 @@ def coarse(times: Any, dtype: torch.dtype) -> Coarse | None:
     places = np.maximum(np.abs(ends[1:]), np.abs(ends[:-1]))[steps]
     apart = np.spacing(places.astype(np.float32 if dtype == torch.float32 else np.float64)).astype(np.float64)
     # Of most steps: a jump, or a sharp bend, may take a few that are as small as that.
-    ratios = apart / sizes[steps]
-    if not np.median(ratios) > COARSE:
-        return None
-    middle = int(np.argsort(ratios)[len(ratios) // 2])
-    return Coarse(float(places[middle]), float(apart[middle]), float(sizes[steps][middle]), dtype)
+    sizes = sizes[steps]
+    order = np.argsort(apart / sizes)
+    counted = np.cumsum(sizes[order] if failed else np.ones_like(order))
+    middle = int(order[np.searchsorted(counted, counted[-1] / 2)])
+    t, gap, size = float(places[middle]), float(apart[middle]), float(sizes[middle])
+    return Coarse(t, gap, size, dtype) if gap > COARSE * size else None
 
 
 def warn_of_coarse_clock(found: Coarse, reads_time: bool | None) -> None:
@@ -115,16 +118,15 @@ def warn_of_coarse_clock(found: Coarse, reads_time: bool | None) -> None:
     )
 
 
-def check_clock(p: Problem, times: Any, *, hidden: bool = False) -> bool:
-    """Warn if f got its times too coarsely for the steps between `times`; whether they were.
+def check_clock(p: Problem, times: Any, *, failed: bool = False, hidden: bool = False) -> None:
+    """Warn if f got its times too coarsely for the steps between `times`.
 
-    `hidden`: a transform is active, in which f is not asked whether it reads the time.
+    `failed`: see `coarse`. `hidden`: a transform is active, in which f is not asked whether it reads the time.
     """
-    found = coarse(times, p.y0.dtype.to_real())
+    found = coarse(times, p.y0.dtype.to_real(), failed=failed)
     if found is not None:
-        known = not hidden and isinstance(p.f, Dynamics)
-        warn_of_coarse_clock(found, reads_time(p.f, p) if known and isinstance(p.f, Dynamics) else None)
-    return found is not None
+        asked = p.f if isinstance(p.f, Dynamics) and not hidden else None
+        warn_of_coarse_clock(found, None if asked is None else reads_time(asked, p))
 
 
 def reads_time(f: Dynamics, p: Problem) -> bool:

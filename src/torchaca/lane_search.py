@@ -78,7 +78,8 @@ class Search:
     """Where the lanes are, and how they came there.
 
     `y` and `f0` are as each lane sees them, all other tensors plain, `(*lanes,)`: that makes their many small
-    operations cheaper. A lane is `stuck` where its error is too large at `dt_min`.
+    operations cheaper. A lane is `stuck` where its error is too large at `dt_min`. With `alone`, lanes that fail stop
+    where they are and the others go on; `failure` is that of the first.
     """
 
     p: Problem
@@ -92,10 +93,13 @@ class Search:
     ratios: list[Tensor]
     rejected: Tensor
     stuck: Tensor
+    failed: Tensor
+    alone: bool = False
+    failure: SolverError | None = None
     history: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @staticmethod
-    def of(p: Problem, control: Adaptive) -> Search:
+    def of(p: Problem, control: Adaptive, alone: bool = False) -> Search:
         """At the start, where every state and `p.f0` have all lanes."""
         f0, lanes = p.f0, Lanes.of(p.y0)
         assert f0 is not None
@@ -105,6 +109,7 @@ class Search:
             dt0 = lanes.gathered(control.initial_step(p, f0)) if control.dt0 is None else None
         with plain():
             t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
+            least = 0.0 if control.dt0 else 2 * smallest_step(p, p.ts.values[0])
             dt = torch.full_like(t, control.dt0 or 0.0) if dt0 is None else dt0
             usable = torch.isfinite(dt) & (dt > smallest(p))
             least = 0.0 if control.dt0 else 2 * smallest_step(p, p.ts.values[0])
@@ -112,20 +117,22 @@ class Search:
             stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
             none = torch.zeros_like(t, dtype=torch.bool)
             ratios = [torch.ones_like(t)] * 2
-        return Search(p, control, lanes, y0, f0, t, dt, stops, ratios, none, none)
+        return Search(p, control, lanes, y0, f0, t, dt, stops, ratios, none, none, none, alone)
 
     def boundaries(self) -> Tensor:
         """The times between which each lane steps, padded with its end: `(n, *lanes)`."""
-        start, end, stats = self.t, self.stops[-1], self.p.stats
+        start, stats = self.t, self.p.stats
         with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
             while proposed := self._propose():
                 self._try(*proposed)
+        if not self.history:
+            return start[None]
         with plain():
             times, active, accepted = map(torch.stack, zip(*self.history, strict=True))
             numbers = accepted.cumsum(0)
             stats.accepted += (most := int(numbers[-1].max()))
             stats.rejected += int((active.sum(0) - numbers[-1]).max())
-            boundaries = end.expand(most + 1, *end.shape).clone()
+            boundaries = self.t.expand(most + 1, *self.t.shape).clone()
             boundaries.scatter_(0, numbers * accepted, times)  # rejected trials: to row 0
             boundaries[0] = start
         return boundaries
@@ -134,10 +141,11 @@ class Search:
         """Which lanes are on their way, where their next trials end, and which of them a stop cuts short."""
         with plain():
             t = self.t
-            active = t != self.stops[-1]
-            t1, clipped = propose(t, self.dt, self._next_stop(), self.p.ts.sign, self.control.dt_max)
-            t1 = torch.where(active, t1, t)
-            return (active, t1, clipped) if self._goes_on(active, (t1 - t).abs()) else None
+            active, stop = (t != self.stops[-1]) & ~self.failed, self._next_stop()
+            t1, clipped = propose(t, self.dt, stop, self.p.ts.sign, self.control.dt_max)
+            first = (t1 == stop) & ~self.rejected  # however near a stop is
+            going = self._going(active, torch.where(first, torch.inf, (t1 - t).abs()))
+            return None if going is None else (going, torch.where(going, t1, t), clipped)
 
     def _try(self, active: Tensor, t1: Tensor, clipped: Tensor) -> None:
         """One trial in every lane; the lanes that are not active stay where they are."""
@@ -177,25 +185,38 @@ class Search:
         self.stuck = smallest & ~passes
         return passes
 
-    def _goes_on(self, active: Tensor, size: Tensor) -> bool:
-        """Whether a lane is still on its way, of those that can go on: read from the device at once.
+    def _going(self, active: Tensor, size: Tensor) -> Tensor | None:
+        """Which of the lanes that are on their way can make a trial of that size, None if none is left.
+
+        Reads the device once, and once more where a lane has failed.
 
         Raises
         ------
         SolverError
-            Where a lane cannot.
+            Where a lane cannot, unless lanes fail alone.
         """
         limit = torch.clamp(TOO_SMALL * ulp(self.t), min=smallest(self.p))
-        tiny, stuck = active & ~(size > limit), active & self.stuck
-        goes, *fails = torch.stack([active, tiny, stuck]).flatten(1).any(1).tolist()
         max_steps, dt_min = self.control.max_steps, self.control.dt_min
-        if fails[0]:
-            raise self._failure("step-size", tiny, "a step size fell below what time can resolve")
-        if fails[1]:
-            raise self._failure("dt-min", stuck, f"the error is too large at dt_min = {dt_min:g}")
-        if goes and len(self.history) == max_steps:
-            raise self._failure("max-steps", active, f"max_steps = {max_steps} trials are used up")
-        return goes
+        spent = active if len(self.history) == max_steps else torch.zeros_like(active)
+        reasons = {
+            "step-size": (active & ~(size > limit), "a step size fell below what time can resolve"),
+            "dt-min": (active & self.stuck, f"the error is too large at dt_min = {dt_min:g}"),
+            "max-steps": (spent, f"max_steps = {max_steps} trials are used up"),
+        }
+        masks = [lanes for lanes, _ in reasons.values()]
+        goes, *fails = torch.stack([active, *masks]).flatten(1).any(1).tolist()
+        for fails_so, (kind, (lanes, reason)) in zip(fails, reasons.items(), strict=True):
+            if not fails_so:
+                continue
+            failure = self._failure(kind, lanes, reason)
+            if not self.alone:
+                raise failure
+            self.failure = self.failure or failure
+            self.failed = self.failed | lanes
+        if any(fails):
+            active = active & ~self.failed
+            goes = bool(active.any())
+        return active if goes else None
 
     def _failure(self, kind: str, lanes: Tensor, reason: str) -> SolverError:
         t, dt = self.t[lanes].min().item(), self.dt.max().item()

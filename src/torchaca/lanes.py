@@ -8,6 +8,7 @@ solve of its own, and no derivative ever meets a rejected trial.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
-from .control import Adaptive
 from .clock import check_clock
+from .control import Adaptive
 from .core import Outcome, Problem, Step, has_lanes
 from .lane_search import Lanes, Search, plain
 from .layout import stacked
@@ -59,15 +60,20 @@ def _mapped() -> bool:
     return any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
 
 
-def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor]) -> Outcome:
+def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alone: bool = False) -> Outcome:
     """The outputs of all lanes, differentiable with the step sizes held constant.
 
     `stats` counts the evaluations for all lanes together; its steps are those of the lanes that have most of them.
 
+    Parameters
+    ----------
+    alone : bool
+        A lane that cannot go on has nan in the outputs that it did not reach, and the others are not concerned.
+
     Raises
     ------
     SolverError
-        When a lane cannot go on.
+        When a lane cannot go on, unless it fails alone.
     """
     # Every state has all lanes from the start: tensors without them could not be written into.
     zero = sum(
@@ -76,20 +82,71 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor]) -> 
     f0 = p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0) if p.f0 is None else p.f0
     zero = zero.detach().real.to(p.y0)
     p = replace(p, y0=p.y0 + zero, f0=f0 + zero)
-    search = Search.of(p, control)
+    search = Search.of(p, control, alone)
     boundaries, lanes = search.boundaries(), search.lanes
+    with plain():
+        times = boundaries.cpu().numpy()[:, ~search.failed.cpu().numpy()]
+    check_clock(p, times, hidden=True)
     outputs = _Outputs.of(p, lanes, boundaries)
+    resting = Resting.of(p, search, boundaries) if search.failure is not None else None
     with plain():
         rows = boundaries.unbind()
-    y, known = p.y0, p.f0
-    for n, (t0, t1) in enumerate(pairwise(map(lanes.spread, rows))):
+    y, known = (p.y0, p.f0) if resting is None else (resting.y0, resting.f0)
+    for n, (t0, t1) in enumerate(pairwise(rows)):
+        if resting is not None:
+            t0, t1, y, known = resting.aside(t0, t1, y, known)
+        t0, t1 = map(lanes.spread, (t0, t1))
         step = p.step(t0, t1, y, known)
-    with plain():
-        times = boundaries.cpu().numpy()
-    check_clock(p, times, hidden=True)
         outputs.write(n, step, t1)
         y, known = step.y1, step.known_f1
-    return Outcome(stacked(outputs.ys))
+    if resting is not None:
+        outputs.fill(len(rows) - 1)
+    failure, search.failure = search.failure, None  # handed over: its traceback would hold the search
+    return Outcome(stacked(outputs.ys), failure)
+
+
+@dataclass
+class Resting:
+    """Where lanes that have failed spend the rest of the solve: at its start, in a state at which f is finite.
+
+    Nothing that follows is theirs, but a product of zero with the derivative of f there is a part of the gradients that
+    all lanes share, and beside the state where a lane failed f may have none.
+    """
+
+    lanes: Lanes
+    failed: Tensor
+    start: Tensor
+    y0: Tensor
+    f0: Tensor
+
+    @staticmethod
+    def of(p: Problem, search: Search, boundaries: Tensor) -> Resting:
+        lanes, failed, f0 = search.lanes, search.failed, p.f0
+        assert f0 is not None
+        with plain():
+            start = boundaries[0]
+            y, k = (lanes.gathered(x).detach() for x in (p.y0, f0))
+            n = len(lanes.shape)
+            good = (torch.isfinite(y) & torch.isfinite(k)).reshape(*lanes.shape, -1).all(-1)
+            at_once = failed & (search.t == start) & ~good
+            healthy = y.flatten(0, n - 1)[good.flatten().int().argmax()]
+            healthy = torch.where(good.any(), healthy, 0.0)
+        y0 = p.y0
+        if bool(at_once.any()):
+            y0 = torch.where(lanes.spread(at_once), healthy, y0)
+            f0 = p.slope(p.ts[0], p.ts[len(p.ts) - 1], y0)
+        return Resting(lanes, failed, start, y0, f0)
+
+    def aside(
+        self, t0: Tensor, t1: Tensor, y: Tensor, known: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The times, states and slopes of a step; those of lanes that have failed are at rest."""
+        with plain():
+            rest = self.failed & (t0 == t1)
+            t0, t1 = (torch.where(rest, self.start, t) for t in (t0, t1))
+        here = self.lanes.spread(rest)
+        known = None if known is None else torch.where(here, self.f0, known)
+        return t0, t1, torch.where(here, self.y0, y), known
 
 
 @dataclass
@@ -114,8 +171,11 @@ class _Outputs:
             ends = p.ts.sign * boundaries[1:].movedim(0, -1).contiguous()
             times = p.ts.sign * ends.new_tensor([p.ts.values[i] for i in due])
             steps = torch.searchsorted(ends, times.expand(*lanes.shape, -1).contiguous())
+            if not len(boundaries[1:]):  # no lane has a step
+                return _Outputs(p, lanes, [p.y0] * len(p.ts), due, steps, {})
             codes = steps * len(due) + torch.arange(len(due), device=steps.device)
-            inner = set(codes[ends.gather(-1, steps) != times].unique().tolist())
+            last = ends.shape[-1] - 1  # behind it is what a lane that failed did not reach
+            inner = set(codes[ends.gather(-1, steps.clamp(max=last)) != times].unique().tolist())
             inside: dict[int, dict[int, bool]] = defaultdict(dict)
             for code in codes.unique().tolist():
                 n, k = divmod(code, len(due))
@@ -134,3 +194,10 @@ class _Outputs:
             with plain():
                 reached = self.steps[..., k] == n
             self.ys[i] = torch.where(self.lanes.spread(reached), here, self.ys[i])
+
+    def fill(self, n_steps: int) -> None:
+        """Write nan where lanes that failed did not get to."""
+        for k, i in enumerate(self.due):
+            with plain():
+                missed = self.steps[..., k] == n_steps
+            self.ys[i] = torch.where(self.lanes.spread(missed), math.nan, self.ys[i])

@@ -193,7 +193,8 @@ def solve(
     dense : bool
         Keep what `solution(t)` needs (a few states a step).
     on_failure : "raise", "status", "nan"
-        Raise `SolverError`; or return the valid, differentiable prefix; or fill the rest with nan.
+        Raise `SolverError`; or return the valid, differentiable prefix; or fill the rest with nan. Lanes of
+        `torch.func.vmap` fail alone with the last two, which both fill the lane with nan.
     debug : bool
         Watch the backward pass ("aca", "direct", "mali"; slower): a gradient that becomes nan or inf raises
         `SolverError` with the step, the times and the tensor; one that explodes warns; `solution.trace` has the norms
@@ -301,16 +302,22 @@ def run(
         problem = compiled.in_steps(problem, dynamics, gradient, compile, transformed())
     elif compile:
         outcome = compiled.solved(problem, dynamics, gradient, transformed())
-    if outcome is None:
         if outcome is not None:
-            check_clock(problem, outcome.times)
-        outcome = _solved(problem, dynamics, gradient, declared, declared_alone)
+            check_clock(problem, outcome.times, failed=outcome.failure is not None)
+    if outcome is None:
+        alone = on_failure != "raise"
+        outcome = _solved(problem, dynamics, gradient, declared, declared_alone, alone)
     settings = describe_settings(method, problem.control, gradient)
     return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics), settings)
 
 
 def _solved(
-    p: Problem, f: Dynamics, gradient: Gradient, declared: tuple[Tensor, ...], declared_alone: bool
+    p: Problem,
+    f: Dynamics,
+    gradient: Gradient,
+    declared: tuple[Tensor, ...],
+    declared_alone: bool,
+    fails_alone: bool,
 ) -> Outcome:
     """Evaluate f once, and solve under the gradient method, or without a graph where nothing wants one."""
     if p.ts.values[0] == p.ts.values[-1]:
@@ -329,7 +336,7 @@ def _solved(
                     f"gradient={gradient.name!r} is not available in an adaptive solve inside torch.func.vmap: use "
                     "gradient='aca' or 'direct'"
                 )
-            return solve_in_lanes(p, p.control, seen)
+            return solve_in_lanes(p, p.control, seen, fails_alone)
     else:
         p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size, declared=declared)
         p = floored(p, f)
@@ -339,6 +346,13 @@ def _solved(
         warn_of_noise()
     if declared or declared_alone:
         inputs = inputs.declaring(declared, alone=declared_alone)
+    outcome = gradient(p, inputs) if in_graph else _with_gradient(p, gradient, inputs)
+    check_clock(p, outcome.times, failed=outcome.failure is not None, hidden=in_transform)
+    return outcome
+
+
+def _with_gradient(p: Problem, gradient: Gradient, inputs: Inputs) -> Outcome:
+    """Solve under a gradient method that is told its inputs, or without a graph where none of them wants one."""
     grid = p.control.grid if isinstance(p.control, FixedSteps) else None
     sources = (p.y0, p.ts.tensor, grid.tensor if grid else None, *inputs.tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
@@ -350,13 +364,6 @@ def _solved(
     if isinstance(gradient, MALI):
         reversible(p)  # what training will refuse, evaluation refuses as well
     with torch.no_grad():
-    outcome = gradient(p, inputs) if in_graph else _with_gradient(p, gradient, inputs)
-    check_clock(p, outcome.times, hidden=in_transform)
-    return outcome
-
-
-def _with_gradient(p: Problem, gradient: Gradient, inputs: Inputs) -> Outcome:
-    """Solve under a gradient method that is told its inputs, or without a graph where none of them wants one."""
         return gather(p, steps(p))
 
 
@@ -478,6 +485,7 @@ def _solution(
 
 
 def _output_times(given: Any, ts: Times, f: Dynamics) -> Tensor:
+    """The times as they were given; numbers in f's dtype of time, or float64 where that cannot tell them apart."""
     if isinstance(given, Tensor):
         return given
     dtype = f.time_dtype
@@ -488,7 +496,6 @@ def _output_times(given: Any, ts: Times, f: Dynamics) -> Tensor:
 
 def find_method(method: str | Method) -> Method:
     """The method of that name, or the object itself."""
-    """The times as they were given; numbers in f's dtype of time, or float64 where that cannot tell them apart."""
     if isinstance(method, str):
         known = {**METHODS, **ALIASES}
         if method not in known:
