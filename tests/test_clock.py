@@ -246,7 +246,8 @@ def test_the_measure():
     found = coarse([2.0**24, 2.0**24 + 2], torch.float32)
     assert (found.t, found.apart, found.size) == (2.0**24 + 2, 2.0, 2.0)
     assert coarse([2.0**24, 2.0**24 + 2], DOUBLE) is None
-    assert coarse([2.0**53, 2.0**53 + 2], DOUBLE) is not None
+    assert coarse([2.0**53, 2.0**53 + 2], DOUBLE) is None
+    assert coarse([2.0**53 + 2 * i for i in range(300)], DOUBLE) is not None
 
 
 def test_output_times_are_told_apart():

@@ -98,6 +98,8 @@ def coarse(times: Any, dtype: torch.dtype, *, failed: bool = False) -> Coarse | 
     counted = np.cumsum(sizes[order] if failed else np.ones_like(order))
     middle = int(order[np.searchsorted(counted, counted[-1] / 2)])
     t, gap, size = float(places[middle]), float(apart[middle]), float(sizes[middle])
+    if dtype == torch.float64 and gap > COARSE * np.abs(ends[-1] - ends[0]).max():
+        return None  # the times were given so: between outputs that rounding has set apart there is nothing to resolve
     return Coarse(t, gap, size, dtype) if gap > COARSE * size else None
 
 
