@@ -50,6 +50,7 @@ LAYERS = (
     "gradients",
     "dense",
     "compiled",
+    "executors",
     "summary",
     "solve",
     "options",

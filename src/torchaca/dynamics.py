@@ -207,7 +207,10 @@ class Dynamics:
 
     def note_graph(self, k: Tensor, since: int) -> None:
         """What f computed in on the way to `k`, where that is half precision: nodes from `since` on are f's."""
-        inside = half_inside(k, since)
+        self.note_precision(half_inside(k, since))
+
+    def note_precision(self, inside: torch.dtype | None) -> None:
+        """In which half precision f computes something, if in any."""
         if inside is not None:
             self.dtypes[:] = [coarser(dtype, inside) for dtype in self.dtypes]
 

@@ -13,12 +13,9 @@ from typing import Any, ParamSpec
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from . import compiled
-from .clock import check_clock, merged
+from .clock import merged
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .control import Adaptive, FixedSteps, Norm
 from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, host_times
@@ -27,18 +24,12 @@ from .dynamics import Dynamics
 from .effects import warn_of_noise
 from .elsewhere import answer
 from .errors import SolverError, did_you_mean, shorten, warn
-from .gradients import ACA, GRADIENTS, MALI, TRACED, Direct
-from .gradients.mali import reversible
-from .lanes import solve_in_lanes, solves_in_lanes
-from .layout import joined, order_cotangent, stacked
-from .lost import warn_of_kept
+from .executors import Eager, execute, transformed
+from .gradients import GRADIENTS, TRACED
+from .layout import joined, order_cotangent
 from .methods import ALIASES, METHODS
-from .outputs import gather
-from .params import Inputs, evaluated_in_graph, first_evaluation
-from .reach import reach
 from .resolution import floored
 from .state import Structure, structure_of
-from .stepping import steps
 from .summary import describe, describe_settings
 from .trace import Trace
 from .transforms import is_differentiated, refuse_lanes, tensors_in
@@ -297,74 +288,29 @@ def run(
     )
     if debug:
         problem = replace(problem, trace=_trace(f, args, gradient, stats))
-    outcome = None
-    if isinstance(compile, str):
-        problem = compiled.in_steps(problem, dynamics, gradient, compile, transformed())
-    elif compile:
-        outcome = compiled.solved(problem, dynamics, gradient, transformed())
-        if outcome is not None:
-            check_clock(problem, outcome.times, failed=outcome.failure is not None)
-    if outcome is None:
-        alone = on_failure != "raise"
-        outcome = _solved(problem, dynamics, gradient, declared, declared_alone, alone)
+    mode = compile if isinstance(compile, str) else bool(compile)
+    eager = Eager(dynamics, gradient, declared, declared_alone, fails_alone=on_failure != "raise")
+    outcome = execute(mode, problem, eager, lambda p: prepared(p, dynamics, gradient))
     settings = describe_settings(method, problem.control, gradient)
     return _solution(problem, outcome, structure, on_failure, _output_times(given_ts, ts, dynamics), settings)
 
 
-def _solved(
-    p: Problem,
-    f: Dynamics,
-    gradient: Gradient,
-    declared: tuple[Tensor, ...],
-    declared_alone: bool,
-    fails_alone: bool,
-) -> Outcome:
-    """Evaluate f once, and solve under the gradient method, or without a graph where nothing wants one."""
-    if p.ts.values[0] == p.ts.values[-1]:
-        return _at_rest(p)
-    in_transform = transformed()
-    if in_transform:
-        gradient = recorded(gradient)
-    in_graph = in_transform or (torch.is_grad_enabled() and not gradient.wants_inputs)
-    inputs = Inputs()
-    if in_graph:
-        p = floored(evaluated_in_graph(p, f), f)
-        seen = [tensor for _, tensor in reach(f.func, f.args).tensors] if in_transform else []
-        if in_transform and isinstance(p.control, Adaptive) and solves_in_lanes(p, seen):
-            if not isinstance(gradient, Direct | ACA):
-                raise NotImplementedError(
-                    f"gradient={gradient.name!r} is not available in an adaptive solve inside torch.func.vmap: use "
-                    "gradient='aca' or 'direct'"
-                )
-            return solve_in_lanes(p, p.control, seen, fails_alone)
-    else:
-        p, inputs = first_evaluation(p, f, measure=gradient.wants_graph_size, declared=declared)
-        p = floored(p, f)
+def prepared(p: Problem, f: Dynamics, gradient: Gradient) -> Problem:
+    """Check the first evaluation of f, and raise tolerances that f cannot meet: the problem that is solved.
+
+    Every executor's problem goes through here, between its `begin` and its `finish`.
+
+    Raises
+    ------
+    ValueError
+        For an f whose parameters are sharded inside of it.
+    """
+    p = floored(p, f)
     if f.gathered:
         _refuse_gathered(f.gathered, p, gradient)
     if p.effects and p.effects.random and isinstance(p.control, Adaptive):
         warn_of_noise()
-    if declared or declared_alone:
-        inputs = inputs.declaring(declared, alone=declared_alone)
-    outcome = gradient(p, inputs) if in_graph else _with_gradient(p, gradient, inputs)
-    check_clock(p, outcome.times, failed=outcome.failure is not None, hidden=in_transform)
-    return outcome
-
-
-def _with_gradient(p: Problem, gradient: Gradient, inputs: Inputs) -> Outcome:
-    """Solve under a gradient method that is told its inputs, or without a graph where none of them wants one."""
-    grid = p.control.grid if isinstance(p.control, FixedSteps) else None
-    sources = (p.y0, p.ts.tensor, grid.tensor if grid else None, *inputs.tensors)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
-        warn_of_kept(inputs.kept, gradient.name)
-        with inputs.reads.in_use():
-            outcome = gradient(p, inputs)
-        inputs.reads.settle()
-        return outcome
-    if isinstance(gradient, MALI):
-        reversible(p)  # what training will refuse, evaluation refuses as well
-    with torch.no_grad():
-        return gather(p, steps(p))
+    return p
 
 
 def _trace(f: Callable[..., Any], args: tuple[Any, ...], gradient: Gradient, stats: Stats) -> Trace:
@@ -407,36 +353,6 @@ def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
         )
 
 
-def _at_rest(p: Problem) -> Outcome:
-    """The outputs where all times are equal: y0, and moving along f where the times carry derivatives."""
-    ys = stacked([p.y0] * len(p.ts))
-    if p.ts.tensor is not None and len(p.ts) > 1:
-        shift = (p.ts.tensor - p.ts.tensor[0]).to(p.y0.device, p.y0.dtype.to_real())
-        ys = ys + shift.reshape(-1, *[1] * p.y0.ndim) * p.f(p.ts[0], p.y0)
-    return Outcome(ys, times=list(p.ts.values[:1]))
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform or forward-mode AD is active."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
-def recorded(gradient: Gradient) -> Gradient:
-    """The gradient inside torch.func transforms, which record what they differentiate themselves.
-
-    Raises
-    ------
-    NotImplementedError
-        For a gradient, or a setting, that decides what is recorded.
-    """
-    if gradient == ACA():  # its gradient is direct's, exactly
-        return Direct()
-    if not gradient.wants_inputs:
-        return gradient
-    raise NotImplementedError(
-        f"gradient={gradient.name!r} with these settings does not run inside torch.func transforms or forward-mode AD, "
-        "which keep the graph of all steps: use gradient='aca' without settings, or 'direct'"
-    )
 
 
 def _check_grid(control: FixedSteps, ts: Times) -> None:

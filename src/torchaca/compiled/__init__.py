@@ -1,6 +1,7 @@
 """`compile=True`: a whole solve and its ACA backward pass as compiled loops; `compile="steps"`: each step a graph."""
 
-from .aca import solved
+from .aca import Loops
+from .failure import CannotCompile
 from .graphs import in_steps
 
-__all__ = ["in_steps", "solved"]
+__all__ = ["CannotCompile", "Loops", "in_steps"]

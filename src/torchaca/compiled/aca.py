@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ..core import Gradient, Outcome, Problem, without_autocast
 from ..dynamics import Dynamics
-from ..errors import warn
 from ..gradients import ACA
 from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, saved_tensors, vjp
 from ..layout import ordered
 from ..params import Inputs
 from .door import is_timed, refuse_loops
-from .field import CannotCompile, capture
+from .field import capture, normal, outside_inference
 from .loops import sweep_loop
 from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
 from .pull import Pull
@@ -29,59 +28,65 @@ from .times import MovingTimes, with_times
 SECOND = "second derivatives of a compiled solve are not available: use compile=False"
 
 
-def solved(p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> Outcome | None:
-    """Solve compiled; None where there is nothing to step over, or, after a warning, where it cannot be.
-
-    `transformed`: a torch.func transform is active.
+class Loops:
+    """`compile=True`; see `torchaca.executors.Executor`. `transformed`: a torch.func transform is active.
 
     Raises
     ------
     ValueError
         For options that the compiled solve does not have yet.
     """
-    refuse_loops(p, gradient, transformed)
-    if p.ts.values[0] == p.ts.values[-1] or not p.y0.numel():
-        return None
-    try:
-        return _solved(p, f, gradient != ACA() and torch.is_grad_enabled())
-    except CannotCompile as reason:
-        p.stats.__init__()
-        warn(f"compile=True: {reason}; this solve runs in the eager loop")
-        return None
 
+    def __init__(self, p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> None:
+        refuse_loops(p, gradient, transformed)
+        self.f = f
+        self.record = gradient != ACA() and torch.is_grad_enabled()  # keep the graph of all steps
 
-def _solved(p: Problem, f: Dynamics, record: bool) -> Outcome:
-    """`record`: keep the graph of all steps."""
-    p.stats.nfe += 1
-    start, end = p.ts.values[0], p.ts.values[-1]
-    seen = capture(f, f.time(start, nudge=end if start in p.jumps else None), p.y0, record)
-    p = replace(p, f0=seen.value)
-    differentiate = torch.is_grad_enabled()
-    wanted = tuple(differentiate and x.requires_grad for x in seen.inputs)
-    parts = Parts.of(p, Inputs())
-    timed = is_timed(p)
-    keep = any(wanted) or timed or (differentiate and p.y0.requires_grad)
-    ambience = Ambience.here(p.y0)
-    own = with_times(p, parts.ts, parts.grid)
-    kept = tuple(x.shape for x in (p.y0, *seen.inputs)) if record and keep else None
-    spec = Spec.of(own, f.structure, ambience.dtype if ambience.enabled else None, timed, kept)
-    run = Run(own, seen, spec, wanted, keep)
-    if keep:
-        if not run.has(("pull" if run.split else "sweep", wanted)):
+    def begin(self, p: Problem) -> Problem:
+        """Evaluate f through Dynamo."""
+        f, start, end = self.f, p.ts.values[0], p.ts.values[-1]
+        p.stats.nfe += 1
+        with outside_inference():
+            p = replace(p, y0=normal(p.y0))
+            time = f.time(start, nudge=end if start in p.jumps else None)
+            self.seen = capture(f, time, p.y0, self.record)
+        f.note_precision(self.seen.field.half)
+        return replace(p, f0=self.seen.value)
+
+    def finish(self, p: Problem) -> Outcome:
+        """Solve; see `torchaca.executors.Executor`."""
+        with outside_inference():
+            return self._solved(p)
+
+    def _solved(self, p: Problem) -> Outcome:
+        seen, record = self.seen, self.record
+        differentiate = torch.is_grad_enabled()
+        wanted = tuple(differentiate and x.requires_grad for x in seen.inputs)
+        parts = Parts.of(p, Inputs())
+        timed = is_timed(p)
+        keep = any(wanted) or timed or (differentiate and p.y0.requires_grad)
+        ambience = Ambience.here(p.y0)
+        own = with_times(p, parts.ts, parts.grid)
+        kept = tuple(x.shape for x in (p.y0, *seen.inputs)) if record and keep else None
+        dtype = ambience.dtype if ambience.enabled else None
+        spec = Spec.of(own, self.f.structure, dtype, timed, kept)
+        run = Run(own, seen, spec, wanted, keep)
+        if keep:
             with torch.no_grad(), without_autocast(p.y0.device) if run.split else nullcontext():
-                (Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)).warm_up()
-        ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
-    else:
-        with torch.no_grad():
-            ys = Forward(run).ys
-    return Outcome(ys, run.failure, run.accepted)
+                sweep = Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)
+                run.warm_up(("pull" if run.split else "sweep", wanted), sweep.warm_up)
+            ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
+        else:
+            with torch.no_grad():
+                ys = Forward(run).ys
+        return Outcome(ys, run.failure, run.accepted)
 
 
 class Sweep:
     """The backward pass of a run: chunk after chunk, from the last to the first."""
 
     def __init__(self, run: Run, inputs: Sequence[Tensor], times: MovingTimes | None) -> None:
-        self.run, self.inputs, self.times = run, [x.detach() for x in inputs], times
+        self.run, self.inputs, self.times = run, [normal(x.detach()) for x in inputs], times
         chosen = [x for x, want in zip(self.inputs, run.wanted, strict=True) if want]
         self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
         y0 = run.problem.y0
@@ -117,6 +122,7 @@ class Sweep:
         tables = [table_of_ends(chunk, run.room, grad_ys)]
         if spec.inside:
             tables += tables_of_inner(run.problem, chunk, before, run.room, run.rows, spec.carries, grad_ys)
+        run.mark(chunk.T, Y, self.ends, *(x for table in tables for x in table))
         self.lam, carried, ends, self.totals = run.call(
             ("sweep", run.wanted),
             lambda: sweep_loop(run.capture.field, spec, run.wanted),

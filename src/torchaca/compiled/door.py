@@ -46,8 +46,6 @@ def refuse_steps(p: Problem, gradient: Gradient, mode: str, transformed: bool) -
     ------
     ValueError
     """
-    if mode not in (STEPS, CUDA_GRAPHS):
-        raise ValueError(f"compile is True, False, {STEPS!r} or {CUDA_GRAPHS!r}, got {mode!r}")
     device = p.y0.device.type
     if mode == CUDA_GRAPHS and device != "cuda":
         raise ValueError(f"compile={mode!r} is for a GPU, and y0 is on {device!r}: use compile={STEPS!r}")

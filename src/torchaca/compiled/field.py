@@ -25,46 +25,68 @@ from torch.utils import _pytree as pytree
 from ..dynamics import Dynamics
 from ..effects import generator_states, set_generator_states
 from ..state import Structure
+from .facts import dynamic_sizes, half_inside, refuse, without_sizes, without_switches
+from .failure import CannotCompile, Modes, attempt, first_line
 
 KEPT_GRAPHS = 64  # of one f: other shapes, dtypes and attributes
-
-
-class CannotCompile(Exception):
-    """Why a solve runs in the eager loop; the text ends a sentence."""
 
 
 @dataclass(eq=False)
 class Field:
     """`f(t, y)` on packed states as a graph; `t_at` and `y_at` are the places of t and y among its inputs.
 
-    `dynamic` are the (input, dimension) pairs whose sizes may change. `loops` holds what was compiled for it;
-    `effects` says what it leaves behind beside its value, None before its first evaluation.
+    `silent` is the graph for where nothing is recorded, None if that is the same. `dynamic` are the (input,
+    dimension) pairs whose sizes may change; `half` is the coarsest half precision in which f computes. `loops` holds
+    what was compiled for it, `warm` for which shapes that has run; `effects` says what it leaves behind beside its
+    value, None before its first evaluation.
     """
 
     graph: fx.GraphModule
+    silent: fx.GraphModule | None = None
     effects: str | None = None
     dynamic: tuple[tuple[int, int], ...] = ()
+    half: torch.dtype | None = None
     n_inputs: int = 0
     t_at: int | None = None
     y_at: int | None = None
     loops: dict[Any, Any] = field(default_factory=dict)
+    warm: set[Any] = field(default_factory=set)
+
+    @staticmethod
+    def of(graph: fx.GraphModule) -> Field:
+        """The field of a graph that Dynamo has made.
+
+        Raises
+        ------
+        CannotCompile
+            Where it is not a function of tensors, or cannot be differentiated as f.
+        """
+        refuse(graph)
+        half, plain = half_inside(graph), without_sizes(graph)
+        return Field(plain, without_switches(plain), dynamic=dynamic_sizes(plain), half=half)
+
+    def evaluate(self, *tensors: Tensor) -> Tensor:
+        """The derivative from all inputs of the graph, in their order."""
+        graph = self.graph if self.silent is None or torch.is_grad_enabled() else self.silent
+        return graph(*tensors)[0]
 
     def __call__(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """The derivative; `inputs` are the tensors that f reads."""
         own, everything = iter(inputs), []
         for at in range(self.n_inputs):
             everything.append(t if at == self.t_at else y if at == self.y_at else next(own))
-        return self.graph(*everything)[0]
+        return self.evaluate(*everything)
 
 
 @dataclass
 class Capture:
-    """One evaluation of f: its graph, the tensors it read, its value, and those sizes that may change."""
+    """One evaluation of f: its graph, the tensors it read, its value, those sizes that may change, PyTorch's modes."""
 
     field: Field
     inputs: tuple[Tensor, ...]
     value: Tensor
     sizes: frozenset[int]
+    modes: Modes
     recorded: Recorded | None = None
 
     def call(
@@ -79,18 +101,24 @@ class Capture:
         CannotCompile
             Where the compiler fails, now or before: another attempt would take as long.
         """
-        loops = self.field.loops
+        loops, grad = self.field.loops, torch.is_grad_enabled()
         if place in loops:
             if isinstance(loops[place], str):
                 raise CannotCompile(loops[place])
-            return loops[place](*args)
+            try:
+                return loops[place](*args)
+            except (
+                Exception
+            ) as error:  # of the compiler, for other sizes; or of f, which the eager loop raises again
+                self.modes._replace(grad=grad).restore()
+                raise CannotCompile(f"the compiled code failed ({first_line(error)})") from error
         made = build()
         for x in pytree.tree_leaves(args) if dynamic else ():
             for dim, size in enumerate(x.shape):
                 if size in self.sizes:
                     maybe_mark_dynamic(x, dim)
         try:
-            with settings():
+            with attempt(), settings():
                 out = made(*args)
         except Exception as error:
             loops[place] = f"the compiler failed ({first_line(error)})"
@@ -138,23 +166,24 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False, evaluat
     CannotCompile
         Where f has no graph, or is more than a function.
     """
-    time, y = time.clone(), y0.detach().clone()  # nothing that f may hold itself
-    call = Call(y, record, evaluates)
     key = _identity(f.func)
     owner = key if isinstance(key, types.CodeType) else f.func  # that class may have other, traceable objects
     with contextlib.suppress(TypeError):  # an object that cannot be a key is tried again each time
         if owner in _UNTRACED:
             raise CannotCompile(_UNTRACED[owner])
-    evaluate = _entry(key)
-    stack = _stack()
+    evaluate, stack, modes = _entry(key), _stack(), Modes.now()
+    # Nothing that f may hold itself; as in a training step, whatever the solve is for.
+    time, y = time.clone(), y0.detach().clone().requires_grad_()
+    call = Call(y, record, evaluates)
     stack.append(call)
     try:
-        with torch.no_grad(), settings():
+        with contextlib.nullcontext() if key in _SEEN else attempt(), torch.enable_grad(), settings():
             value = evaluate(f.func, f.structure, f.fit, time, y, f.args)
     except CannotCompile:
         raise
     except Exception as error:
-        cause = error.__cause__ if isinstance(error.__cause__, CannotCompile) else None
+        modes.restore()
+        cause = _cannot(error)
         if cause is not None:
             raise cause from None
         reason = f"f cannot be traced ({first_line(error)})"
@@ -167,28 +196,38 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False, evaluat
         raise CannotCompile(reason) from error
     finally:
         stack.pop()
+        _SEEN.add(key)
     if len(call.found) != 1:
         raise CannotCompile("f has no operation on tensors that could be compiled")
-    seen = _pure(call, time, value)
+    seen = _pure(call, time, value, modes)
     if record and seen.recorded is None:
         raise CannotCompile("f does not depend on the state")
     return seen
 
 
-def _pure(call: Call, time: Tensor, value: Tensor) -> Capture:
+def _cannot(error: BaseException) -> CannotCompile | None:
+    """The refusal that Dynamo has wrapped into errors of its own, if that is what it is."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, CannotCompile):
+        cause = cause.__cause__ or getattr(cause, "inner_exception", None)
+    return cause
+
+
+def _pure(call: Call, time: Tensor, value: Tensor, modes: Modes) -> Capture:
     ((graph, tensors, leaves, recorded),), y = call.found, call.y
     sizes = frozenset(tensors[at].shape[dim] for at, dim in graph.dynamic)
     places = {id(x): i for i, x in enumerate(tensors)}
     graph.n_inputs = len(tensors)
     graph.t_at, graph.y_at = places.get(id(time)), places.get(id(y))
     own = [i for i, x in enumerate(tensors) if x is not time and x is not y]
-    seen = Capture(graph, tuple(tensors[i] for i in own), value, sizes)
+    seen = Capture(graph, tuple(tensors[i] for i in own), value, sizes, modes)
     if call.record and graph.y_at is not None:
         seen.recorded = Recorded(recorded, leaves[graph.y_at], tuple(leaves[i] for i in own))
     return seen
 
 
 _UNTRACED: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_SEEN: set[Any] = set()  # of what Dynamo has been asked for, by `_identity`
 _CALLS = threading.local()  # what is being captured in this thread, the innermost last
 
 
@@ -200,7 +239,7 @@ def _stack() -> list[Call]:
 
 def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A compiler for Dynamo that keeps the graph, and hands over what it is called with."""
-    kept = Field(_without_sizes(graph), dynamic=_dynamic(graph))
+    kept = Field.of(graph)
 
     def run(*inputs: Any) -> Any:
         tensors, call = [x for x in inputs if isinstance(x, Tensor)], _stack()[-1]
@@ -211,8 +250,8 @@ def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[.
             call.found.append((kept, tensors, leaves, call.y))
             return (call.y,)
         with torch.set_grad_enabled(call.record):
-            (value,), kept.effects = (
-                _watched(kept.graph, leaves) if kept.effects is None else (kept.graph(*leaves), kept.effects)
+            value, kept.effects = (
+                _watched(kept, leaves) if kept.effects is None else (kept.evaluate(*leaves), kept.effects)
             )
         if kept.effects:
             raise CannotCompile(kept.effects)
@@ -222,57 +261,17 @@ def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[.
     return run
 
 
-def _dynamic(graph: fx.GraphModule) -> tuple[tuple[int, int], ...]:
-    shapes = [node.meta["example_value"].shape for node in graph.graph.find_nodes(op="placeholder")]
-    return tuple(
-        (at, dim)
-        for at, shape in enumerate(shapes)
-        for dim, size in enumerate(shape)
-        if isinstance(size, torch.SymInt)
-    )
-
-
-def _watched(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> tuple[Any, str]:
-    """The graph's value, and what it leaves behind, in words; random numbers are given back."""
+def _watched(f: Field, tensors: Sequence[Tensor]) -> tuple[Tensor, str]:
+    """f's value, and what it leaves behind, in words; random numbers are given back."""
     device = tensors[0].device if tensors else torch.device("cpu")
     generators, own = generator_states(device), [x for x in tensors if not x.is_inference()]
     versions = [x._version for x in own]
-    out = graph(*tensors)
+    out = f.evaluate(*tensors)
     if any(not torch.equal(a, b) for a, b in zip(generators, generator_states(device), strict=True)):
         set_generator_states(device, generators)
         return out, "f draws random numbers (Dropout?)"
     moved = versions != [x._version for x in own]
     return out, "f changes a tensor in place (BatchNorm in training mode?)" if moved else ""
-
-
-def _without_sizes(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph with tensors as its only inputs: dynamic sizes are read from them."""
-    placeholders = graph.graph.find_nodes(op="placeholder")
-    tensors = [node for node in placeholders if isinstance(node.meta["example_value"], Tensor)]
-    for node in placeholders:
-        size = node.meta["example_value"]
-        if isinstance(size, Tensor):
-            continue
-        found = [
-            (owner, dim)
-            for owner in tensors
-            for dim, length in enumerate(owner.meta["example_value"].shape)
-            if isinstance(length, torch.SymInt) and length.node.expr == size.node.expr
-        ]
-        if found and node.users:
-            owner, dim = found[0]
-            with graph.graph.inserting_after(placeholders[-1]):
-                read = graph.graph.call_method("size", (owner, dim))
-                read.meta["example_value"] = size
-            node.replace_all_uses_with(read)
-        if node.users:
-            raise CannotCompile("f depends on a number that changes from call to call")
-        graph.graph.erase_node(node)
-    (output,) = graph.graph.find_nodes(op="output")
-    if len(pytree.tree_leaves(output.args)) != 1:
-        raise CannotCompile("f leaves something behind beside its value")
-    graph.recompile()
-    return graph
 
 
 def evaluate(
@@ -308,6 +307,21 @@ def renamed(function: Any, name: str) -> Any:
 
 
 @contextlib.contextmanager
+def outside_inference() -> Iterator[None]:
+    """Outside of inference mode, without recording: its tensors would have everything compiled anew."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def normal(x: Tensor) -> Tensor:
+    """The tensor; of one that belongs to inference mode, a copy that does not."""
+    return x.clone() if x.is_inference() else x
+
+
+@contextlib.contextmanager
 def settings() -> Iterator[None]:
     """Dynamo's settings: no side effects, no numbers that become inputs, enough graphs."""
     # Made anew for every solve they would cost 30 us and, in PyTorch 2.13, a context variable that stays for ever.
@@ -326,11 +340,3 @@ SETTINGS: dict[str, Any] = {
     "side_effect_replay_policy": "error",
     "specialize_float": True,
 }
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of the compiler says, in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("backend=")]
-    told = [line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation: ")]
-    return (told or lines or [type(error).__name__])[0].rstrip(".")

@@ -15,27 +15,21 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..control import Adaptive
-from ..core import Gradient, Problem, Time, VectorField
+from ..core import Problem, Time, VectorField
 from ..dynamics import Dynamics
 from ..errors import warn
 from ..gradients.replay import Ambience
 from ..methods import RungeKutta
 from ..methods.runge_kutta import RungeKuttaStep
 from . import compiler
-from .door import CUDA_GRAPHS, refuse_steps
-from .field import CannotCompile, Capture, Field, capture
+from .door import CUDA_GRAPHS
+from .failure import CannotCompile, attempt, first_line
+from .field import Capture, Field, capture, normal, outside_inference, settings
 
 
-def in_steps(p: Problem, f: Dynamics, gradient: Gradient, mode: str, transformed: bool) -> Problem:
-    """The problem with graphs for steps; `mode` is "steps" or "cuda-graphs".
-
-    Raises
-    ------
-    ValueError
-        Where that cannot be.
-    """
-    refuse_steps(p, gradient, mode, transformed)
-    return replace(p, stepper=Steps(p, f, mode)) if p.y0.numel() else p  # no component, no work
+def in_steps(p: Problem, f: Dynamics, mode: str) -> Problem:
+    """The problem with graphs for steps; `mode` is "steps" or "cuda-graphs"."""
+    return replace(p, stepper=Steps(p, f, mode))
 
 
 @dataclass(frozen=True)
@@ -93,6 +87,7 @@ class Steps:
         self.seen: Capture | None = None
         self.places: list[int | None] = []
         self.given_up = False
+        self.rehearsed: set[Kind] = set()
 
     def __call__(
         self, p: Problem, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None
@@ -101,11 +96,13 @@ class Steps:
         if not self.given_up:
             try:
                 assert isinstance(p.f, Dynamics)
-                found = self._found(p, p.f, (t0, t1), y0, [] if f0 is None else [f0])
+                with outside_inference():
+                    known = [] if f0 is None else [normal(f0)]
+                    found = self._found(p, p.f, (t0, t1), normal(y0), known)
                 return GraphedStep(self.method, p.f, (t0, t1), y0, found)
             except CannotCompile as reason:
                 self.given_up = True
-                warn(f"compile={self.mode!r}: {reason}; this solve runs without graphs")
+                warn(f"compile={self.mode!r}: {reason}; this solve runs without graphs, in the eager loop")
         return self.method.step(p.f, t0, t1, y0, f0)
 
     def _found(
@@ -114,9 +111,10 @@ class Steps:
         seen = self.seen = self.seen or self._captured(span[0], y0)
         t0, t1 = (_on_device(t, y0.device) for t in span)
         kind = self._kind(p, bool(known), (t0, t1, y0, *known))
-        y1, *others = seen.call(
-            kind, lambda: _graph(seen.field, kind, f.time_dtype), t0, t1, y0, known, self._inputs(seen, f)
-        )
+        args = (t0, t1, y0, known, self._inputs(seen, f))
+        y1, *others = seen.call(kind, lambda: _graph(seen.field, kind, f.time_dtype), *args)
+        if kind.differentiated and kind not in self.rehearsed:
+            self._rehearse(seen, kind, args)
         error = others.pop(0) if kind.whole else None
         f.stats.nfe += len(others)
         return Found(y1, error, [*known, *others])
@@ -140,7 +138,26 @@ class Steps:
             raise CannotCompile(
                 "f captures a tensor computed from others (hand it over with args=(tensor, ...))"
             )
+        seen.inputs = tuple(normal(x) for x in seen.inputs)
         return seen
+
+    def _rehearse(self, seen: Capture, kind: Kind, args: Any) -> None:
+        """Compile the backward pass of a graph as well: what fails has to fail before anybody counts on it."""
+        self.rehearsed.add(kind)
+        tensors, tree = pytree.tree_flatten(args)
+        place = (kind, tuple(x.shape for x in tensors))
+        if kind.cuda_graph or place in seen.field.warm:
+            return
+        leaves = [_leaf(x) for x in tensors]
+        made = seen.call(kind, _never, *pytree.tree_unflatten(leaves, tree))
+        outs, wrt = ([x for x in some if x.requires_grad] for some in (made, leaves))
+        try:
+            with attempt(), settings():
+                torch.autograd.grad(outs, wrt, [torch.zeros_like(x) for x in outs], allow_unused=True)
+        except Exception as error:
+            seen.field.loops[kind] = f"the compiler failed ({first_line(error)})"
+            raise CannotCompile(seen.field.loops[kind]) from error
+        seen.field.warm.add(place)
 
     def _inputs(self, seen: Capture, f: Dynamics) -> list[Tensor]:
         if f is self.f:
@@ -149,6 +166,20 @@ class Steps:
         return [
             x if place is None else leaves[place] for x, place in zip(seen.inputs, self.places, strict=True)
         ]
+
+
+def _never() -> Any:
+    raise AssertionError("the graph is there")
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """A leaf that a graph takes for x: no hook of x is called for it."""
+    own = x.detach()
+    return (
+        torch.nn.Parameter(own, x.requires_grad)
+        if isinstance(x, torch.nn.Parameter)
+        else own.requires_grad_(x.requires_grad)
+    )
 
 
 def _on_device(t: Time, device: torch.device) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
 
-from .field import CannotCompile, renamed
+from .failure import CannotCompile
+from .field import renamed
 
 Graph = Callable[..., Any]
 COUNT = iter(range(10**9))

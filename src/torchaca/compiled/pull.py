@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..gradients.replay import MaybeTensors, vjp
+from .field import normal
 from .kept import pull_loop
 from .outputs import Chunk, table_of_ends, tables_of_inner
 from .run import Run
@@ -17,7 +18,7 @@ class Pull:
     """Chunk after chunk, from the last to the first, without an evaluation of f."""
 
     def __init__(self, run: Run, inputs: Sequence[Tensor]) -> None:
-        self.run, self.inputs = run, [x.detach() for x in inputs]
+        self.run, self.inputs = run, [normal(x.detach()) for x in inputs]
         chosen = [x for x, want in zip(self.inputs, run.wanted, strict=True) if want]
         self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
         y0 = run.problem.y0

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import maybe_mark_dynamic
 
 from ..control import Adaptive, FixedSteps
 from ..core import Problem, Time, value
@@ -21,7 +22,8 @@ from ..diagnosis import RECENT, History, diagnose
 from ..errors import SolverError
 from ..layout import empty_rows
 from ..stepping import Pace, _refuse, most_rejections, smallest
-from .field import CannotCompile, Capture, first_line, settings
+from .failure import CannotCompile, attempt, first_line
+from .field import Capture, normal, settings
 from .halves import Halves
 from .kept import split_stages
 from .loops import march_loop
@@ -31,6 +33,7 @@ from .spec import Spec
 
 CHUNK_BYTES = 2**21  # of states in a chunk, where that is between 8 and 256 of them
 KEPT_BYTES = 2**24  # of the graphs of the steps in a chunk, where that is at most 256 of them
+FEW = 16  # times, up to which that many infinities are no loss
 DOUBLE, WHOLE = torch.float64, torch.int64
 
 
@@ -64,13 +67,15 @@ class Run:
         if place not in loops:
             seen = self.capture
             try:
-                with settings():
+                with attempt(), settings():
                     made = split_stages(seen.field, self.spec.method, self.problem, seen.inputs, self.wanted)
-            except CannotCompile:
-                raise
+            except CannotCompile as reason:
+                made = str(reason)
             except Exception as error:
-                raise CannotCompile(f"the compiler failed ({first_line(error)})") from error
+                made = f"the compiler failed ({first_line(error)})"
             loops[place] = made
+        if isinstance(loops[place], str):
+            raise CannotCompile(loops[place])
         return loops[place]
 
     @property
@@ -106,9 +111,20 @@ class Run:
             del self.times[sum(chunk.n for chunk in self.chunks) + 1 :]
         return y1
 
-    def has(self, key: Any) -> bool:
-        """Whether that loop has been compiled."""
-        return (self.spec, key) in self.capture.field.loops
+    def mark(self, *tensors: Tensor) -> None:
+        """Have code made for any length of these, which is that of a chunk, where the size of a state changes."""
+        if self.capture.sizes and self.split is None:
+            for x in tensors:
+                if x.shape[0] > 1:
+                    maybe_mark_dynamic(x, 0)
+
+    def warm_up(self, key: Any, run: Callable[[], None]) -> None:
+        """Run what compiles the loop of that key, where it has not run for tensors of these shapes yet."""
+        shapes = tuple(x.shape for x in (self.problem.y0, *self.capture.inputs))
+        warm, place = self.capture.field.warm, (self.spec, key, shapes)
+        if place not in warm:
+            run()
+            warm.add(place)
 
     def call(self, key: Any, build: Callable[[], Callable[..., Any]], *args: Any) -> Any:
         """Call a compiled loop of this f, which is compiled first where it has not been.
@@ -128,7 +144,7 @@ class Forward:
         self.run, self.p = run, run.problem
         self.y, self.f0 = run.problem.y0.detach(), run.capture.value
         # Their own objects: what is compiled marks sizes on them, which f's graph would be guarded by.
-        self.inputs = [x.detach() for x in run.capture.inputs]
+        self.inputs = [normal(x.detach()) for x in run.capture.inputs]
         p, y = self.p, self.y
         ys = empty_rows(len(p.ts), y)
         self.done = p.ts.at_start()
@@ -136,6 +152,7 @@ class Forward:
         self.boundaries = p.control.times(p.ts) if isinstance(p.control, FixedSteps) else []
         self.signed, self.jumps = padded(inner_times(p)), padded(sorted(p.jumps))
         self.bases = y.new_empty((run.room, run.rows, *y.shape) if run.spec.inside else (0,))
+        run.mark(self.bases)
         self.free: tuple[Tensor, Tensor, list[Tensor]] | None = None
         try:
             if isinstance(p.control, FixedSteps):
@@ -154,6 +171,7 @@ class Forward:
             split = self.run.split
             kept = [x.new_empty((room, *x.shape)) for x in split.like] if split else []
             self.free = torch.empty(room + 1, dtype=DOUBLE, device="cpu"), y.new_empty((room, *y.shape)), kept
+            self.run.mark(*self.free[:2])
         return self.free
 
     def _finish(self, chunk: Chunk, ys: Tensor) -> None:
@@ -201,7 +219,7 @@ class Forward:
             [0, 0, 0, 0, 0, now, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE, device="cpu"
         )
         tolerances = [
-            torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else DOUBLE, device="cpu")
+            normal(x) if isinstance(x, Tensor) else torch.tensor(x, dtype=DOUBLE, device="cpu")
             for x in (control.rtol, control.atol)
         ]
         for stop in stops:
@@ -281,8 +299,9 @@ def beside(t: float, other: float, dtype: torch.dtype) -> Tensor:
 
 
 def padded(times: list[float]) -> Tensor:
-    """Times with infinities behind them, so that few lengths have to be compiled for."""
-    length = 16 if times else 0
-    while length < len(times):
-        length *= 4
-    return torch.tensor([*times, *[torch.inf] * (length - len(times))], dtype=DOUBLE, device="cpu")
+    """Times with infinities behind them, so that all but no times at all are compiled for at once."""
+    if not times:
+        return torch.empty(0, dtype=DOUBLE, device="cpu")
+    made = torch.tensor([*times, *[torch.inf] * max(0, FEW - len(times))], dtype=DOUBLE, device="cpu")
+    maybe_mark_dynamic(made, 0)
+    return made

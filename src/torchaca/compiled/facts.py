@@ -1,0 +1,120 @@
+"""What Dynamo's graph of f tells: whether it is a function of tensors, and the precision in which it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.utils import _pytree as pytree
+
+from ..dynamics import coarser
+from ..state import HALF
+from .failure import CannotCompile
+
+REFUSED = {
+    "_grad_increment_nesting": "f differentiates inside (torch.func.grad, vjp, jacrev?)",
+    "_jvp_increment_nesting": "f differentiates inside (torch.func.jvp, jacfwd?)",
+    "_enter_dual_level": "f differentiates inside (forward-mode AD)",
+    "_enter_inference_mode": "f enters inference mode",
+}
+"""Operations in a graph that code around it, or its backward pass, does not survive."""
+
+SWITCH = torch._C._set_grad_enabled
+
+
+def refuse(graph: fx.GraphModule) -> None:
+    """Raise for a graph that is not to be compiled.
+
+    Raises
+    ------
+    CannotCompile
+    """
+    for node in _nodes(graph):
+        reason = REFUSED.get(getattr(node.target, "__name__", ""))
+        if reason is not None:
+            raise CannotCompile(reason)
+
+
+def without_switches(graph: fx.GraphModule) -> fx.GraphModule | None:
+    """The graph for where nothing is recorded: it leaves grad mode alone. None if `graph` is that already."""
+    if not any(node.target is SWITCH for node in graph.graph.nodes):
+        return None
+    other, known = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.graph.nodes:
+        if node.target is not SWITCH:
+            known[node] = other.node_copy(node, known.__getitem__)
+    return fx.GraphModule(graph, other)
+
+
+def half_inside(graph: fx.GraphModule) -> torch.dtype | None:
+    """The coarsest half precision among what the derivative passes through; as `dynamics.half_inside`."""
+    (output,) = graph.graph.find_nodes(op="output")
+    found: torch.dtype | None = None
+    pending, visited = list(output.all_input_nodes), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node in visited or node.op == "placeholder":  # a weight, which f may widen first
+            continue
+        visited.add(node)
+        made = [x for x in pytree.tree_leaves(node.meta.get("example_value")) if isinstance(x, Tensor)]
+        if made and not any(x.requires_grad for x in made):
+            continue
+        for x in made:
+            if x.dtype in HALF:
+                found = x.dtype if found is None else coarser(found, x.dtype)
+        pending.extend(node.all_input_nodes)
+    return found
+
+
+def dynamic_sizes(graph: fx.GraphModule) -> tuple[tuple[int, int], ...]:
+    """The (input, dimension) pairs whose sizes may change."""
+    shapes = [node.meta["example_value"].shape for node in graph.graph.find_nodes(op="placeholder")]
+    return tuple(
+        (at, dim)
+        for at, shape in enumerate(shapes)
+        for dim, size in enumerate(shape)
+        if isinstance(size, torch.SymInt)
+    )
+
+
+def without_sizes(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with tensors as its only inputs: dynamic sizes are read from them."""
+    placeholders = graph.graph.find_nodes(op="placeholder")
+    tensors = [node for node in placeholders if isinstance(node.meta["example_value"], Tensor)]
+    for node in placeholders:
+        size = node.meta["example_value"]
+        if isinstance(size, Tensor):
+            continue
+        found = [
+            (owner, dim)
+            for owner in tensors
+            for dim, length in enumerate(owner.meta["example_value"].shape)
+            if isinstance(length, torch.SymInt) and length.node.expr == size.node.expr
+        ]
+        if found and node.users:
+            owner, dim = found[0]
+            with graph.graph.inserting_after(placeholders[-1]):
+                read = graph.graph.call_method("size", (owner, dim))
+                read.meta["example_value"] = size
+            node.replace_all_uses_with(read)
+        if node.users:
+            raise CannotCompile("f depends on a number that changes from call to call")
+        graph.graph.erase_node(node)
+    (output,) = graph.graph.find_nodes(op="output")
+    if len(pytree.tree_leaves(output.args)) != 1:
+        raise CannotCompile("f leaves something behind beside its value")
+    graph.recompile()
+    for module in graph.modules():
+        if isinstance(module, fx.GraphModule):  # now, not in the middle of somebody's trace
+            _LazyGraphModule.force_recompile(module)
+    return graph
+
+
+def _nodes(graph: fx.GraphModule) -> Iterator[Any]:
+    """All nodes, those of the graphs inside of it as well."""
+    for module in graph.modules():
+        if isinstance(module, fx.GraphModule):
+            yield from module.graph.nodes
