@@ -244,10 +244,13 @@ UNTRACEABLE = {
     "inference mode": modal,
 }
 COMPILED = [mode for mode in OTHERS if mode != CUDA_GRAPHS]
+LONG = {"jacrev", "jvp of grad", "vmap grad"}  # to trace
 
 
 @pytest.mark.parametrize("mode", COMPILED)
-@pytest.mark.parametrize("kind", UNTRACEABLE)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in LONG else []) for kind in UNTRACEABLE]
+)
 def test_what_cannot_be_compiled_is_solved_after_one_warning(kind, mode):
     f, modes = UNTRACEABLE[kind], Modes.now()
     for options in (
@@ -288,8 +291,14 @@ def bad_backward(function):
     return lambda *args: [Bad.apply(x) for x in function(*args)]
 
 
-@pytest.mark.parametrize("mode", COMPILED)
-@pytest.mark.parametrize("gradient", ["aca", "direct"])
+@pytest.mark.parametrize(
+    ("gradient", "mode"),
+    [
+        pytest.param(gradient, mode, marks=[pytest.mark.slow] if (gradient, mode) == ("direct", True) else [])
+        for gradient in ("aca", "direct")
+        for mode in COMPILED
+    ],
+)
 @pytest.mark.parametrize("failing", ["forward", "backward", "late backward"])
 def test_a_compiler_that_fails_leaves_nothing_behind(failing, gradient, mode, monkeypatch):
     plain = compiler.compiled
@@ -302,7 +311,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(failing, gradient, mode, mo
     monkeypatch.setattr(compiler, "compiled", compiled)
     f, modes, hooked = Net(), Modes.now(), []
     next(f.parameters()).register_hook(hooked.append)
-    for _ in range(2):
+    for _ in range(2):  # the second time it is remembered
         about = assert_as_eager(f, mode, tuple(f.parameters()), gradient=gradient, method="bosh3", rtol=0.1)
         assert len(about) == 1 or (failing, gradient, mode) == ("forward", "direct", "steps")
         assert all("the compiler's own words" in x for x in about)
@@ -318,7 +327,7 @@ def test_tolerances_are_told_of_once_where_the_compiler_fails(mode, monkeypatch)
     assert "the compiler's own words" in about
 
 
-@pytest.mark.parametrize("gradient", ["aca", "direct"])
+@pytest.mark.parametrize("gradient", ["aca", pytest.param("direct", marks=pytest.mark.slow)])
 def test_a_compiled_solve_multiplies_no_matrices(gradient, monkeypatch):
     """Which would have ten bits on a GPU under `torch.set_float32_matmul_precision("high")`."""
 
