@@ -199,7 +199,7 @@ def _at_rest(p: Problem) -> Outcome:
     ys = stacked([p.y0] * len(p.ts))
     if p.ts.tensor is not None and len(p.ts) > 1:
         shift = (p.ts.tensor - p.ts.tensor[0]).to(p.y0.device, p.y0.dtype.to_real())
-        ys = ys + shift.reshape(-1, *[1] * p.y0.ndim) * p.f(p.ts[0], p.y0)
+        ys = ys + shift.reshape(-1, *[1] * p.y0.ndim) * p.f(p.ts[0], p.y0.clone())
     return Outcome(ys, times=list(p.ts.values[:1]))
 
 

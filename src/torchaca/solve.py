@@ -353,8 +353,6 @@ def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
         )
 
 
-
-
 def _check_grid(control: FixedSteps, ts: Times) -> None:
     """A given grid has to run from the first output time to the last, without a step of length zero."""
     if control.grid is None:
