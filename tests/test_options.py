@@ -152,7 +152,7 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize("options", GOOD, ids=lambda options: "-".join(options))
+@pytest.mark.parametrize("options", GOOD, ids="-".join)
 def test_what_depends_on_y0_is_left_to_the_call(options):
     assert NeuralODE(Field(), **options).options == options
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from .core import Problem
 from .dynamics import Dynamics
 from .errors import warn
 from .histories import Keeping, with_history
@@ -56,12 +58,17 @@ class _Arguments(TorchFunctionMode):
         return out
 
 
-def warn_of_lost(unused: Sequence[Tensor], reached: Reach, again: Callable[[], Tensor]) -> None:
-    """Warn if f reads tensors that require gradients and its value has no graph that leads to them."""
+def warn_of_lost(p: Problem, unused: Sequence[Tensor], reached: Reach, again: Callable[[], Tensor]) -> None:
+    """Warn if f reads tensors that require gradients and its value has no graph that leads to them.
+
+    f is evaluated `again` to find that out; that leaves no effect and is not counted.
+    """
     if not unused:
         return
-    with torch.enable_grad(), _Arguments(unused) as arguments:
+    evaluations, silent = p.stats.nfe, p.effects.undone() if p.effects else nullcontext()
+    with silent, torch.enable_grad(), _Arguments(unused) as arguments:
         again()
+    p.stats.nfe = evaluations
     names = [label(path) for path, t in reached.tensors if id(t) in arguments.seen]
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -119,7 +119,7 @@ def first_evaluation(
 
     p = watch.observed(p, value, again)
     if torch.is_grad_enabled():
-        warn_of_lost(inputs.late if f.detached else inputs.idle, reached, again)
+        warn_of_lost(p, inputs.late if f.detached else inputs.idle, reached, again)
     reads.renew()
     return p, replace(inputs, reads=reads, kept=kept)
 
@@ -171,7 +171,7 @@ def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
         if f.detached or not (others or behind):
             known = {id(leaf) for leaf in leaves}
             late = [t for _, t in reached.tensors if t.requires_grad and t.is_leaf and id(t) not in known]
-            warn_of_lost(late, reached, again)
+            warn_of_lost(p, late, reached, again)
     return p
 
 

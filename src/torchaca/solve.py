@@ -218,12 +218,14 @@ def solve(
     structure = structure_of(y0)
     packed = structure.pack(y0)
     steps_given = StepOptions(rtol, atol, dt, n_steps, grid, dt0, dt_min, dt_max, max_steps, jump_ts, norm)
-    chosen = find_method(method)
+    chosen, ts = find_method(method), times_of(t, "t")
+    if len(ts) == 1:
+        warn(f"t holds a single time, {ts.values[0]:g}: nothing is solved, and ys is y0. Give [t0, t1]")
     return run(
         f,
         packed,
         structure,
-        times_of(t, "t"),
+        ts,
         args=args,
         method=chosen,
         control=steps_given.control(chosen, structure, packed, control),
@@ -274,10 +276,6 @@ def run(
         raise TypeError(f"args is a tuple of f's further arguments: write args=({shorten(args, 20)},)")
     stats = Stats()
     dynamics = Dynamics(f, args, structure, y0, stats, lenient)
-    if len(ts) == 1:
-        warn(
-            f"t holds a single time, {ts.values[0]:g}: nothing is solved, and the output is y0. Give [t0, t1]"
-        )
     if isinstance(control, FixedSteps):
         _check_grid(control, ts)
     if isinstance(control, Adaptive):

@@ -115,9 +115,9 @@ def eigenvalues(p: Problem, control: Adaptive, t: float, y: Tensor) -> list[comp
             break
         basis.append(w / rest)
     n = len(rows)
-    hessenberg = torch.zeros(n, n, dtype=torch.float64)
+    hessenberg = torch.zeros(n, n, dtype=torch.float64, device="cpu")
     for j, row in enumerate(rows):
-        hessenberg[: j + 2, j] = torch.tensor(row[:n], dtype=torch.float64)
+        hessenberg[: j + 2, j] = torch.tensor(row[:n], dtype=torch.float64, device="cpu")
     return [complex(x) for x in torch.linalg.eigvals(hessenberg).tolist()]
 
 
@@ -126,12 +126,12 @@ def stability_bound(method: Method, eigenvalue: complex) -> float:
 
     Zero where it grows however short the steps are, as leapfrog methods do unless z is imaginary.
     """
-    sizes = torch.linspace(0, LARGEST_BOUND, 801, dtype=torch.float64)[1:]
+    sizes = torch.linspace(0, LARGEST_BOUND, 801, dtype=torch.float64, device="cpu")[1:]
     z = sizes * cmath.exp(1j * cmath.phase(eigenvalue))
     rows = _carried(method, z)
     columns = []
     for j in range(rows):
-        unit = torch.zeros(rows, len(z), dtype=z.dtype)
+        unit = torch.zeros(rows, len(z), dtype=z.dtype, device=z.device)
         unit[j] = 1.0
         columns.append(_moved(method, z, unit))
     growth = torch.linalg.eigvals(torch.stack(columns, -1).movedim(0, 1)).abs().amax(-1)

@@ -123,6 +123,7 @@ def test_compiled_solves_stop_there_too():
         dt_min=0.1,
         dt_max=1.0,
         reach=2.0,
+        most_rejections=86,
         fallback=0.1,
     )
     limit = Limits.of(torch.tensor([*vars(limit).values()], dtype=F64))

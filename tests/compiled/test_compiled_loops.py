@@ -203,6 +203,7 @@ def test_a_solve_is_two_calls_and_a_step_hands_on_few_tensors(monkeypatch):
         assert carried == [3, 2 + len(weights) + (times == "inside")]
 
 
+@pytest.mark.filterwarnings("ignore:t holds a single time")
 def test_equal_times_and_a_single_time():
     y0 = torch.ones(2, dtype=torch.float64)
     for t in ([1.0], [1.0, 1.0]):

@@ -10,7 +10,7 @@ from torch import nn
 from torch._C import _autograd
 from torch._C._functorch import _grad_increment_nesting, _vmap_increment_nesting
 
-from torchaca import RungeKutta, dynamics, executors, params, solve
+from torchaca import dynamics, executors, params, solve
 from torchaca.compiled import compiler
 from torchaca.compiled.door import CUDA_GRAPHS
 from torchaca.compiled.failure import Modes
@@ -328,13 +328,8 @@ def test_tolerances_are_told_of_once_where_the_compiler_fails(mode, monkeypatch)
 
 
 @pytest.mark.parametrize("gradient", ["aca", pytest.param("direct", marks=pytest.mark.slow)])
-def test_a_compiled_solve_multiplies_no_matrices(gradient, monkeypatch):
+def test_a_compiled_solve_multiplies_no_matrices(gradient):
     """Which would have ten bits on a GPU under `torch.set_float32_matmul_precision("high")`."""
-
-    def continuous_weights(self, theta):  # float64, a product otherwise
-        return (theta[:, None, None] ** self._degrees * self._p).sum(-1)
-
-    monkeypatch.setattr(RungeKutta, "continuous_weights", continuous_weights)
     options = {"y0": torch.ones(3, 2), "t": (0.0, 0.1, 0.2, 0.35, 1.0), "gradient": gradient}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         _, _, about = solved(lambda t, y: -y * t, True, **options)

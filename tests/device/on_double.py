@@ -1,6 +1,7 @@
 """Solves on a device that is not the host; run by test_device.py, in a process of its own."""
 
 import contextlib
+from collections import deque
 
 import pytest
 import torch
@@ -73,19 +74,20 @@ def test_tolerances_that_f_cannot_meet_are_raised(dtype, cast, options):
 @pytest.mark.parametrize("drifts", [False, True])
 def test_a_gradient_that_f_lost_before_backward_is_nan(drifts, gradient):
     """The host would have to wait for the device to raise after fixed steps; what f never read has no gradient."""
-    reads, spare = {"w": torch.ones(2, device=DEVICE, requires_grad=True)}, torch.ones(2).to(DEVICE)
-    reads["unused"] = torch.ones(2, device=DEVICE, requires_grad=True)
+    w, spare = torch.ones(2, device=DEVICE, requires_grad=True), torch.ones(2).to(DEVICE)
+    unused = torch.ones(2, device=DEVICE, requires_grad=True)
+    reads = deque([w, unused])  # a list's entries are put back for the backward pass
     other = torch.ones(2).to(DEVICE).requires_grad_()
-    w, y0 = reads["w"], torch.ones(2).to(DEVICE).requires_grad_()
+    y0 = torch.ones(2).to(DEVICE).requires_grad_()
     ys = solve(
-        lambda t, y: reads["w"] * other * y, y0, [0.0, 1.0], method="rk4", n_steps=3, gradient=gradient
+        lambda t, y: reads[0] * other * y, y0, [0.0, 1.0], method="rk4", n_steps=3, gradient=gradient
     ).ys
     if drifts:
-        reads["w"] = 2 * spare
+        reads[0] = 2 * spare
     ys[-1].sum().backward()
     for x in (w, other, y0):
         assert x.grad.isnan().all().item() == drifts
-    assert reads["unused"].grad is None
+    assert unused.grad is None
 
 
 def test_tensors_on_several_devices_are_named():

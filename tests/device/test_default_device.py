@@ -31,6 +31,15 @@ def f(t, y, w=W):
     return NET(y) * torch.cos(t) + w
 
 
+class Field(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = NET
+
+    def forward(self, t, y):
+        return self.net(y) * torch.cos(t)
+
+
 def pulled(ys, *wrt):
     return ys, torch.autograd.grad(
         sum(y.square().sum() for y in pytree.tree_leaves(ys)), wrt, allow_unused=True
@@ -180,7 +189,7 @@ KINDS = {
     "too coarse": too_coarse,
     "failed": failed,
     "given up": given_up,
-    "NeuralODE": lambda: NeuralODE(f, rtol=1e-3)(Y0),
+    "NeuralODE": lambda: NeuralODE(Field(), rtol=1e-3)(Y0),
     "LatentODE": latent,
     "odeint": drop_in,
     "odeint_adjoint": lambda: drop_in(torchdiffeq.odeint_adjoint, adjoint_options={"norm": "seminorm"}),

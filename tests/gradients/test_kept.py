@@ -10,7 +10,7 @@ from gradient_cases import DOUBLE, assert_same, gradients_of
 from settings import EVERY, options_for
 from torch import nn
 
-from torchaca import NeuralODE, solve
+from torchaca import solve
 
 WITHOUT_GRAPH = {
     name: g for name, g in EVERY.items() if name not in ("direct", "naive", "aca-none", "aca-grad-rtol")
@@ -337,17 +337,3 @@ def test_f_that_writes_later_is_refused():
 
     with pytest.raises(ValueError, match="changes y in place"):
         solve(f, torch.ones(2), [0.0, 1.0], method="rk4", n_steps=4)
-
-
-def test_a_block_with_a_hidden_penalty_trains_under_direct():
-    f = Field()
-    energies = []
-
-    def field(t, y):
-        k = f(t, y)
-        energies.append(k.square().mean())
-        return k
-
-    NeuralODE(field, gradient="direct", method="rk4", n_steps=2)(torch.ones(1, 2, dtype=DOUBLE))
-    torch.stack(energies).sum().backward()
-    assert f.net.weight.grad.abs().min() > 0
