@@ -116,10 +116,11 @@ def test_grid_that_meets_outputs():
 @pytest.mark.parametrize("gradient", others(EXACT))
 def test_step_times_of_a_given_grid_are_differentiated(gradient, method):
     case = Everything(TIMES["inside"])
-    case.inputs["grid"] = torch.tensor([0.0, 0.3, 0.4, 1.1, 1.5], dtype=DOUBLE, requires_grad=True)
+    # Coarse: on a fine grid what two steps say about the time between them cancels, to rounding of 1e-11 for dopri8.
+    case.inputs["grid"] = torch.tensor([0.0, 0.4, 1.5], dtype=DOUBLE, requires_grad=True)
     options = {"method": method, "grid": case.inputs["grid"]}
     want = case.gradients("direct", **options)
-    assert want["grid"][1:-1].abs().min() > 1e-6
+    assert want["grid"][1:-1].abs().min() > 1e-2
     assert_same(case.gradients(gradient, **options), want, ROUNDING)
 
 
