@@ -299,6 +299,7 @@ def test_repeated_decreasing_times():
     torch.testing.assert_close(sol.ys, plain.ys[[0, 0, 1, 2, 2]], rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.filterwarnings("ignore:t holds a single time")
 @pytest.mark.parametrize("t", [[0.5], [0.5, 0.5], torch.tensor([0.5])])
 def test_no_span_gives_the_initial_state(t):
     y0 = {"x": torch.ones(2)}

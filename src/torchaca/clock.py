@@ -192,7 +192,10 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if getattr(func, "__name__", "") != "__get__":  # a dtype or a device is no value
+        if getattr(func, "__name__", "") not in (
+            "__get__",
+            "is_inference",
+        ):  # a dtype or a device is no value
             self.seen.note(args, kwargs)
         return func(*args, **(kwargs or {}))
 

@@ -68,8 +68,7 @@ def execute(mode: Mode, p: Problem, eager: Eager, prepared: Callable[[Problem], 
     ValueError
         For options that do not go with it.
     """
-    if mode not in EXECUTORS:
-        raise ValueError(f"compile is True, False, {STEPS!r} or {CUDA_GRAPHS!r}, got {mode!r}")
+    check_mode(mode)
     executor = EXECUTORS[mode](p, eager)
     if p.ts.values[0] == p.ts.values[-1]:
         return _at_rest(p)
@@ -86,6 +85,17 @@ def execute(mode: Mode, p: Problem, eager: Eager, prepared: Callable[[Problem], 
         outcome = eager.finish(begun)
     check_clock(begun, outcome.times, failed=outcome.failure is not None, hidden=transformed())
     return outcome
+
+
+def check_mode(mode: Mode) -> None:
+    """Refuse a value of `compile=` that names no executor.
+
+    Raises
+    ------
+    ValueError
+    """
+    if mode not in EXECUTORS:
+        raise ValueError(f"compile is True, False, {STEPS!r} or {CUDA_GRAPHS!r}, got {mode!r}")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from .compiled.door import CUDA_GRAPHS, STEPS, refuse_loops, refuse_steps
 from .core import Problem, Stats, Times
 from .elsewhere import answer
 from .errors import shorten
+from .executors import check_mode
 from .gradients import MALI, Adjoint
 from .gradients.mali import reversible
 from .solve import ON_FAILURE, OPTIONS, StepOptions, find_gradient, find_method, refuse_untraced
@@ -52,6 +53,7 @@ def check_options(options: Mapping[str, Any], where: str, f: Callable[..., Any])
         tolerances = {name: _of_any_size(getattr(gradient, name)) for name in ("rtol", "atol")}
         replace(gradient, **tolerances).resolved(p)
     mode = options.get("compile", False)
+    check_mode(mode if isinstance(mode, str) else bool(mode))
     if isinstance(mode, str):
         refuse_steps(p, gradient, STEPS if mode == CUDA_GRAPHS else mode, False)
     elif mode:
