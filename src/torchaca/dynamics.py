@@ -234,10 +234,7 @@ WRITES = (
 
 def _versions(time: Tensor, y: Tensor) -> tuple[int, int]:
     """How often each was changed in place; inference tensors do not count."""
-    return (
-        0 if time.is_inference() else time._version,
-        0 if y.is_inference() else y._version,
-    )
+    return 0 if time.is_inference() else time._version, 0 if y.is_inference() else y._version
 
 
 def coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:

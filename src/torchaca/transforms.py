@@ -53,7 +53,7 @@ def refuse_lanes(nested: object, name: str) -> None:
     ------
     NotImplementedError
     """
-    if any(map(has_lanes, tensors_in(nested))):
+    if peek_interpreter_stack() is not None and any(map(has_lanes, tensors_in(nested))):
         raise NotImplementedError(
             f"{name} differs between the lanes of torch.func.vmap, and all lanes of a solve share their times and step "
             f"options: use a loop instead of vmap over {name}, or put what differs into f (scaled time: "
