@@ -32,10 +32,13 @@ def is_leaf_node(node: Node) -> bool:
     return type(node).__name__ == LEAF
 
 
-def used(out: Tensor, since: int, boundary: Set[Node] = frozenset()) -> tuple[list[Tensor], list[Edge]]:
+def used(
+    out: Tensor, since: int, boundary: Set[Node] = frozenset(), sign: Sign | None = None
+) -> tuple[list[Tensor], list[Edge]]:
     """The leaves and the older graph edges that `out` was computed from.
 
-    Edges to nodes that are no part of out's own computation, as `nodes_of` has it, are returned, not followed.
+    A node belongs to out's own computation if its sequence number is at least `since` and it is not in `boundary`; the
+    `sign` is put on it. Edges to other nodes are returned, not followed.
     """
     leaves: dict[int, Tensor] = {}
     edges: dict[Edge, None] = {}
@@ -54,6 +57,8 @@ def used(out: Tensor, since: int, boundary: Set[Node] = frozenset()) -> tuple[li
         elif node not in visited:
             visited.add(node)
             pending.append(node)
+            if sign is not None and kind != CAST:  # autocast keeps the weights that it casts
+                sign.put_on(node)
 
     if out.grad_fn is None and out.requires_grad:
         return [out], []
@@ -64,34 +69,29 @@ def used(out: Tensor, since: int, boundary: Set[Node] = frozenset()) -> tuple[li
     return list(leaves.values()), list(edges)
 
 
-class _Alive:
-    """Lives as long as a graph node that holds it."""
+class Sign:
+    """Lives as long as a graph node that it was put on, once everybody else has let go of it."""
 
     __slots__ = ("__weakref__",)
 
+    def put_on(self, node: Node) -> None:
+        metadata: Any = node.metadata  # a property, whatever its annotation says
+        metadata["torchaca"] = self
+
 
 class Keeping:
-    """Whether somebody keeps a part of the graph of an evaluation, or its `state`, when everybody else has let go."""
+    """Whether somebody keeps a part of the graph of an evaluation, or its `state`, when everybody else has let go.
 
-    def __init__(self, out: Tensor, state: Tensor, since: int) -> None:
-        sign = _Alive()
+    The nodes of that graph have the sign.
+    """
+
+    def __init__(self, sign: Sign, state: Tensor) -> None:
         self._node, self._state = weakref.ref(sign), weakref.ref(state)
         device = state.device.type
         # Autocast keeps what it casts of a leaf, and saved-tensor hooks keep whatever they like.
         autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
         self.hooked = autograd._top_saved_tensors_default_hooks(False) is not None
         self.cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        pending, visited = [out.grad_fn], set[Node]()
-        while pending:
-            node = pending.pop()
-            if node is None or node in visited or number_of(node) < since:
-                continue
-            visited.add(node)
-            if type(node).__name__ in (LEAF, CAST):  # autocast keeps the weights that it casts
-                continue
-            metadata: Any = node.metadata  # a property, whatever its annotation says
-            metadata["torchaca"] = sign
-            pending.extend(other for other, _ in node.next_functions)
 
     @property
     def state(self) -> Tensor | None:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from .core import Problem
 from .dynamics import Dynamics
 from .effects import Watch
-from .histories import Edge, Keeping, name_of, used
+from .histories import Edge, Keeping, Sign, name_of, used
 from .lost import kept_of, warn_of_lost
 from .places import Path, Reads, label
 from .reach import Reach, reach
@@ -112,7 +112,7 @@ def first_evaluation(
     watch, reads = Watch(p.y0.device, reached), Reads(reached.places, reached.containers)
     since = torch.autograd._get_sequence_nr()
     value, inputs, keeping = _evaluated(p, f, time, reached, measure, declared)
-    kept = kept_of(f, reads, since, keeping)
+    kept = kept_of(f, reads, since, keeping) if torch.is_grad_enabled() else ""
 
     def again() -> Tensor:
         return p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach())
@@ -143,10 +143,13 @@ def _evaluated(
         k = _without_autograd(f, time, p.y0, error)
     f.note_graph(k, before)
     f.gathered = gathered_inside(k, before, reached)
-    found = _inputs(args, own, state, k, before, reached, declared)
+    sign = Sign()
+    found = _inputs(
+        args, own, (k, state), before, reached, declared, sign if torch.is_grad_enabled() else None
+    )
     if isinstance(weigh, Scale):
         found = replace(found, graph_bytes=weigh.bytes(besides=(state, *found.tensors)))
-    return k.detach(), found, Keeping(k, state, before)
+    return k.detach(), found, Keeping(sign, state)
 
 
 def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
@@ -209,17 +212,21 @@ def _without_autograd(f: Dynamics, time: Tensor, y0: Tensor, error: RuntimeError
 def _inputs(
     args: dict[int, Tensor],
     own: dict[int, Tensor],
-    state: Tensor,
-    k: Tensor,
+    evaluated: tuple[Tensor, Tensor],
     before: int,
     reached: Reach,
     declared: Sequence[Tensor],
+    sign: Sign | None,
 ) -> Inputs:
-    """What a value was computed from; `own` are the leaves that stood in for the arguments, `state` that for y."""
+    """What a value of f was computed from.
+
+    `own` are the leaves that stood in for the arguments, `evaluated` are the value and the leaf that stood in for y.
+    """
+    k, state = evaluated
     named = [(("declared",), tensor) for tensor in declared]
     reach = [(path, tensor) for path, tensor in (*reached.tensors, *named) if tensor.requires_grad]
     nodes = {tensor.grad_fn: tensor for _, tensor in reach if tensor.grad_fn is not None}
-    leaves, edges = used(k, before, set(nodes))
+    leaves, edges = used(k, before, set(nodes), sign)
     historic = {
         (tensor.grad_fn, tensor.output_nr): tensor for _, tensor in reach if tensor.grad_fn is not None
     }
