@@ -4,7 +4,7 @@ import pytest
 import torch
 from compiled_helpers import Net, assert_equal, both
 
-from torchaca import Adaptive, FixedSteps
+from torchaca import Adaptive, FixedSteps, solve
 from torchaca.compiled import run
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -89,3 +89,41 @@ def test_times_of_a_prefix():
     eager, compiled = both(lambda t, y: y * y, y0, t, (t,), on_failure="status")
     assert compiled[0].status == "blow-up"
     assert_equal(eager, compiled)
+
+
+FAILED = {
+    "behind outputs": ([0.0, 0.05, 0.3, 2.0], {"max_steps": 9, "rtol": 1e-5, "atol": 1e-5}),
+    "backwards": ([1.1, 0.7, 0.1], {"max_steps": 9, "rtol": 1e-5, "atol": 1e-5}),
+    "before the first output": ([0.0, 5.0], {"max_steps": 2}),
+    "before the first step": (
+        [0.0, 0.0, 0.1, 5.0],
+        {"max_steps": 1, "dt0": 0.05, "rtol": 1e-8, "atol": 1e-8},
+    ),
+}
+
+
+@pytest.mark.parametrize("timed", [False, True], ids=["times-constant", "times-wanted"])
+@pytest.mark.parametrize("case", FAILED)
+def test_gradients_of_what_a_failed_solve_has_reached(case, timed):
+    """f depends on time, so that an evaluation at the wrong one shows."""
+    (times, options), found = FAILED[case], []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        net = torch.nn.Linear(2, 2).double()
+        t = torch.tensor(times, dtype=torch.float64, requires_grad=timed)
+        y0 = torch.tensor([0.5, -1.0], dtype=torch.float64, requires_grad=True)
+        sol = solve(
+            lambda t, y, net=net: torch.tanh(net(y)) * torch.cos(3 * t) - 0.3 * y,
+            y0,
+            t,
+            method="bosh3",
+            compile=compiled,
+            on_failure="status",
+            **options,
+        )
+        assert sol.failure is not None
+        grads = torch.autograd.grad(sol.ys.square().sum(), [y0, *net.parameters()], allow_unused=True)
+        grads = [torch.zeros(()) if g is None else g for g in grads]
+        found.append([sol.ys, *(g.expand_as(x) for g, x in zip(grads, [y0, *net.parameters()], strict=True))])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other.to(mine.dtype), rtol=1e-12, atol=1e-12, check_dtype=False)

@@ -41,6 +41,8 @@ class Chunk:
 
     def find_outputs(self, ts: Times, done: int, ends: Sequence[Time]) -> int:
         """Sort the outputs from `done` on to the steps to `ends`; the number of outputs up to the chunk's end."""
+        if not self.n:
+            return done
         last, after = ts.up_to(self.times[-1]), [ts.sign * t for t in self.times[1:]]
         while done < last:  # a search for every output, of which there are fewer than steps
             n = bisect_left(after, ts.sign * ts.values[done])

@@ -102,8 +102,9 @@ class Run:
         while self.chunks:
             chunk = self.chunks[-1]
             n = max([*chunk.ending, *chunk.inside], default=-1) + 1
-            y1 = chunk.Y[n].clone() if n < chunk.n else y1
-            chunk.n = n
+            if n < chunk.n:
+                y1, chunk.jumps = chunk.Y[n].clone(), False
+                chunk.n, chunk.times = n, chunk.times[: n + 1]
             if n:
                 break
             self.chunks.pop()

@@ -65,8 +65,10 @@ class MovingTimes:
         control = self.problem.control
         wrt = [self.problem.ts.tensor, control.grid.tensor if self.grid else None]
         moving = [(b, g) for b, g in zip(self.boundaries, self.ends, strict=True) if isinstance(b, Tensor)]
-        boundaries, grads = zip(*moving, strict=True)
-        ts, grid = vjp(boundaries, wrt, grads, keep=True)
+        ts = grid = None
+        if moving:  # none where a solve failed before its first step
+            boundaries, grads = zip(*moving, strict=True)
+            ts, grid = vjp(boundaries, wrt, grads, keep=True)
         if self.own:
             ts = self.outputs if ts is None else ts + self.outputs
         return [ts, grid]
