@@ -42,6 +42,7 @@ class Dynamics:
         y0: Tensor,
         stats: Stats,
         lenient: bool = False,
+        broadcasts: bool = True,
     ):
         if isinstance(func, type):
             raise TypeError(f"f is the class {func.__name__}: pass an object of it, {func.__name__}(...)")
@@ -54,7 +55,7 @@ class Dynamics:
         self.needs_grad = False
         self.detached: bool | None = None
         self.sets_flags = False
-        self.fit = coerce if lenient else fit
+        self.fit = fit if not lenient else coerce if broadcasts else coerce_unexpanded
         self.gathered = ""
         self.dtypes = [leaf.dtype for leaf in structure.leaves]
         self._asked: Time = math.nan
@@ -304,19 +305,33 @@ def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
     return pytree.tree_unflatten(fitted, structure.tree)
 
 
-def coerce(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
-    """As `fit`, but converts what torchdiffeq converts: dtypes, but not complex to real; shapes that broadcast."""
+def coerce(out: Any, structure: Structure, func: Callable[..., Any], *, broadcasts: bool = True) -> Any:
+    """As `fit`, but converts what torchdiffeq converts: dtypes, but not complex to real, and shapes.
+
+    In a tuple, what has as many entries; for a single tensor, what differs by dimensions of size 1 or, if it
+    `broadcasts`, what can be expanded (torchdiffeq does that with fixed steps alone).
+    """
     leaves, tree = pytree.tree_flatten(out)
     if len(leaves) == len(structure.leaves) and all(isinstance(k, Tensor) for k in leaves):
         pairs = zip(leaves, structure.leaves, strict=True)
-        leaves = [_as(k, leaf) for k, leaf in pairs]
+        leaves = [_as(k, leaf, flat=not structure.plain, broadcasts=broadcasts) for k, leaf in pairs]
         tree = structure.tree
     return fit(pytree.tree_unflatten(leaves, tree), structure, func)
 
 
-def _as(k: Tensor, leaf: Leaf) -> Tensor:
+def coerce_unexpanded(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
+    """As `coerce`, but nothing is expanded."""
+    return coerce(out, structure, func, broadcasts=False)
+
+
+def _as(k: Tensor, leaf: Leaf, *, flat: bool, broadcasts: bool) -> Tensor:
     if leaf.dtype.is_complex or not k.is_complex():  # else `fit` refuses
         k = k.to(leaf.dtype)
+    same = [n for n in k.shape if n != 1] == [n for n in leaf.shape if n != 1]
+    if k.numel() == leaf.shape.numel() and (same or (flat and k.ndim == 1)):
+        return k.reshape(leaf.shape)
+    if flat or not broadcasts:
+        return k  # `fit` refuses
     try:
         return k.expand(leaf.shape)
     except RuntimeError:

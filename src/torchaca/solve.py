@@ -275,7 +275,7 @@ def run(
     if not isinstance(args, tuple):
         raise TypeError(f"args is a tuple of f's further arguments: write args=({shorten(args, 20)},)")
     stats = Stats()
-    dynamics = Dynamics(f, args, structure, y0, stats, lenient)
+    dynamics = Dynamics(f, args, structure, y0, stats, lenient, broadcasts=isinstance(control, FixedSteps))
     if isinstance(control, FixedSteps):
         _check_grid(control, ts)
     if isinstance(control, Adaptive):

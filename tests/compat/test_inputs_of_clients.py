@@ -171,3 +171,28 @@ def test_a_single_time_is_said():
     assert torch.equal(
         odeint(lambda t, y: -y, torch.ones(2), torch.tensor([1.5])), ys
     )  # torchdiffeq says nothing
+
+
+SHAPES = {"a column": ((3, 1), (3,)), "a row": ((3,), (3, 1)), "a number": ((), (1,)), "flat": ((3, 2), (6,))}
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_tensors_of_a_tuple_may_have_other_shapes(shapes, method):
+    """torchdiffeq flattens the parts of a tuple, so that densities of (n,) and (n, 1) mix."""
+    shape, returned = SHAPES[shapes]
+    y0 = (torch.ones(2), torch.ones(shape))
+    options = {"step_size": 0.5} if method == "rk4" else {"first_step": None}
+    calls = {"method": method, "options": options, "t": torch.tensor([0.0, 1.0])}
+    got = odeint(lambda t, y: (-y[0], -2 * y[1].reshape(returned)), y0, **calls)
+    want = odeint(lambda t, y: (-y[0], -2 * y[1]), y0, **calls)
+    assert all(map(torch.equal, got, want))
+
+
+@pytest.mark.parametrize("y0", [torch.ones(5, 3), (torch.ones(5, 3), torch.ones(1))], ids=["plain", "tuple"])
+def test_what_would_only_broadcast_is_refused(y0):
+    def f(t, y):
+        return (-y[0].sum(1, keepdim=True), -y[1]) if isinstance(y, tuple) else -y.sum(1, keepdim=True)
+
+    with pytest.raises((ValueError, AssertionError), match="returned shape"):
+        odeint(f, y0, torch.tensor([0.0, 1.0]))

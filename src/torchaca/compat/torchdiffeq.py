@@ -278,7 +278,9 @@ class _Call:
             "dfactor": "factor_min",
         }
         numbers: dict[str, Any] = {
-            ours: float(self.options[theirs]) for theirs, ours in names.items() if theirs in self.options
+            ours: float(self.options[theirs])
+            for theirs, ours in names.items()
+            if theirs in self.options and not (theirs == "first_step" and self.options[theirs] is None)
         }
         default = "rms" if self.structure.plain else "mixed"
         with asserted():
