@@ -1,10 +1,12 @@
 """Which tensors f depends on: wherever Python lets a function find them, their gradients arrive, or an error."""
 
 import collections
+import contextvars
 import copy
 import functools
 import gc
 import re
+import threading
 import types
 import weakref
 from dataclasses import dataclass
@@ -115,6 +117,43 @@ class OnTheClass:
 
     def __call__(self, t, y):
         return -self.w * y * y
+
+
+class Mangled:
+    __slots__ = ("__w",)
+
+    def __init__(self, w):
+        self.__w = w
+
+    def __call__(self, t, y):
+        return -self.__w * y * y
+
+
+def in_user_dict(w):
+    ws = collections.UserDict(w=w)
+    return lambda t, y: -ws["w"] * y * y
+
+
+def in_chain_map(w):
+    ws = collections.ChainMap({}, {"w": w})
+    return lambda t, y: -ws["w"] * y * y
+
+
+def in_mapping_proxy(w):
+    ws = types.MappingProxyType({"w": w})
+    return lambda t, y: -ws["w"] * y * y
+
+
+def in_context_variable(w):
+    ws = contextvars.ContextVar("ws")
+    ws.set(w)
+    return lambda t, y: -ws.get() * y * y
+
+
+def in_thread_local(w):
+    ws = threading.local()
+    ws.w = w
+    return lambda t, y: -ws.w * y * y
 
 
 def closure(w):
@@ -262,6 +301,7 @@ PLACES = {
             bound_method,
             property_of,
         ),
+        *(in_user_dict, in_chain_map, in_mapping_proxy, in_context_variable, in_thread_local, Mangled),
         *(class_attribute, global_variable, global_function, in_module, decorated, function_attribute),
         *(Box, Slots, Record, Derived, Module, Nested, InAList, Private),
     )

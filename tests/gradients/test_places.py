@@ -277,6 +277,17 @@ def test_randomness_that_torch_does_not_know_of_is_found(name, kind, steps):
         sol.ys.sum().backward()
 
 
+@pytest.mark.parametrize("name", [name for name, g in EVALUATES.items() if g.name in ("aca", "adjoint")])
+def test_a_change_that_does_not_show_at_the_start_is_found(name):
+    f = Field()
+    y0 = torch.tensor([[0.3, -0.4]], dtype=DOUBLE, requires_grad=True)
+    options = options_for(EVERY[name], method="rk4", n_steps=3)
+    sol = solve(lambda t, y: torch.tanh(f.net(y)) * (1 + f.gain * t), y0, [0.0, 1.0], **options)
+    changed_in_place(f)
+    with pytest.raises(RuntimeError, match="changed"):
+        sol.ys.sum().backward()
+
+
 # --- threads ---
 
 

@@ -246,3 +246,18 @@ def test_a_copy_keeps_its_own_state():
     other = copy.deepcopy(f)
     solve(f, torch.ones(2, SIZE), [0.0, 1.0])
     assert other.calls.item() == 0 < f.calls.item()
+
+
+def test_a_last_layer_that_starts_at_zero_hides_no_state():
+    """The value is zero whatever the buffers are; they are read all the same."""
+
+    def gradients(name):
+        f = SpectralNorms().to(DOUBLE)
+        last = nn.Linear(SIZE, SIZE).to(DOUBLE)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        y0 = torch.ones(3, SIZE, dtype=DOUBLE, requires_grad=True)
+        ys = solve(lambda t, y: last(f(t, y)), y0, [0.0, 1.0], method="rk4", n_steps=3, gradient=name).ys
+        return gradients_of(ys, dict(last.named_parameters()))
+
+    assert_same(gradients("aca"), gradients("direct"), 1e-12)

@@ -13,7 +13,7 @@ CVODES and of SciMLSensitivity.jl).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 
 from ..clock import check_clock, coarse, merged
 from ..control import Adaptive, FixedSteps
-from ..core import Method, Outcome, Problem
+from ..core import Method, Outcome, Problem, Step, value
 from ..dynamics import Dynamics
 from ..errors import SolverError
 from ..outputs import gather
@@ -200,7 +200,8 @@ class Adjoint:
 class Run:
     """One forward pass: what its backward needs beside the saved tensors. `recorded` has no coefficients.
 
-    `f0` is f at the start, without a graph.
+    `f0` is f at the start, without a graph; `witness` is the start and the end of the last step, with the state and f
+    at its start.
     """
 
     settings: Adjoint
@@ -211,11 +212,20 @@ class Run:
     times: Sequence[float] = ()
     failure: SolverError | None = None
     f0: Tensor | None = None
+    witness: tuple[float, float, Tensor, Tensor] | None = None
+
+    def witnessed(self, accepted: Iterable[Step]) -> Iterator[Step]:
+        """The same steps; what f was at the start of the last one is kept."""
+        step = None
+        for step in accepted:
+            yield step
+        if step is not None and self.problem.f0 is not None and not self.problem.carrying:
+            self.witness = value(step.t0), value(step.t1), step.y0, step.f0
 
     def gradients(self, parts: Parts, ys: Tensor, kept: Sequence[Tensor], grad_ys: Tensor) -> MaybeTensors:
         """One backward integration; its steps are counted, its failure says that it was the backward pass."""
         recorded = self.recorded and replace(self.recorded, times=self.times, coefficients=kept)
-        backward = Backward(self.settings, self.problem, self.inputs, parts, recorded, self.f0)
+        backward = Backward(self.settings, self.problem, self.inputs, parts, recorded, self.f0, self.witness)
         try:
             grads = backward.integrate(ys, grad_ys)
             if coarse(self.times, self.problem.y0.dtype.to_real()) is None:  # which has been said
@@ -238,7 +248,8 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
         p = without_graph(run.problem)
         kept: list[Tensor] = []
-        outcome = gather(p, run.recorded.taking(steps(p), kept, p.aside) if run.recorded else steps(p))
+        accepted = run.witnessed(steps(p))
+        outcome = gather(p, run.recorded.taking(accepted, kept, p.aside) if run.recorded else accepted)
         ctx.run, ctx.kept = run, len(kept)
         ctx.save_for_backward(outcome.ys, *kept, *run.inputs.without_late(tensors))
         run.times, run.failure = outcome.times, outcome.failure

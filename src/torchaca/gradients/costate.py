@@ -93,7 +93,7 @@ class Backward:
 
     `recorded` is where y(t) comes from, None if it is integrated. With `settings.quadrature == "gauss"` the totals
     dL/dtheta are summed up step by step, in `sums`, and no part of the integrated state. `f0` is f at the start of the
-    forward pass: f has to give it again.
+    forward pass, `witness` the same at the start of its last step: f has to give them again.
     """
 
     def __init__(
@@ -104,8 +104,10 @@ class Backward:
         parts: Parts,
         recorded: Recorded | None,
         f0: Tensor | None = None,
+        witness: tuple[float, float, Tensor, Tensor] | None = None,
     ) -> None:
         self.settings, self.inputs, self.recorded, self.f0 = settings, inputs, recorded, f0
+        self.witness = witness
         self.stats = Stats()
         leaves = parts.leaves()
         self.p = without_graph(rebuilt(problem, leaves, inputs))
@@ -142,6 +144,9 @@ class Backward:
         drift, start = Drift(ys), self.p.slope(values[0], values[-1], ys[0])
         if self.f0 is not None:
             drift.note(start, self.f0)
+        if self.witness is not None:
+            t0, t1, y, k = self.witness
+            drift.note(self.p.slope(t0, t1, y), k)
         lam, totals = grad_ys[-1], [] if self.nodes else [torch.zeros_like(x) for x in self.wrt]
         grad_t = None
         if self.parts.ts is not None:
