@@ -298,3 +298,15 @@ def test_nothing_to_warn_of():
         model = Model()
         copy.deepcopy(model)
     assert len(list(model.parameters())) == 2
+
+
+def test_a_norm_that_is_a_module_is_an_option():
+    class Largest(nn.Module):
+        def forward(self, x):
+            return x.abs().max()
+
+    block = NeuralODE(Field())
+    block.norm = Largest()
+    assert isinstance(block.options["norm"], Largest)
+    assert list(block.children()) == [block.f]
+    block(torch.ones(2, 3))

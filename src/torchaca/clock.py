@@ -136,8 +136,8 @@ def check_clock(p: Problem, times: Any, *, failed: bool = False, hidden: bool = 
     `failed`: see `coarse`. `hidden`: a transform is active, in which f is not asked whether it reads the time.
     """
     dtype = p.y0.dtype.to_real()
-    if isinstance(times, list) and is_fine(times, dtype):  # nearly always; it costs a hundredth of the rest
-        return
+    if isinstance(times, list | tuple) and times and is_fine(times, dtype):
+        return  # nearly always; it costs a hundredth of the rest
     found = coarse(times, dtype, failed=failed)
     if found is not None:
         asked = p.f if isinstance(p.f, Dynamics) and not hidden else None

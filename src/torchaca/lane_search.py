@@ -109,7 +109,6 @@ class Search:
             dt0 = lanes.gathered(control.initial_step(p, f0)) if control.dt0 is None else None
         with plain():
             t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
-            least = 0.0 if control.dt0 else 2 * smallest_step(p, p.ts.values[0])
             dt = torch.full_like(t, control.dt0 or 0.0) if dt0 is None else dt0
             usable = torch.isfinite(dt) & (dt > smallest(p))
             least = 0.0 if control.dt0 else 2 * smallest_step(p, p.ts.values[0])

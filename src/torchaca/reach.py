@@ -11,12 +11,15 @@ from __future__ import annotations
 import dis
 import functools
 import sys
+import threading
 import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,6 +36,18 @@ SAMPLE = 16
 PLAIN = (str, bytes, int, float, complex, type(None))
 CLOSED = (Iterator, weakref.ReferenceType)  # may hold a tensor and do not say so
 CACHED = type(functools.cache(int))
+CALLABLES = (
+    *(
+        types.MethodType,
+        types.FunctionType,
+        types.BuiltinMethodType,
+        partial,
+        property,
+        staticmethod,
+        classmethod,
+    ),
+    *(functools.cached_property, CACHED),
+)
 MODULE_INTERNALS = frozenset(vars(nn.Module()))
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -155,6 +170,25 @@ class _Walk:
                 self.pending.append((path, value))
 
     def _parts(self, path: Path, thing: Any) -> None:
+        if isinstance(thing, CALLABLES):
+            self._callable(path, thing)
+        elif isinstance(thing, (dict, list, tuple, set, frozenset, deque)):
+            self._container(path, thing)
+        elif isinstance(thing, Mapping):
+            self.pending += [((path, "[", k, "]"), v) for k, v in islice(thing.items(), LONG)]
+            self.found.blind |= len(thing) > LONG
+        elif isinstance(thing, ContextVar):
+            self.pending.append((path, thing.get(None)))
+        elif isinstance(thing, threading.local):
+            self.pending.append((path, dict(vars(thing))))
+        elif isinstance(thing, type):
+            self._class(path, thing)
+        elif isinstance(thing, types.SimpleNamespace):
+            self._holder(path, vars(thing), vars(thing))
+        elif not opaque(type(thing)):
+            self._object(path, thing)
+
+    def _callable(self, path: Path, thing: Any) -> None:
         if isinstance(thing, types.MethodType):
             self.pending += [(path, thing.__self__), (path, thing.__func__)]
         elif isinstance(thing, types.FunctionType):
@@ -167,18 +201,10 @@ class _Walk:
             self.pending.append((path, thing.__func__))
         elif isinstance(thing, functools.cached_property):
             self.pending.append((path, thing.func))
-        elif isinstance(thing, (dict, list, tuple, set, frozenset, deque)):
-            self._container(path, thing)
-        elif isinstance(thing, type):
-            self._class(path, thing)
-        elif isinstance(thing, types.SimpleNamespace):
-            self._holder(path, vars(thing), vars(thing))
         elif isinstance(thing, CACHED):
             self.pending.append((path, thing.__wrapped__))
-        elif isinstance(thing, types.BuiltinMethodType):  # of a tensor: weight.mul
+        else:  # a tensor's own: weight.mul
             self.pending.append((path, thing.__self__))
-        elif not opaque(type(thing)):
-            self._object(path, thing)
 
     def _container(self, path: Path, thing: Any) -> None:
         """All entries of a short container; of a long one, a sample tells whether it is data."""
@@ -220,6 +246,8 @@ class _Walk:
         for cls in type(thing).__mro__:
             slots = cls.__dict__.get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
+                if name.startswith("__") and not name.endswith("__"):
+                    name = f"_{cls.__name__.lstrip('_')}{name}"
                 if name != "__dict__" and hasattr(thing, name):
                     self._place((path, ".", name), thing, name, getattr(thing, name))
         self._methods(path, type(thing))

@@ -123,6 +123,12 @@ class NeuralODE(torch.nn.Module):
 
     _apart = outside_graphs(_solved)  # what follows the solve belongs to the same graph break
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OPTIONS:  # Module would register a module or a parameter of this name: a norm, say
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def extra_repr(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"t={self.t}" + (f", {options}" if options else "")
