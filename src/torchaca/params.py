@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,14 +115,17 @@ def first_evaluation(
     value, inputs, keeping = _evaluated(p, f, time, reached, measure, declared)
     kept = kept_of(f, reads, since, keeping) if torch.is_grad_enabled() else ""
 
-    def again() -> Tensor:
-        return p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach())
-
+    again = partial(_slope_at_start, p)
     p = watch.observed(p, value, again)
     if torch.is_grad_enabled():
         warn_of_lost(p, inputs.late if f.detached else inputs.idle, reached, again)
     reads.renew()
     return p, replace(inputs, reads=reads, kept=kept)
+
+
+def _slope_at_start(p: Problem) -> Tensor:
+    """One more evaluation of f where the solve starts."""
+    return p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach())
 
 
 def _evaluated(
@@ -163,9 +167,7 @@ def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
     f.note_graph(k, before)
     f.gathered = gathered_inside(k, before, reached)
 
-    def again() -> Tensor:
-        return p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach())
-
+    again = partial(_slope_at_start, p)
     p = watch.observed(p, k, again)
     if torch.is_grad_enabled() and not is_functorch_wrapped_tensor(k):
         leaves, edges = used(k, before)
