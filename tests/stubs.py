@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchaca.control import Adaptive, Numbers
-from torchaca.core import Carrying, Problem, Stats, Time, Times
+from torchaca.control import Adaptive
+from torchaca.core import Carrying, Problem, Stats, Times
+from torchaca.numbers import Numbers, Time
 
 
 class ScriptedStep:

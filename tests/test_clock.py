@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import jvp, vmap
 
 from torchaca import METHODS, FixedSteps, solve
-from torchaca.clock import coarse
+from torchaca.loops.clock import coarse
 
 FAR = {"twelve days in seconds": 1e6, "unix seconds": 1.7e9, "before": -1.7e9}
 CURE = r"cannot tell the stages of a step apart.*Shift t to start at 0.*or use a float64 state"
@@ -195,7 +195,7 @@ def test_asking_f_leaves_no_trace():
         f = Moving()
         with pytest.MonkeyPatch.context() as patch:
             if quiet:
-                patch.setattr("torchaca.clock.reads_time", lambda f, p: False)
+                patch.setattr("torchaca.loops.clock.reads_time", lambda f, p: False)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 sol = solve(f, torch.ones(1), times(1.7e9), n_steps=10)

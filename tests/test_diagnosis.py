@@ -12,15 +12,16 @@ from problems import DOUBLE
 from stubs import Counted, ScriptedMethod, problem
 from torch import nn
 
-from torchaca import ALF, METHODS, SolverError, diagnosis, solve
+from torchaca import ALF, METHODS, SolverError, solve
 from torchaca.control import Adaptive
 from torchaca.core import Carrying
-from torchaca.diagnosis import History, chatters
 from torchaca.errors import KINDS
-from torchaca.jumps import find_jump
+from torchaca.loops import diagnosis
+from torchaca.loops.diagnosis import History, chatters
+from torchaca.loops.jumps import find_jump
+from torchaca.loops.stepping import HOPELESS, steps
+from torchaca.loops.stiffness import decisive, eigenvalues, stability_bound
 from torchaca.methods import RungeKutta
-from torchaca.stepping import HOPELESS, steps
-from torchaca.stiffness import decisive, eigenvalues, stability_bound
 
 SINGLE = torch.float32
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]

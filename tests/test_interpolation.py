@@ -5,7 +5,7 @@ import torch
 from stubs import CountOperations
 
 from torchaca import ACA, GRADIENTS, METHODS, Adjoint, solve
-from torchaca.core import combined
+from torchaca.numbers import combined
 
 TIMES = [0.0, 0.2, 0.31, 0.5, 1.0]
 PRODUCTS = {

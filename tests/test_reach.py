@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from torchaca import solve
-from torchaca.places import label
-from torchaca.reach import LONG, reach
+from torchaca.field.places import label
+from torchaca.field.reach import LONG, reach
 
 DATA: list = []
 

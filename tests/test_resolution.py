@@ -9,7 +9,7 @@ from torch import nn
 
 import torchaca
 from torchaca import METHODS, PI_CONTROL, Adaptive, solve
-from torchaca.resolution import estimate_floor
+from torchaca.field.precision import estimate_floor
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -147,7 +147,7 @@ def test_an_uncoupled_nested_state_solves_like_its_leaves(state):
         torch.testing.assert_close(ys, alone.ys, **close)
 
 
-def test_time_has_the_real_dtype_of_the_state_and_at_least_float32():
+def test_time_has_the_real_dtype_of_the_state_andat_least_float32():
     for dtype, expected in [
         (torch.float16, torch.float32),
         (torch.bfloat16, torch.float32),

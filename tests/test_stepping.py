@@ -22,7 +22,7 @@ from stubs import (
 
 from torchaca import ACA, METHODS, RungeKutta, SolverError, solve
 from torchaca.control import Adaptive, FixedSteps
-from torchaca.stepping import BAD_RATIO, TOO_SMALL, steps
+from torchaca.loops.stepping import BAD_RATIO, TOO_SMALL, steps
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
 FIXED = list(METHODS)

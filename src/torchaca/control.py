@@ -17,28 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Problem, Step, Time, Times, VectorField
+from .core import Problem, Step, Times, VectorField
+from .numbers import Numbers, Time, at_least, at_most, clip, in_double, where
 from .state import rms
 
 Norm = Callable[[Tensor], Tensor]
-Numbers = Callable[..., Sequence[Any]]
-"""What of 0-dim tensors arithmetic goes on with, in float64: tensors (`in_double`), or numbers (`on_host`)."""
 TINY_RATIO = 1e-10  # a ratio of zero asks for no more than the largest factor; powers of it stay finite
 
 
 def largest(x: Tensor) -> Tensor:
     """The largest absolute value, 0-dim and real; zero where there is no entry."""
     return x.abs().amax() if x.numel() else x.real.sum()
-
-
-def in_double(*tensors: Tensor) -> Sequence[Tensor]:
-    """The same in float64."""
-    return [x.double() for x in tensors]
-
-
-def on_host(*tensors: Tensor) -> Sequence[float]:
-    """The values of 0-dim tensors, in one read of the device."""
-    return [tensors[0].item()] if len(tensors) == 1 else torch.stack(tensors).tolist()
 
 
 NORMS: dict[str, Norm] = {"rms": rms, "max": largest}
@@ -169,11 +158,11 @@ class Adaptive:
         factor: Any = self.safety
         for ratio, exponent in zip(ratios, exponents, strict=False):
             if exponent:
-                factor = factor * _at_least(ratio, TINY_RATIO) ** (exponent / order)
+                factor = factor * at_least(ratio, TINY_RATIO) ** (exponent / order)
         if isinstance(after_rejection, Tensor):
-            factor = _clip(factor, self.factor_min, self.factor_max)
+            factor = clip(factor, self.factor_min, self.factor_max)
             return torch.where(after_rejection, factor.clamp(max=1.0), factor)
-        return _clip(factor, self.factor_min, 1.0 if after_rejection else self.factor_max)
+        return clip(factor, self.factor_min, 1.0 if after_rejection else self.factor_max)
 
     def initial_step(self, p: Problem, f0: Tensor, numbers: Numbers = in_double) -> Any:
         """Hairer's first step size, positive (one evaluation of f, inside [t0, t1]); as `guessed_step`."""
@@ -203,22 +192,20 @@ class Adaptive:
 
         d0, d1 = numbers(relative(y0), relative(f0))
         small = (d0 < 1e-5) | (d1 < 1e-5)
-        guess = 0.01 * d0 / _where(small, 1.0, d1)  # neither nan nor an error in the branch not taken
-        guess = _at_least(
-            _where(small, 1e-6, guess), math.ulp(0.0)
-        )  # not zero, which the change is divided by
-        h0 = _at_most(guess, reach)
+        guess = 0.01 * d0 / where(small, 1.0, d1)  # neither nan nor an error in the branch not taken
+        guess = at_least(where(small, 1e-6, guess), math.ulp(0.0))  # not zero, which the change is divided by
+        h0 = at_most(guess, reach)
         h = sign * h0
         y1 = y0 + (h.to(scale.dtype) if isinstance(h, Tensor) else h) * f0
         f1 = f(t0 + h, y1)
         (change,) = numbers(relative(f1 - f0))
-        steepest = _at_least(change / h0, d1)
-        h1 = _where(
+        steepest = at_least(change / h0, d1)
+        h1 = where(
             steepest <= 1e-15,
-            _at_least(h0 * 1e-3, 1e-6),
-            (0.01 / _at_least(steepest, 1e-15)) ** (1.0 / order),
+            at_least(h0 * 1e-3, 1e-6),
+            (0.01 / at_least(steepest, 1e-15)) ** (1.0 / order),
         )
-        return _at_most(h1, 100 * h0)
+        return at_most(h1, 100 * h0)
 
     def stops(self, ts: Times) -> list[float]:
         """The times where a step has to end: jumps and stops inside the span, and its end."""
@@ -277,24 +264,3 @@ class FixedSteps:
     def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
         """The grid moves with the times it was made from."""
         return self.times(ts)[: len(taken)]
-
-
-# Arithmetic on host numbers and on tensors. nan comes through where it is the first argument: max(nan, x) is nan.
-
-
-def _at_least(x: Any, low: Any) -> Any:
-    return x.clamp(min=low) if isinstance(x, Tensor) else max(x, low)
-
-
-def _at_most(x: Any, high: Any) -> Any:
-    return x.clamp(max=high) if isinstance(x, Tensor) else min(x, high)
-
-
-def _where(condition: Any, yes: Any, no: Any) -> Any:
-    if isinstance(condition, Tensor):
-        return torch.where(condition, yes, no)
-    return yes if condition else no
-
-
-def _clip(x: Any, low: float, high: float) -> Any:
-    return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)

@@ -14,91 +14,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
-import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
-from .layout import memory_order, permuted, restored, unstacked
+from .numbers import Time, value
 
 if TYPE_CHECKING:
-    from .effects import Effects
     from .errors import SolverError
-    from .params import Inputs
+    from .field.effects import Effects
+    from .field.inputs import Inputs
     from .trace import Trace
-
-Time: TypeAlias = "float | Tensor"
-"""A time on the host, or a 0-dim tensor where somebody wants a derivative with respect to it."""
 
 VectorField: TypeAlias = Callable[[Time, Tensor], Tensor]
 """`f(t, y) -> dy/dt` on packed states."""
 
 Watcher: TypeAlias = Callable[[str, float, Tensor, float], None]
 """Called as `watch(event, t0, y0, dt)` with the events "trial", "accepted" and "rejected"."""
-
-
-BLOCK = 2**16  # numbers that are summed up at a time, if a state is no larger
-
-
-def host_times(t: Any) -> Tensor:
-    """Times from a number, list, array or tensor as float64 on the host; differentiable where they were."""
-    if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
-        t = torch.stack([host_times(x).reshape(()) for x in t])
-    if isinstance(t, Sequence) and any(isinstance(x, bool) for x in t):
-        raise TypeError("times are real numbers, got a bool")
-    if getattr(t, "dtype", None) is None:  # neither a tensor nor an array: exact, not in the default dtype
-        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-    if not isinstance(t, Tensor):
-        t = torch.as_tensor(t, device="cpu")
-    if t.is_complex() or t.dtype == torch.bool:
-        raise TypeError(f"times are real numbers, got {t.dtype}")
-    return t.cpu().double()
-
-
-def combined(weights: Tensor, rows: Tensor | Sequence[Tensor], start: Tensor | None = None) -> Tensor:
-    """`start` plus the sums over m `rows` of `y.shape` with weights `(n, m)`, on any device: `(n, *y.shape)`.
-
-    Not a matrix product: autocast and TF32 would round its factors to 8 or 10 bits.
-    """
-    rows = unstacked(rows) if isinstance(rows, Tensor) else rows
-    last = rows[-1]
-    if order := memory_order(last):  # which the cotangents of a sum would lose
-        start = None if start is None else permuted(start, order)
-        return restored(combined(weights, [permuted(row, order) for row in rows], start), order)
-    each = max(1, BLOCK // max(1, last.numel()))
-    if len(weights) > each:  # sums that stay in the cache
-        return torch.cat([combined(some, rows, start) for some in weights.split(each)])
-    # On CUDA a small copy from the host needs no wait: it is staged before the call returns.
-    weights = weights.to(last.device, last.dtype, non_blocking=last.device.type == "cuda")
-    lead = weights.shape[:1] if len(weights) > 1 else ()  # a cotangent would be summed up over it
-    columns = weights.reshape(*lead, -1, *[1] * last.ndim).unbind(len(lead))
-    total = columns[-1] * last
-    # From the last row to the first, which may be y0: increments are added up before they meet it.
-    for weight, row in zip(columns[-2::-1], rows[-2::-1], strict=True):
-        total = torch.addcmul(total, weight, row)
-    total = total if start is None else total + start
-    return total if lead else total[None]
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast is for f: what the solver does, and backward passes, keep the precision that they find."""
-    kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
-
-
-def has_lanes(x: Tensor) -> bool:
-    """Whether a tensor differs between the lanes of `torch.func.vmap`, so that it has no value to read."""
-    while is_functorch_wrapped_tensor(x):
-        if is_batchedtensor(x):
-            return True
-        x = get_unwrapped(x)
-    return False
-
-
-def value(t: Time) -> float:
-    """The host value of a time; reads the device where it is a tensor."""
-    return t.item() if isinstance(t, Tensor) else t
 
 
 @dataclass

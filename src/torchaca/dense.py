@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .core import Method, Time, combined, host_times, value
+from .core import Method
 from .layout import joined, ordered
+from .numbers import Time, combined, host_times, value
 from .state import Structure
 from .transforms import refuse_lanes
 

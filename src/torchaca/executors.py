@@ -16,22 +16,22 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from .clock import check_clock
 from .compiled import CannotCompile, Loops, in_steps
 from .compiled.door import CUDA_GRAPHS, STEPS, refuse_steps
 from .control import Adaptive, FixedSteps
 from .core import Gradient, Outcome, Problem
-from .dynamics import Dynamics
 from .errors import warn
+from .field.dynamics import Dynamics
+from .field.inputs import Inputs, evaluated_in_graph, first_evaluation
+from .field.lost import warn_of_kept
+from .field.reach import reach
 from .gradients import ACA, MALI, Direct
 from .gradients.mali import reversible
-from .lanes import solve_in_lanes, solves_in_lanes
 from .layout import stacked
-from .lost import warn_of_kept
-from .outputs import gather
-from .params import Inputs, evaluated_in_graph, first_evaluation
-from .reach import reach
-from .stepping import steps
+from .loops.clock import check_clock
+from .loops.lanes import solve_in_lanes, solves_in_lanes
+from .loops.outputs import gather
+from .loops.stepping import steps
 
 
 class Executor(Protocol):

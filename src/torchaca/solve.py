@@ -15,20 +15,21 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .clock import merged
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .control import Adaptive, FixedSteps, Norm
-from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher, host_times
+from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher
 from .dense import DenseOutput, detached
-from .dynamics import Dynamics
-from .effects import warn_of_noise
 from .elsewhere import answer
 from .errors import SolverError, did_you_mean, shorten, warn
 from .executors import Eager, execute, transformed
+from .field.dynamics import Dynamics
+from .field.effects import warn_of_noise
+from .field.precision import floored
 from .gradients import GRADIENTS, TRACED
 from .layout import joined, order_cotangent
+from .loops.clock import merged
 from .methods import ALIASES, METHODS
-from .resolution import floored
+from .numbers import host_times
 from .state import Structure, structure_of
 from .summary import describe, describe_settings
 from .trace import Trace

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .core import Stats
 from .errors import SolverError, warn
-from .places import label
-from .reach import reach
+from .field.places import label
+from .field.reach import reach
 
 EXPLODED = 1e6  # growth of the cotangent over consecutive steps that is worth a warning
 NAMED = 3  # tensors named in a message, the rest is counted

@@ -18,7 +18,7 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from .core import has_lanes
+from .numbers import has_lanes
 
 
 def is_differentiated(x: Tensor) -> bool:

@@ -10,11 +10,13 @@ from torch import nn
 from torch._C import _autograd
 from torch._C._functorch import _grad_increment_nesting, _vmap_increment_nesting
 
-from torchaca import dynamics, executors, params, solve
+from torchaca import executors, solve
 from torchaca.compiled import compiler
 from torchaca.compiled.door import CUDA_GRAPHS
 from torchaca.compiled.failure import Modes
 from torchaca.executors import EXECUTORS
+from torchaca.field import dynamics
+from torchaca.field import inputs as params
 from torchaca.gradients.replay import IN_PLACE
 
 OTHERS = [mode for mode in EXECUTORS if mode]  # beside the eager loop

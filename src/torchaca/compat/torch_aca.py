@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..control import Adaptive, FixedSteps
-from ..core import Gradient, Time, Times, host_times, value
+from ..core import Gradient, Times
 from ..errors import did_you_mean
 from ..gradients import ACA, Direct
+from ..numbers import Time, host_times, value
 from ..solve import Solution, find_method, run, times_of
 from ..state import structure_of
 from ..transforms import is_differentiated, refuse_lanes, tensors_in

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ..compiled.traced import outside_graphs
 from ..control import Adaptive, FixedSteps
-from ..core import Gradient, Method, Watcher, host_times
+from ..core import Gradient, Method, Watcher
 from ..errors import SolverError, did_you_mean, shorten, warn
 from ..gradients import ACA, Adjoint
 from ..methods import ALIASES, METHODS, RK4_38, RungeKutta
 from ..methods.runge_kutta import Row
+from ..numbers import host_times
 from ..solve import find_method, resolve_norm, run, times_of
 from ..state import Structure, structure_of
 from .torchdiffeq_errors import OdeintError, asserted, check_grid, check_tolerance

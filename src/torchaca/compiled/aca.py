@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Gradient, Outcome, Problem, without_autocast
-from ..dynamics import Dynamics
+from ..core import Gradient, Outcome, Problem
+from ..field.dynamics import Dynamics
+from ..field.inputs import Inputs
 from ..gradients import ACA
 from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, saved_tensors, vjp
 from ..layout import ordered
-from ..params import Inputs
+from ..numbers import without_autocast
 from .door import is_timed, refuse_loops
 from .field import capture, normal, outside_inference
 from .loops import sweep_loop

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils import _pytree as pytree
 
-from ..dynamics import coarser
+from ..field.dynamics import coarser
 from ..state import HALF
 from .failure import CannotCompile
 

@@ -22,8 +22,8 @@ from torch._dynamo import config as dynamo_config
 from torch._dynamo import exc, maybe_mark_dynamic
 from torch.utils import _pytree as pytree
 
-from ..dynamics import Dynamics
-from ..effects import generator_states, set_generator_states
+from ..field.dynamics import Dynamics
+from ..field.effects import generator_states, set_generator_states
 from ..state import Structure
 from .facts import dynamic_sizes, half_inside, refuse, without_sizes, without_switches
 from .failure import CannotCompile, Modes, attempt, first_line

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..control import Adaptive
-from ..core import Problem, Time, VectorField
-from ..dynamics import Dynamics
+from ..core import Problem, VectorField
 from ..errors import warn
+from ..field.dynamics import Dynamics
 from ..gradients.replay import Ambience
 from ..methods import RungeKutta
 from ..methods.runge_kutta import RungeKuttaStep
+from ..numbers import Time
 from . import compiler
 from .door import CUDA_GRAPHS
 from .failure import CannotCompile, attempt, first_line

@@ -1,7 +1,7 @@
 """The loops that are compiled whole: a march over given times and the sweep back; the search is in `search`.
 
 Each is one function of tensors around `while_loop`; the arithmetic is `Method.step` and `Control`, the same as in the
-eager loop (`torchaca.stepping`). What may change from call to call (times, tolerances, limits) is a tensor; what
+eager loop (`torchaca.loops.stepping`). What may change from call to call (times, tolerances, limits) is a tensor; what
 cannot is in `Spec`. Accepted states are written into buffers of the caller, in place.
 
     T `(K + 1,)`, float64   step times: step n of the chunk runs from T[n] to T[n + 1]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..control import FixedSteps
-from ..core import Problem, Time, Times
+from ..core import Problem, Times
+from ..loops.outputs import inside
 from ..methods import RungeKutta
-from ..outputs import inside
+from ..numbers import Time
 
 BLOCK = 2**16  # numbers that are interpolated from at a time
 
@@ -58,7 +59,7 @@ class Chunk:
 def inner_times(p: Problem) -> list[float]:
     """The times of outputs that may lie on interpolants, increasing in the direction of the solve and after t0.
 
-    None, where there are no others than the first and the last. See `torchaca.outputs.inside`.
+    None, where there are no others than the first and the last. See `torchaca.loops.outputs.inside`.
     """
     ts = p.ts
     start, end = ts.values[0], ts.values[-1]

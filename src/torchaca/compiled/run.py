@@ -17,11 +17,12 @@ from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic
 
 from ..control import Adaptive, FixedSteps
-from ..core import Problem, Time, value
-from ..diagnosis import RECENT, History, diagnose
+from ..core import Problem
 from ..errors import SolverError
 from ..layout import empty_rows
-from ..stepping import Pace, _refuse, most_rejections, smallest
+from ..loops.diagnosis import RECENT, History, diagnose
+from ..loops.stepping import Pace, _refuse, most_rejections, smallest
+from ..numbers import Time, value
 from .failure import CannotCompile, attempt, first_line
 from .field import Capture, normal, settings
 from .halves import Halves

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..control import Adaptive
 from ..core import VectorField
-from ..pace import at_dt_min, next_dt, propose, ulp
-from ..stepping import BAD_RATIO, TOO_SMALL
+from ..loops.pace import at_dt_min, next_dt, propose, ulp
+from ..loops.stepping import BAD_RATIO, TOO_SMALL
 from . import compiler
 from .field import Field
 from .halves import Halves

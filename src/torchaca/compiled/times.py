@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core import Problem, Time
+from ..core import Problem
+from ..field.inputs import Inputs
 from ..gradients.replay import MaybeTensors, Parts, rebuilt, vjp, without_graph
-from ..params import Inputs
+from ..numbers import Time
 from .outputs import Chunk, between, blocks, theta
 from .run import Run
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from ..control import FixedSteps
-from ..core import Stats, Time, Times
-from ..dynamics import fit
+from ..core import Stats, Times
+from ..field.dynamics import fit
 from ..gradients import ACA, Direct
 from ..layout import joined, stacked
+from ..loops.outputs import emit
 from ..methods import ALIASES, METHODS, RungeKutta
-from ..outputs import emit
+from ..numbers import Time
 from ..state import structure_of
 from .field import evaluate
 

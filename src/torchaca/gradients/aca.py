@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..core import Outcome, Problem
-from ..outputs import gather
-from ..params import Inputs
+from ..field.inputs import Inputs
+from ..loops.outputs import gather
 from .checkpoints import parse_bytes
 from .forward import Run, forward
 from .in_place import guarded

@@ -21,16 +21,17 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
-from ..clock import check_clock, coarse, merged
 from ..control import Adaptive, FixedSteps
-from ..core import Method, Outcome, Problem, Step, value
-from ..dynamics import Dynamics
+from ..core import Method, Outcome, Problem, Step
 from ..errors import SolverError
-from ..outputs import gather
-from ..params import Inputs
-from ..resolution import floored
+from ..field.dynamics import Dynamics
+from ..field.inputs import Inputs
+from ..field.precision import floored
+from ..loops.clock import check_clock, coarse, merged
+from ..loops.outputs import gather
+from ..loops.stepping import steps
+from ..numbers import value
 from ..state import structure_of
-from ..stepping import steps
 from .costate import Backward, LateUseError, Recorded
 from .replay import (
     Ambience,

@@ -22,11 +22,12 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from ..control import Adaptive, FixedSteps
-from ..core import Method, Problem, Stats, Step, Time, Times, combined, value
+from ..core import Method, Problem, Stats, Step, Times
+from ..field.inputs import Inputs, check_replay
 from ..layout import ordered
-from ..params import Inputs, check_replay
+from ..loops.stepping import steps
+from ..numbers import Time, combined, value
 from ..state import rms, structure_of, wide
-from ..stepping import steps
 from .drift import Drift
 from .replay import MaybeTensors, Parts, Totals, rebuilt, vjp, without_detours, without_graph
 

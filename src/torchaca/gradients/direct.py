@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core import Outcome, Problem
-from ..outputs import gather
-from ..params import Inputs
+from ..field.inputs import Inputs
+from ..loops.outputs import gather
 from .in_place import guarded
 from .observed import observed
 

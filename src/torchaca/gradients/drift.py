@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..control import FixedSteps
 from ..core import Problem
-from ..params import Inputs
-from ..places import label
+from ..field.inputs import Inputs
+from ..field.places import label
 from .replay import MaybeTensors, Parts
 
 CHANGED = (

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..core import Outcome, Problem, Step, Times
-from ..effects import Mark
 from ..errors import SolverError
-from ..outputs import gather
-from ..params import Inputs
-from ..stepping import steps
+from ..field.effects import Mark
+from ..field.inputs import Inputs
+from ..loops.outputs import gather
+from ..loops.stepping import steps
 from .checkpoints import Shelf, limit_of, reverse, worth_keeping
 from .replay import Ambience, Parts, without_graph
 

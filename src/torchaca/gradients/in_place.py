@@ -15,7 +15,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import unserializable_hook
 
 from ..core import Outcome, Problem
-from ..params import used
+from ..field.inputs import used
 from .replay import CHANGED_IN_PLACE, IN_PLACE
 
 

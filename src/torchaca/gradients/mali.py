@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from ..core import Outcome, Problem, Reversible, Step, value
+from ..core import Outcome, Problem, Reversible, Step
 from ..errors import SolverError
-from ..outputs import gather
-from ..params import Inputs
-from ..stepping import steps
+from ..field.inputs import Inputs
+from ..loops.outputs import gather
+from ..loops.stepping import steps
+from ..numbers import value
 from .checkpoints import Shelf, limit_of
 from .evaluations import Evaluations
 from .forward import Run, reached

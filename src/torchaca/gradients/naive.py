@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core import Outcome, Problem
-from ..outputs import gather
-from ..params import Inputs
-from ..stepping import steps
+from ..field.inputs import Inputs
+from ..loops.outputs import gather
+from ..loops.stepping import steps
 from .in_place import guarded
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core import Problem, Step, value
-from ..effects import Mark
-from ..params import Inputs
-from ..places import Reads
-from ..reach import reach
-from ..stepping import steps
+from ..core import Problem, Step
+from ..field.effects import Mark
+from ..field.inputs import Inputs
+from ..field.places import Reads
+from ..field.reach import reach
+from ..loops.stepping import steps
+from ..numbers import value
 from ..trace import Trace
 from .replay import Ambience, backward_pass, vjp, without_graph
 

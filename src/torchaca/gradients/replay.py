@@ -12,10 +12,11 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import FixedSteps
-from ..core import Problem, Stats, Times, without_autocast
-from ..dynamics import Dynamics
-from ..histories import number_of
-from ..params import Inputs
+from ..core import Problem, Stats, Times
+from ..field.dynamics import Dynamics
+from ..field.histories import number_of
+from ..field.inputs import Inputs
+from ..numbers import without_autocast
 from .hooks import hooks_off
 
 MaybeTensors = list[Tensor | None]

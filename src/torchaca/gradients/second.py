@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..outputs import gather
-from ..stepping import march
+from ..loops.outputs import gather
+from ..loops.stepping import march
 from .forward import Run
 from .replay import (
     MaybeTensors,

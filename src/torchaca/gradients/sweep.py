@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Problem, Step, Time, VectorField, value
+from ..core import Problem, Step, VectorField
+from ..field.inputs import check_replay
 from ..layout import joined, ordered
-from ..outputs import inside
-from ..params import check_replay
+from ..loops.outputs import inside
+from ..numbers import Time, value
 from ..trace import Trace
 from .drift import Drift
 from .forward import Run

@@ -28,8 +28,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core import Time, VectorField
+from ..core import VectorField
 from ..layout import stacked, unstacked
+from ..numbers import Time
 from .carried import CarryStep, Length, hermite_weights
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core import Method, Time, combined, value
+from ..core import Method
 from ..layout import row, stacked
+from ..numbers import Time, combined, value
 from .runge_kutta import fraction, polynomials_at
 
 # The coefficients of theta^0, ..., theta^3 of the weights of y0, y1, h slope0, h slope1.

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..core import Time, VectorField
+from ..core import VectorField
 from ..layout import stacked, unstacked
+from ..numbers import Time
 from .carried import CarryStep, Length, hermite_weights
 
 

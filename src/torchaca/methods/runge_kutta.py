@@ -17,8 +17,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..core import Time, VectorField, combined, has_lanes, value
+from ..core import VectorField
 from ..layout import joined, stacked
+from ..numbers import Time, combined, has_lanes, value
 
 Row = tuple[Fraction, ...]
 Terms = list[tuple[int, float]]

@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 from ..compiled.traced import can_be_unrolled, outside_graphs
 from ..core import Stats
 from ..errors import shorten, warn
+from ..field.places import label
+from ..field.reach import reach
 from ..options import check_options
-from ..places import label
-from ..reach import reach
 from ..solve import OPTIONS, solve, times_of
 from ..trace import Trace
 

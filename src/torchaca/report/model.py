@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from ..control import Adaptive
 from ..core import Gradient, Problem, Stats
-from ..dynamics import Dynamics
-from ..effects import generator_states, set_generator_states
+from ..field.dynamics import Dynamics
+from ..field.effects import generator_states, set_generator_states
+from ..field.inputs import first_evaluation
+from ..field.places import label
+from ..field.reach import reach
 from ..methods import METHODS
-from ..params import first_evaluation
-from ..places import label
-from ..reach import reach
 from ..solve import solve, times_of
 from ..state import structure_of
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torchaca.control import Adaptive
-from torchaca.core import value
+from torchaca.numbers import value
 
 DTYPE = torch.float64
 MARK = "_MarkBackward"

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .core import Problem, has_lanes
-from .errors import warn
+from ..core import Problem
+from ..errors import warn
+from ..numbers import has_lanes
 from .reach import Reach
 
 Norms = nn.modules.batchnorm._NormBase

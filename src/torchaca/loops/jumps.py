@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .control import Adaptive, largest
-from .core import Problem
+from ..control import Adaptive, largest
+from ..core import Problem
 
 LEAST = 0.1  # the change of f along the step, as a part of f, that is worth a look
 KEPT = 0.25  # the part of this change that is left in the last half, if f jumps there

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .control import Adaptive
+from ..control import Adaptive
 from .stepping import LANDING
 
 

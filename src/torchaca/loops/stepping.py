@@ -13,8 +13,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .control import Adaptive, FixedSteps, in_double, on_host
-from .core import Problem, Stats, Step, Time, Times, value
+from ..control import Adaptive, FixedSteps
+from ..core import Problem, Stats, Step, Times
+from ..numbers import Time, in_double, on_host, value
 from .diagnosis import PATIENCE, RECENT, History, chatters, diagnose
 
 TOO_SMALL = 10  # ulps of t: a smaller step is mostly rounding

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
+from ..core import Stats
+from ..errors import shorten
+from ..numbers import Time, has_lanes
+from ..state import HALF, Leaf, Structure
 from .calling import NOT_A_LEAF, FlagSettable, refuse_signature
-from .core import Stats, Time, has_lanes
 from .devices import explain_devices, refuse_result_elsewhere
-from .errors import shorten
 from .histories import is_leaf_node, number_of
-from .state import HALF, Leaf, Structure
 
 
 class Dynamics:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .control import Adaptive, largest
-from .core import Problem
-from .errors import SolverError
+from ..control import Adaptive, largest
+from ..core import Problem
+from ..errors import SolverError
+from ..field.places import label
+from ..field.reach import reach
 from .jumps import find_jump
-from .places import label
-from .reach import reach
 from .stiffness import Stiffness, eigenvalues, find_stiffness
 
 RECENT = 10  # accepted step sizes remembered

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from .core import Outcome, Problem, Step, Time, Times, value
-from .errors import SolverError
-from .layout import joined, stacked
+from ..core import Outcome, Problem, Step, Times
+from ..errors import SolverError
+from ..layout import joined, stacked
+from ..numbers import Time, value
 
 
 def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:

@@ -20,9 +20,9 @@ from torch._C._functorch import (
 )
 from torch.autograd import forward_ad
 
-from .control import Adaptive
-from .core import Problem
-from .errors import SolverError
+from ..control import Adaptive
+from ..core import Problem
+from ..errors import SolverError
 from .pace import at_dt_min, next_dt, propose, ulp
 from .stepping import BAD_RATIO, TOO_SMALL, smallest, smallest_step
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
-from .core import Problem
+from ..core import Problem
 from .dynamics import Dynamics
 from .effects import Watch
 from .histories import Edge, Keeping, Sign, name_of, used

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .core import Problem
+from ..core import Problem
+from ..errors import warn
 from .dynamics import Dynamics
-from .errors import warn
 from .histories import Keeping, with_history
 from .places import Reads, label
 from .reach import PLAIN, Reach, opaque, reach

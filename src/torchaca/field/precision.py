@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .control import Adaptive
-from .core import Method, Problem, Time, has_lanes
+from ..control import Adaptive
+from ..core import Method, Problem
+from ..errors import warn
+from ..methods.runge_kutta import RungeKutta
+from ..numbers import Time, has_lanes
+from ..state import rms
 from .dynamics import Dynamics
-from .errors import warn
-from .methods.runge_kutta import RungeKutta
-from .state import rms
 
 ROUNDINGS = 8  # inputs, layers and result of one evaluation, each rounded; and to spare
 WIDEST = 2.0  # h |k| over |y| in the largest step that keeps its sign

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
+from ..control import Adaptive
+from ..core import Outcome, Problem, Step
+from ..layout import stacked
+from ..numbers import has_lanes
 from .clock import check_clock
-from .control import Adaptive
-from .core import Outcome, Problem, Step, has_lanes
 from .lane_search import Lanes, Search, plain
-from .layout import stacked
 
 
 def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:

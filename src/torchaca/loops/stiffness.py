@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .control import Adaptive, largest
-from .core import Method, Problem
+from ..control import Adaptive, largest
+from ..core import Method, Problem
 
 KRYLOV = 10  # differences of f: the spectrum of a small system, the extreme eigenvalues of a large one
 DAMPED = 0.5  # the least part of |lambda| that is its real part: an oscillation is not stiff

@@ -1,0 +1,1 @@
+"""From a problem to its accepted steps and its outputs; and why a solve stopped."""
