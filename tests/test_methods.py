@@ -352,7 +352,11 @@ def test_measured_order(name, equation, errors, direction):
         (DOPRI5, {"b_hat": "1 0"}, r"dopri5: b_hat must have 7 entries that add up to 1"),
         (HEUN_EULER, {"b_hat": "1 1/2"}, r"heun_euler: b_hat must have 2 entries that add up to 1"),
         (BOSH3, {"dense": "1 -4/3 5/9\n0 1 -2/3\n0 4/3 -8/9"}, r"bosh3: dense needs 4 rows, one a stage"),
-        (BOSH3, {"dense": "1 -4/3 5/9\n0 1 -2/3\n0 4/3 -8/9\n0 -1 1/2"}, r"bosh3: b_4\(1\) must be b_4"),
+        (
+            BOSH3,
+            {"dense": "1 -4/3 5/9\n0 1 -2/3\n0 4/3 -8/9\n0 -1 1/2"},
+            r"stage 4 at theta = 1 must equal b_4 = 0, got -1/2",
+        ),
         (
             FEHLBERG5,
             {"dense_a": "16/135 0 6656/12825 28561/56430 -9/50 1/55"},

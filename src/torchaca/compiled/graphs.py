@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..control import Adaptive
-from ..core import Problem, VectorField
+from ..core import Problem, Step
 from ..errors import warn
 from ..field.dynamics import Dynamics
 from ..gradients.replay import Ambience
-from ..methods import RungeKutta
-from ..methods.runge_kutta import RungeKuttaStep
+from ..methods.staged import Staged, staged
 from ..numbers import Time
 from . import compiler
 from .door import CUDA_GRAPHS
@@ -41,29 +40,13 @@ class Kind:
     `wanted`: which of times, y0 and f0 require a gradient; for the tensors that f reads, `Field` is made so.
     """
 
-    method: RungeKutta = field(hash=False)
+    method: Staged = field(hash=False)
     begun: bool
     whole: bool
     differentiated: bool
     wanted: tuple[bool, ...]
     ambience: Ambience
     cuda_graph: bool
-
-
-class GraphedStep(RungeKuttaStep):
-    """A step whose y1, first stages and, if it is there, error come from a graph."""
-
-    __slots__ = ("_error",)
-
-    def __init__(
-        self, method: RungeKutta, f: VectorField, span: tuple[Time, Time], y0: Tensor, found: Found
-    ) -> None:
-        self._begin(method, f, *span, y0, found.stages)
-        self.y1, self._error = found.y1, found.error
-
-    @property
-    def error(self) -> Tensor:
-        return super().error if self._error is None else self._error
 
 
 @dataclass(frozen=True)
@@ -82,17 +65,16 @@ class Steps:
     """
 
     def __init__(self, p: Problem, f: Dynamics, mode: str) -> None:
-        assert isinstance(p.method, RungeKutta)
-        self.method, self.f, self.mode = p.method, f, mode
+        method = staged(p.method)
+        assert method is not None
+        self.method, self.f, self.mode = method, f, mode
         self.here = Ambience.here(p.y0)
         self.seen: Capture | None = None
         self.places: list[int | None] = []
         self.given_up = False
         self.rehearsed: set[Kind] = set()
 
-    def __call__(
-        self, p: Problem, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None
-    ) -> RungeKuttaStep:
+    def __call__(self, p: Problem, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> Step:
         """The method's step, from a graph; `p` is the problem of the solve, or of a replay."""
         if not self.given_up:
             try:
@@ -100,7 +82,7 @@ class Steps:
                 with outside_inference():
                     known = [] if f0 is None else [normal(f0)]
                     found = self._found(p, p.f, (t0, t1), normal(y0), known)
-                return GraphedStep(self.method, p.f, (t0, t1), y0, found)
+                return self.method.complete(p.f, t0, t1, y0, found.stages, found.y1, found.error)
             except CannotCompile as reason:
                 self.given_up = True
                 warn(f"compile={self.mode!r}: {reason}; this solve runs without graphs, in the eager loop")

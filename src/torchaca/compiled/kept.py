@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from ..core import Problem
-from ..methods import RungeKutta
+from ..methods.staged import Staged
 from . import compiler
 from .field import Field
 from .halves import Halves, halves
@@ -19,7 +19,7 @@ from .spec import Spec
 
 
 def split_stages(
-    func: Field, method: RungeKutta, p: Problem, inputs: Sequence[Tensor], wanted: Sequence[bool]
+    func: Field, method: Staged, p: Problem, inputs: Sequence[Tensor], wanted: Sequence[bool]
 ) -> Halves:
     """The stages of a step from `(t0, t1, y, f0, *inputs)`, without the first, which is f0."""
 
@@ -64,7 +64,7 @@ def pull_loop(spec: Spec, wanted: tuple[bool, ...], split: Halves) -> Callable[.
             ending, *others = [row(table, at) for table in tables]
 
             def outs(y: Tensor, *stages: Tensor) -> Any:
-                step = method.resumed(_never, t0, t1, y, stages)
+                step = method.complete(_never, t0, t1, y, stages)
                 known = step.y1, stages[-1].clone()
                 return (*known, step.basis()) if spec.inside else known
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import VectorField
-from ..methods import RungeKutta
-from ..methods.runge_kutta import RungeKuttaStep
+from ..methods.staged import Staged, StagedStep
 from .field import Field
 from .halves import Halves
 from .spec import Spec
@@ -32,20 +31,20 @@ def one_sided(func: Field, inputs: Sequence[Tensor], jumps: Tensor, t0: Tensor, 
 
 def step_of(
     f: VectorField,
-    method: RungeKutta,
+    method: Staged,
     split: Halves | None,
     start: Sequence[Tensor],
     inputs: Sequence[Tensor],
-) -> tuple[RungeKuttaStep, Sequence[Tensor]]:
+) -> tuple[StagedStep, Sequence[Tensor]]:
     """The step from `(t0, t1, y, f0)`, and its residuals where its stages are split."""
     t0, t1, y, f0 = start
     if split is None:
         return method.step(f, t0, t1, y, f0), ()
     stages, residuals = split.forward(t0, t1, y, f0, *inputs)
-    return method.resumed(f, t0, t1, y, (f0, *stages)), residuals
+    return method.complete(f, t0, t1, y, (f0, *stages)), residuals
 
 
-def basis_and_f1(f: VectorField, spec: Spec, step: RungeKuttaStep, within: Tensor) -> tuple[Tensor, Tensor]:
+def basis_and_f1(f: VectorField, spec: Spec, step: StagedStep, within: Tensor) -> tuple[Tensor, Tensor]:
     """A step's basis, and f(t1, y1) if that is one of the missing stages, else zeros.
 
     Where stages are missing, both are zeros in a step without outputs inside, which evaluates none of them.
@@ -55,11 +54,11 @@ def basis_and_f1(f: VectorField, spec: Spec, step: RungeKuttaStep, within: Tenso
         return step.basis(), torch.zeros_like(step.y1)
 
     def whole(t0: Tensor, t1: Tensor, y0: Tensor, *stages: Tensor) -> Any:
-        own = method.resumed(f, t0, t1, y0, stages)
+        own = method.complete(f, t0, t1, y0, stages)
         basis, f1 = own.basis(), own.known_f1
         return basis, f1.clone() if spec.gives_f1 and f1 is not None else torch.zeros_like(y0)
 
     def nothing(t0: Tensor, t1: Tensor, y0: Tensor, *stages: Tensor) -> Any:
-        return y0.new_zeros((len(method.nodes) + 1, *y0.shape)), torch.zeros_like(y0)
+        return y0.new_zeros((method.dense_stages + 1, *y0.shape)), torch.zeros_like(y0)
 
     return torch.cond(within, whole, nothing, (step.t0, step.t1, step.y0, *step.known))

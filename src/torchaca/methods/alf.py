@@ -31,7 +31,9 @@ from torch import Tensor
 from ..core import VectorField
 from ..layout import stacked, unstacked
 from ..numbers import Time
-from .carried import CarryStep, Length, hermite_weights
+from .carried import CarryStep
+from .interpolants import hermite_weights
+from .length import Length
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class ALF:
         y0, v0 = unstacked(carry)
         length = Length(t0, t1, y0)
         u = length.shift(y0, 0.5, v0)
-        k = f(_middle(t0, t1), u)
+        k = f(length.time(0.5), u)
         v1 = torch.add(v0, k - v0, alpha=2 * self.eta)
         y1 = length.shift(u, 0.5, v1)
         return CarryStep(self, t0, t1, y0, stacked([y1, v1]), length, (v0, v1), (v0, k))
@@ -93,7 +95,7 @@ class ALF:
         y1, v1 = unstacked(carry)
         length = Length(t0, t1, y1)
         u = length.shift(y1, -0.5, v1)
-        k = f(_middle(t0, t1), u)
+        k = f(length.time(0.5), u)
         v0 = torch.sub(v1, k, alpha=2 * self.eta) / (1 - 2 * self.eta)
         return stacked([length.shift(u, -0.5, v0), v0])
 
@@ -103,7 +105,3 @@ class ALF:
 
     def f1_weights(self, t0: Time, t1: Time, times: object) -> None:
         """The interpolant does not use f(t1, y1)."""
-
-
-def _middle(t0: Time, t1: Time) -> Time:
-    return t0 + 0.5 * (t1 - t0)

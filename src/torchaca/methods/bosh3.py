@@ -1,7 +1,7 @@
 """The pair of orders 3(2) of Bogacki and Shampine.
 
 P. Bogacki and L. F. Shampine, A 3(2) pair of Runge-Kutta formulas, Appl. Math. Lett. 2 (1989) 321-325.
-The interpolant is the cubic Hermite polynomial of y0, f0, y1, f1.
+The interpolant is Hermite's cubic, which every method has that gives no other.
 """
 
 from .runge_kutta import RungeKutta
@@ -18,11 +18,4 @@ BOSH3 = RungeKutta(
     b="2/9 1/3 4/9 0",
     b_hat="7/24 1/4 1/3 1/8",
     embedded_order=2,
-    dense="""
-        1 -4/3 5/9
-        0 1 -2/3
-        0 4/3 -8/9
-        0 -1 1
-    """,
-    dense_order=3,
 )

@@ -22,7 +22,9 @@ from torch import Tensor
 from ..core import VectorField
 from ..layout import stacked, unstacked
 from ..numbers import Time
-from .carried import CarryStep, Length, hermite_weights
+from .carried import CarryStep
+from .interpolants import hermite_weights
+from .length import Length
 
 
 @dataclass(frozen=True)
