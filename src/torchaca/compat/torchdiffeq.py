@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Method, Watcher
 from ..errors import SolverError, did_you_mean, shorten, warn
 from ..gradients import ACA, Adjoint
-from ..methods import ALIASES, METHODS, RK4_38, RungeKutta
-from ..methods.runge_kutta import Row
+from ..methods import ALIASES, METHODS, RK4_38
 from ..numbers import host_times
 from ..solve import find_method, resolve_norm, run, times_of
 from ..state import Structure, structure_of
@@ -323,37 +321,12 @@ def _method(name: str | Method | None) -> Method:
     return known[name]
 
 
-def with_interpolant(method: Method, kind: str) -> RungeKutta:
+def with_interpolant(method: Method, kind: str) -> Method:
     """The method with linear or cubic Hermite interpolation between its steps (torchdiffeq's `interp`)."""
-    if not isinstance(method, RungeKutta):
+    exchange: Any = getattr(method, "with_interpolant", None)
+    if exchange is None:
         raise TypeError(f"interp= works for Runge-Kutta methods, not for {method.name}")
-    b = method.weights
-    rows: list[Row]
-    if kind == "linear":
-        rows, nodes, matrix, order = [(w,) for w in b], "", "", 1
-    elif kind == "cubic":
-        # (3 theta^2 - 2 theta^3) (y1 - y0) + h (theta - 2 theta^2 + theta^3) f0 + h (theta^3 - theta^2) f1
-        rows = [(Fraction(0), 3 * w, -2 * w) for w in b]
-        rows[0] = (Fraction(1), rows[0][1] - 2, rows[0][2] + 1)
-        rows.append((Fraction(0), Fraction(-1), Fraction(1)))
-        nodes, matrix, order = "1", _text([b]), 3
-    else:
-        raise ValueError(f"Unknown interpolation method {kind!r}: use 'linear' or 'cubic'")
-    return RungeKutta(
-        name=method.name,
-        order=method.order,
-        c=method.c,
-        a=method.a,
-        b=method.b,
-        dense=_text(rows),
-        dense_order=order,
-        dense_c=nodes,
-        dense_a=matrix,
-    )
-
-
-def _text(rows: Sequence[Row]) -> str:
-    return "\n".join(" ".join(str(x) for x in row) for row in rows)
+    return exchange(kind)
 
 
 def _numbers(times: Any) -> tuple[float, ...]:

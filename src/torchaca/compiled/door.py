@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Problem
 from ..gradients import ACA, MALI, Adjoint, Direct
-from ..methods import RungeKutta
+from ..methods.staged import staged
 from ..state import Structure
 
 STEPS, CUDA_GRAPHS = "steps", "cuda-graphs"
@@ -22,7 +22,8 @@ def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> None:
     norm = control.norm if isinstance(control, Adaptive) else "rms"
     known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
     timed, kept = is_timed(p), gradient in (ACA(checkpoints="none"), Direct())
-    plain = isinstance(p.method, RungeKutta) and p.method.fsal and len(p.method.nodes) == p.method.stages
+    method = staged(p.method)
+    plain = method is not None and method.fsal and method.dense_stages == method.stages
     reasons = {
         "gradient='aca' with all checkpoints or none, and 'direct', are compiled so far": gradient != ACA()
         and not kept,
@@ -61,7 +62,7 @@ def refuse_steps(p: Problem, gradient: Gradient, mode: str, transformed: bool) -
 
 def _in_general(p: Problem, transformed: bool) -> dict[str, bool]:
     return {
-        "explicit Runge-Kutta methods are compiled so far": not isinstance(p.method, RungeKutta),
+        "explicit Runge-Kutta methods are compiled so far": staged(p.method) is None,
         "a solve inside a torch.func transform is not compiled": transformed,
         "a solve on one side of all jumps is not compiled": p.one_sided,
         "complex states are not compiled": p.y0.is_complex(),

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..control import FixedSteps
 from ..core import Problem, Times
 from ..loops.outputs import inside
-from ..methods import RungeKutta
+from ..methods.length import fraction
+from ..methods.staged import Staged
 from ..numbers import Time
 
 BLOCK = 2**16  # numbers that are interpolated from at a time
@@ -96,7 +97,7 @@ def between(p: Problem, chunk: Chunk, steps: Sequence[int]) -> Tensor:
 def theta(times: Tensor) -> Tensor:
     """Where in their steps these outputs are."""
     t, t0, t1 = times.unbind(1)
-    return (t - t0) / (t1 - t0)
+    return fraction(t0, t1, t)
 
 
 def blocks(chunk: Chunk, size: int) -> Iterator[tuple[int, list[int]]]:
@@ -119,7 +120,7 @@ def emit(p: Problem, chunk: Chunk, bases: Tensor, y1: Tensor, ys: Tensor) -> Non
 
 def pulled(p: Problem, chunk: Chunk, steps: Sequence[int], grad_ys: Tensor) -> Tensor:
     """Cotangents `(steps, m, *y.shape)` of the steps' bases."""
-    m = len(cast(RungeKutta, p.method).nodes) + 1
+    m = cast(Staged, p.method).dense_stages + 1
     sums = grad_ys.new_zeros((len(steps), m, *grad_ys.shape[1:]))
     for outputs, rows, own in weights(p, chunk, steps, sums[0].numel()):
         sums.index_add_(0, rows, own * grad_ys[outputs][:, None])

@@ -91,7 +91,7 @@ class Run:
     @property
     def rows(self) -> int:
         """How many states `Step.basis` has, 0 where nobody asks for it."""
-        return len(self.spec.method.nodes) + 1 if self.spec.inside else 0
+        return self.spec.method.dense_stages + 1 if self.spec.inside else 0
 
     def drop_behind_outputs(self, y1: Tensor) -> Tensor:
         """Forget the steps behind the last output: where a solve failed, they have no gradient.

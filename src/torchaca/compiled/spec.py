@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..control import Adaptive
 from ..core import Problem
-from ..methods import RungeKutta
+from ..methods.staged import Staged, staged
 from ..state import Structure
 from .outputs import inner_times
 
@@ -23,7 +23,7 @@ class Spec:
     `jumps`: there are times where f jumps.
     """
 
-    method: RungeKutta = field(hash=False)
+    method: Staged = field(hash=False)
     inside: bool
     autocast: torch.dtype | None
     control: Adaptive | None
@@ -41,8 +41,8 @@ class Spec:
         timed: bool,
         kept: tuple[torch.Size, ...] | None,
     ) -> Spec:
-        method, inside, closed = p.method, bool(inner_times(p)), p.ts.tensor is not None
-        assert isinstance(method, RungeKutta)
+        method, inside, closed = staged(p.method), bool(inner_times(p)), p.ts.tensor is not None
+        assert method is not None
         if not isinstance(p.control, Adaptive):
             return Spec(method, inside, autocast, None, None, timed, closed)
         mixed = not isinstance(p.control.norm, str)
@@ -75,24 +75,24 @@ class Spec:
     def missing(self) -> int:
         """How many stages outputs inside a step need beyond those that every step evaluates."""
         method = self.method
-        return len(method.nodes) - (method.stages if self.control else method.stages - method.fsal)
+        return method.dense_stages - (method.stages if self.control else method.stages - method.fsal)
 
     @property
     def gives_f1(self) -> bool:
         """Whether f(t1, y1) is one of the missing stages."""
         index = self.method.f1_index
-        return index is not None and index >= len(self.method.nodes) - self.missing
+        return index is not None and index >= self.method.dense_stages - self.missing
 
     @property
     def carries(self) -> bool:
         """Whether the sweep hands f0 of a step to the step before, whose interpolant is linear in it."""
         index = self.method.f1_index
-        linear = index is not None and index + 1 == len(self.method.nodes)
+        linear = index is not None and index + 1 == self.method.dense_stages
         return self.inside and linear and self.kept is None
 
     @property
     def extra(self) -> int:
         """How many evaluations a replay of a step with outputs inside has beyond those of other replays."""
         method = self.method
-        fewest = len(method.nodes) - (method.stages - method.fsal)
+        fewest = method.dense_stages - (method.stages - method.fsal)
         return fewest if self.inside and not self.carries else 0

@@ -21,7 +21,8 @@ from ..field.dynamics import fit
 from ..gradients import ACA, Direct
 from ..layout import joined, stacked
 from ..loops.outputs import emit
-from ..methods import ALIASES, METHODS, RungeKutta
+from ..methods import ALIASES, METHODS
+from ..methods.staged import staged
 from ..numbers import Time
 from ..state import structure_of
 from .field import evaluate
@@ -79,15 +80,18 @@ def can_be_unrolled(positional: Sequence[Any], options: Mapping[str, Any]) -> bo
         and all(_steps_one_way(ts) for ts in times)
         and times[0][0] == times[-1][0]
         and times[0][-1] == times[-1][-1]
-        and (
-            method in METHODS or method in ALIASES
-            if isinstance(method, str)
-            else isinstance(method, RungeKutta)
-        )
+        and staged(_method(method)) is not None
         and (
             gradient in ("aca", "direct") if isinstance(gradient, str) else isinstance(gradient, ACA | Direct)
         )
     )
+
+
+def _method(given: Any) -> Any:
+    """The method of this name, or what was given in its place."""
+    if not isinstance(given, str):
+        return given
+    return METHODS[given] if given in METHODS else ALIASES.get(given)
 
 
 def _steps_one_way(ts: Any) -> bool:
@@ -104,8 +108,7 @@ def unrolled(
     """Times, outputs, costs and step times of a call of `solve` with fixed steps, made so that Dynamo can trace it."""
     f, y0, t = positional
     args, method = options.get("args", ()), options.get("method", "dopri5")
-    if isinstance(method, str):
-        method = METHODS[method] if method in METHODS else ALIASES[method]
+    method = _method(method)
     grid = HostTimes(tuple(map(float, options["grid"]))) if "grid" in options else None
     control = FixedSteps(options.get("dt"), options.get("n_steps"), grid)
     ts, stats, structure = HostTimes(tuple(map(float, t))), Stats(), structure_of(y0)

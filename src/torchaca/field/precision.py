@@ -22,7 +22,7 @@ from torch import Tensor
 from ..control import Adaptive
 from ..core import Method, Problem
 from ..errors import warn
-from ..methods.runge_kutta import RungeKutta
+from ..methods.staged import staged
 from ..numbers import Time, has_lanes
 from ..state import rms
 from .dynamics import Dynamics
@@ -73,9 +73,9 @@ def _floor(method: Method, computed: torch.dtype, solver: torch.dtype) -> float:
 
 def estimate_floor(method: Method, eps: float) -> float:
     """The relative tolerance at which rounding of f by `eps` begins to rule the method's error estimate."""
-    if not isinstance(method, RungeKutta):
+    stages = staged(method)
+    if stages is None:
         return eps
-    weights = [float(b - e) for b, e in zip(method.weights, method.embedded, strict=True)]
     # h for y' = y, all in one step
     sizes = WIDEST * torch.logspace(0, -4, 65, dtype=torch.float64, device="cpu")
 
@@ -84,7 +84,7 @@ def estimate_floor(method: Method, eps: float) -> float:
 
     with torch.no_grad():
         truncation = method.step(f, 0.0, 1.0, torch.ones_like(sizes)).error.abs()
-    noise = ROUNDINGS * (eps / 2) * math.hypot(*weights) * sizes
+    noise = ROUNDINGS * (eps / 2) * math.hypot(*stages.error_weights) * sizes
     return noise[int((truncation <= noise).to(torch.uint8).argmax())].item()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 import torchaca as aca
-from torchaca.methods.runge_kutta import RungeKutta
+from torchaca.methods.staged import staged
 
 from ..cases import measure
 from ..report import Report
@@ -141,8 +141,8 @@ def figures_table(lines: Sequence[Line], compared: Sequence[Variant]) -> Table:
 def _expected(compared: Sequence[Variant]) -> tuple[list[list[str]], list[str]]:
     """ACA's row as the slides have it, for the stages of its solver."""
     for variant in compared:
-        if variant.name == "aca" and isinstance(variant.method, RungeKutta):
-            method = variant.method
+        method = staged(variant.method)
+        if variant.name == "aca" and method is not None:
             new = method.stages - method.fsal
             row = ["aca, by the paper", *(f"{value:.2f}" for value in (new, new, 0, 1, 0))]
             shared = ", one of them the first of the next step" if method.fsal else ""
