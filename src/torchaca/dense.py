@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from .core import Method
 from .layout import joined, ordered
+from .methods.length import fraction
 from .numbers import Time, combined, host_times, value
 from .state import Structure
 from .transforms import refuse_lanes
@@ -76,25 +77,39 @@ class DenseOutput:
         return self.structure.unpack(packed.reshape(*at.shape, *self.y0.shape))
 
     def _interpolated(self, at: Tensor, wanted: np.ndarray, ends: np.ndarray) -> Tensor:
-        sign = -1.0 if ends[-1] < ends[0] else 1.0
-        index = np.clip(np.searchsorted(sign * ends, sign * wanted, side="left") - 1, 0, len(self.bases) - 1)
+        index = find_steps(ends, wanted)
         order = np.argsort(index, kind="stable")
         parts = []
         for n in np.unique(index):
             mine = torch.from_numpy(np.flatnonzero(index == n))
             t0, t1 = self.boundaries[n], self.boundaries[n + 1]
-            theta = (at[mine] - _cpu(t0)) / (_cpu(t1) - _cpu(t0))
-            parts.append(combined(self.method.basis_weights(theta), self.bases[n]))
+            parts.append(interpolate(self.method.basis_weights, self.bases[n], t0, t1, at[mine]))
         ys = joined(parts, self.y0)
         if (order[1:] > order[:-1]).all():
             return ys
         return ordered(ys[torch.from_numpy(np.argsort(order))], self.y0)
 
 
+def find_steps(ends: np.ndarray, times: Any) -> Any:
+    """Which step each of `times` lies in, of those between `ends`; an end belongs to the step before it."""
+    sign = -1.0 if ends[-1] < ends[0] else 1.0
+    return (np.searchsorted(sign * ends, sign * times) - 1).clip(0, len(ends) - 2)
+
+
+def interpolate(
+    weights: Callable[[Tensor], Tensor],
+    basis: Tensor,
+    t0: Time,
+    t1: Time,
+    times: Sequence[Time] | Tensor,
+) -> Tensor:
+    """The solution at `times` in the step from `t0` to `t1`: `(len(times), *y0.shape)`.
+
+    `weights` are those of the rows of `basis`, such as `Method.basis_weights` of `Step.basis`.
+    """
+    return combined(weights(fraction(t0, t1, times)), basis)
+
+
 def detached(nested: Any) -> Any:
     """Nested tensors as copies without graph."""
     return pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, nested)
-
-
-def _cpu(t: Time) -> Any:
-    return t.cpu().double() if isinstance(t, Tensor) else t

@@ -11,18 +11,19 @@ a Gauss-Legendre quadrature over the interpolant of each backward step (as `Gaus
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from ..control import Adaptive, FixedSteps
 from ..core import Method, Problem, Stats, Step, Times
+from ..dense import find_steps, interpolate
 from ..field.inputs import Inputs, check_replay
 from ..layout import ordered
 from ..loops.stepping import steps
@@ -59,7 +60,7 @@ class Recorded:
     coefficients: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
-        self.columns = polynomials(self.method)
+        self.columns, self.ends = polynomials(self.method), np.array(self.times)
 
     def taking(
         self,
@@ -75,12 +76,12 @@ class Recorded:
 
     def __call__(self, t: float) -> Tensor:
         """The state at `t`, shape of y0."""
-        sign = -1.0 if self.times[-1] < self.times[0] else 1.0
-        n = bisect_left(self.times, sign * t, 1, len(self.times) - 1, key=lambda end: sign * end) - 1
-        t0, t1 = self.times[n : n + 2]
-        theta = torch.tensor([(t - t0) / (t1 - t0)], dtype=torch.float64, device="cpu")
-        weights = (self.method.basis_weights(theta)[..., None] * self.columns).sum(1)
-        return combined(weights, self.coefficients[n])[0]
+        n = find_steps(self.ends, t)
+        return interpolate(self._weights, self.coefficients[n], self.times[n], self.times[n + 1], [t])[0]
+
+    def _weights(self, theta: Tensor) -> Tensor:
+        """`(n, r)`: those of the coefficients."""
+        return (self.method.basis_weights(theta)[..., None] * self.columns).sum(1)
 
 
 def gauss_rule(order: int) -> tuple[list[float], list[float]]:
