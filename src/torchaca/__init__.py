@@ -3,38 +3,28 @@
 `solve` is the front door, `odeint` and `odeint_adjoint` take torchdiffeq's arguments, `nn.NeuralODE` is a module.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from . import nn
 from .compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
 from .control import I_CONTROL, PI_CONTROL, PID, PID_CONTROL, Adaptive, FixedSteps
 from .core import Stats
 from .errors import SolverError
 from .gradients import ACA, GRADIENTS, MALI, Adjoint, Direct, Naive
-from .methods import (
-    ALF,
-    METHODS,
-    Bosh3,
-    Dopri5,
-    Dopri8,
-    Euler,
-    Fehlberg2,
-    Fehlberg5,
-    Heun2,
-    Heun3,
-    HeunEuler,
-    Midpoint,
-    Ralston,
-    ReversibleHeun,
-    Rk4,
-    Rk4_38,
-    RungeKutta,
-    Tsit5,
-)
+from .methods import ALF, CONSTRUCTORS, METHODS, ReversibleHeun, RungeKutta
 from .nn import NeuralODE
 from .report import GradientReport, check_gradient
 from .solve import Solution, solve
 from .trace import Trace
 
 __version__ = "0.1.0"
+
+globals().update(CONSTRUCTORS)  # Dopri5 and its like
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Callable[[], RungeKutta]: ...
+
 
 __all__ = [
     "ACA",
@@ -49,30 +39,16 @@ __all__ = [
     "PI_CONTROL",
     "Adaptive",
     "Adjoint",
-    "Bosh3",
     "Direct",
-    "Dopri5",
-    "Dopri8",
-    "Euler",
-    "Fehlberg2",
-    "Fehlberg5",
     "FixedSteps",
-    "Heun2",
-    "Heun3",
-    "HeunEuler",
-    "Midpoint",
     "Naive",
     "NeuralODE",
-    "Ralston",
     "ReversibleHeun",
-    "Rk4",
-    "Rk4_38",
     "RungeKutta",
     "Solution",
     "SolverError",
     "Stats",
     "Trace",
-    "Tsit5",
     "check_gradient",
     "nn",
     "odeint",
@@ -80,3 +56,4 @@ __all__ = [
     "odeint_event",
     "solve",
 ]
+__all__ += [name for name in CONSTRUCTORS if name not in __all__]

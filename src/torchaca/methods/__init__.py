@@ -1,6 +1,10 @@
 """The methods, by name: torchdiffeq's names and torch_ACA's beside our own."""
 
+from __future__ import annotations
+
+import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..core import Method
 from .alf import ALF
@@ -52,58 +56,29 @@ ALIASES: dict[str, Method] = {
 }
 
 
-def _constructor(method: RungeKutta) -> Callable[[], RungeKutta]:
-    """For `aca.Dopri5()`: a method is a value, so every call gives the same one."""
-    return lambda: method
+def _constructor(method: Method) -> Callable[..., Method]:
+    """For `aca.Dopri5()`: a Runge-Kutta method is a value, so every call gives the same one; others are classes."""
+    return (lambda: method) if isinstance(method, RungeKutta) else type(method)
 
 
-Euler = _constructor(EULER)
-Midpoint = _constructor(MIDPOINT)
-Heun2 = _constructor(HEUN2)
-Heun3 = _constructor(HEUN3)
-Ralston = _constructor(RALSTON)
-Fehlberg2 = _constructor(FEHLBERG2)
-Rk4 = _constructor(RK4)
-Rk4_38 = _constructor(RK4_38)
-HeunEuler = _constructor(HEUN_EULER)
-Bosh3 = _constructor(BOSH3)
-Fehlberg5 = _constructor(FEHLBERG5)
-Dopri5 = _constructor(DOPRI5)
-Tsit5 = _constructor(TSIT5)
-Dopri8 = _constructor(DOPRI8)
+def _name(method: Method) -> str:
+    """The name of its constructor: "HeunEuler" for "heun_euler"."""
+    if not isinstance(method, RungeKutta):
+        return type(method).__name__
+    return re.sub("(^|_)([a-z])", lambda found: found[2].upper(), method.name)
 
-__all__ = [
-    "ALF",
-    "ALIASES",
-    "BOSH3",
-    "Bosh3",
-    "DOPRI5",
-    "DOPRI8",
-    "Dopri5",
-    "Dopri8",
-    "EULER",
-    "Euler",
-    "FEHLBERG2",
-    "FEHLBERG5",
-    "Fehlberg2",
-    "Fehlberg5",
-    "HEUN2",
-    "HEUN3",
-    "HEUN_EULER",
-    "Heun2",
-    "Heun3",
-    "HeunEuler",
-    "METHODS",
-    "MIDPOINT",
-    "Midpoint",
-    "RALSTON",
-    "RK4",
-    "RK4_38",
-    "Ralston",
-    "ReversibleHeun",
-    "Rk4",
-    "Rk4_38",
-    "RungeKutta",
-    "TSIT5",
-    "Tsit5",
-]
+
+CONSTRUCTORS: dict[str, Callable[..., Method]] = {
+    _name(method): _constructor(method) for method in METHODS.values()
+}
+"""`Dopri5` and its like: names here and in `torchaca`, one for each row of METHODS."""
+
+globals().update(CONSTRUCTORS)
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Callable[[], RungeKutta]: ...
+
+
+__all__ = ["ALF", "ALIASES", "CONSTRUCTORS", "METHODS", "ReversibleHeun", "RungeKutta"]
+__all__ += [name for name in CONSTRUCTORS if name not in __all__]
+__all__ += [name.upper() for name, method in METHODS.items() if isinstance(method, RungeKutta)]
