@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 
 LAYERS = (
+    "torch_internals",
     "layout",
     "numbers",
     "core",

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from .core import Method
 from .layout import joined, ordered
 from .methods.length import fraction
 from .numbers import Time, combined, host_times, value
 from .state import Structure
+from .torch_internals import pytree
 from .transforms import refuse_lanes
 
 

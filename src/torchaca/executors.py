@@ -13,8 +13,6 @@ from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from .compiled import CannotCompile, Loops, in_steps
 from .compiled.door import CUDA_GRAPHS, STEPS, refuse_steps
@@ -32,6 +30,7 @@ from .loops.clock import check_clock
 from .loops.lanes import solve_in_lanes, solves_in_lanes
 from .loops.outputs import gather
 from .loops.stepping import steps
+from .torch_internals import forward_level, peek_interpreter_stack
 
 
 class Executor(Protocol):
@@ -215,7 +214,7 @@ def _at_rest(p: Problem) -> Outcome:
 
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return peek_interpreter_stack() is not None or forward_level() >= 0
 
 
 def recorded(gradient: Gradient) -> Gradient:

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 from .layout import memory_order, permuted, restored, unstacked
+from .torch_internals import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 Time: TypeAlias = "float | Tensor"
 """A time on the host, or a 0-dim tensor where somebody wants a derivative with respect to it."""

@@ -13,7 +13,6 @@ from typing import Any, ParamSpec
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .control import Adaptive, FixedSteps, Norm
@@ -32,6 +31,7 @@ from .methods import ALIASES, METHODS
 from .numbers import host_times
 from .state import Structure, structure_of
 from .summary import describe, describe_settings
+from .torch_internals import pytree
 from .trace import Trace
 from .transforms import is_differentiated, refuse_lanes, tensors_in
 

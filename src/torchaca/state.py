@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from .layout import memory_order, permuted, restored
+from .torch_internals import pytree
 
 HALF = (torch.float16, torch.bfloat16)
 

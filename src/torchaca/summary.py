@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.utils import _pytree as pytree
 
 from .control import Adaptive
 from .core import Gradient, Method
 from .errors import shorten
+from .torch_internals import is_functorch_wrapped_tensor, pytree
 
 if TYPE_CHECKING:
     from .solve import Solution

@@ -7,18 +7,20 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (
+from torch.autograd import forward_ad
+
+from .numbers import has_lanes
+from .torch_internals import (
+    forward_level,
     get_unwrapped,
+    innermost_tangent,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_get_level,
     peek_interpreter_stack,
+    pytree,
+    temporarily_pop_interpreter_stack,
 )
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
-from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
-
-from .numbers import has_lanes
 
 
 def is_differentiated(x: Tensor) -> bool:
@@ -34,11 +36,11 @@ def is_differentiated(x: Tensor) -> bool:
 
 def _has_tangent(x: Tensor) -> bool:
     if not is_functorch_wrapped_tensor(x):
-        return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+        return forward_level() >= 0 and forward_ad.unpack_dual(x).tangent is not None
     with ExitStack() as inner:  # tangents are seen from the transform that made them alone
         while (top := peek_interpreter_stack()) is not None and top.level() > maybe_get_level(x):
             inner.enter_context(temporarily_pop_interpreter_stack())
-        return torch._VF._unpack_dual(x, level=0)[1] is not None
+        return innermost_tangent(x) is not None
 
 
 def tensors_in(nested: object) -> Iterator[Tensor]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..control import Adaptive, FixedSteps
 from ..core import Gradient, Times
@@ -22,6 +21,7 @@ from ..gradients import ACA, Direct
 from ..numbers import Time, host_times, value
 from ..solve import Solution, find_method, run, times_of
 from ..state import structure_of
+from ..torch_internals import pytree
 from ..transforms import is_differentiated, refuse_lanes, tensors_in
 
 WITHOUT_EFFECT = {"print_neval", "print_direction", "delete_graph", "regenerate_graph", "step_dif_ratio"}

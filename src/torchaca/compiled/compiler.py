@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._higher_order_ops.while_loop import while_loop
 
+from ..torch_internals import graph_pass, while_loop
 from .field import renamed
 from .small import Small
 
@@ -30,7 +30,7 @@ def compiled(function: Callable[..., Any], *, forward: bool) -> Callable[..., An
         "cpp_wrapper": True,
         "guard_filter_fn": _kept,
         "unsafe_marked_cacheable_functions": CACHED,
-        "post_grad_custom_post_pass": Small(cats=forward),
+        "post_grad_custom_post_pass": graph_pass(Small(cats=forward)),
     }
     return torch.compile(own, fullgraph=True, options=options)
 

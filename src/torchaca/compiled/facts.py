@@ -7,22 +7,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.utils import _pytree as pytree
 
 from ..field.dynamics import coarser
 from ..state import HALF
+from ..torch_internals import (
+    DUAL_LEVEL,
+    GRAD_TRANSFORM,
+    INFERENCE_MODE,
+    JVP_TRANSFORM,
+    SET_GRAD_ENABLED,
+    pytree,
+    write_code,
+)
 from .failure import CannotCompile
 
 REFUSED = {
-    "_grad_increment_nesting": "f differentiates inside (torch.func.grad, vjp, jacrev?)",
-    "_jvp_increment_nesting": "f differentiates inside (torch.func.jvp, jacfwd?)",
-    "_enter_dual_level": "f differentiates inside (forward-mode AD)",
-    "_enter_inference_mode": "f enters inference mode",
+    GRAD_TRANSFORM: "f differentiates inside (torch.func.grad, vjp, jacrev?)",
+    JVP_TRANSFORM: "f differentiates inside (torch.func.jvp, jacfwd?)",
+    DUAL_LEVEL: "f differentiates inside (forward-mode AD)",
+    INFERENCE_MODE: "f enters inference mode",
 }
 """Operations in a graph that code around it, or its backward pass, does not survive."""
-
-SWITCH = torch._C._set_grad_enabled
 
 
 def refuse(graph: fx.GraphModule) -> None:
@@ -40,11 +45,11 @@ def refuse(graph: fx.GraphModule) -> None:
 
 def without_switches(graph: fx.GraphModule) -> fx.GraphModule | None:
     """The graph for where nothing is recorded: it leaves grad mode alone. None if `graph` is that already."""
-    if not any(node.target is SWITCH for node in graph.graph.nodes):
+    if not any(node.target is SET_GRAD_ENABLED for node in graph.graph.nodes):
         return None
     other, known = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.graph.nodes:
-        if node.target is not SWITCH:
+        if node.target is not SET_GRAD_ENABLED:
             known[node] = other.node_copy(node, known.__getitem__)
     return fx.GraphModule(graph, other)
 
@@ -109,7 +114,7 @@ def without_sizes(graph: fx.GraphModule) -> fx.GraphModule:
     graph.recompile()
     for module in graph.modules():
         if isinstance(module, fx.GraphModule):  # now, not in the middle of somebody's trace
-            _LazyGraphModule.force_recompile(module)
+            write_code(module)
     return graph
 
 

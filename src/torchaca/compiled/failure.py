@@ -8,14 +8,19 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch._C import _autograd
-from torch._C._functorch import (
+from torch.autograd import forward_ad
+
+from ..torch_internals import (
+    disable_saved_tensors_hooks,
+    enable_forward_grad,
+    forward_level,
     get_dynamic_layer_stack_depth,
     get_inplace_requires_grad_allowed,
+    is_forward_grad_enabled,
     pop_dynamic_layer_stack_and_undo_to_depth,
     set_inplace_requires_grad_allowed,
+    why_hooks_are_disabled,
 )
-from torch.autograd import forward_ad
 
 # What PyTorch's compiler says beside the error that it raises, or of an f that it then compiles.
 CHATTER = "Dynamo |Error detected in "
@@ -49,11 +54,11 @@ class Modes(NamedTuple):
     def now() -> Modes:
         return Modes(
             torch.is_grad_enabled(),
-            torch._C._is_fwd_grad_enabled(),
-            forward_ad._current_level,
+            is_forward_grad_enabled(),
+            forward_level(),
             get_dynamic_layer_stack_depth(),
             get_inplace_requires_grad_allowed(),
-            _autograd._saved_tensors_hooks_get_disabled_error_message(),
+            why_hooks_are_disabled(),
             tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICES),
         )
 
@@ -61,16 +66,14 @@ class Modes(NamedTuple):
         """Go back to that moment."""
         if get_dynamic_layer_stack_depth() > self.depth:
             pop_dynamic_layer_stack_and_undo_to_depth(self.depth)
-        while forward_ad._current_level > self.level:
+        while forward_level() > self.level:
             forward_ad.exit_dual_level()
         set_inplace_requires_grad_allowed(self.inplace)
-        _autograd._saved_tensors_hooks_enable()
-        if self.hooks is not None:
-            _autograd._saved_tensors_hooks_disable(self.hooks, False)
+        disable_saved_tensors_hooks(self.hooks)
         for kind, (enabled, dtype) in zip(DEVICES, self.autocast, strict=True):
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, dtype)
-        torch._C._set_fwd_grad_enabled(self.forward_grad)
+        enable_forward_grad(self.forward_grad)
         torch.set_grad_enabled(self.grad)
 
 

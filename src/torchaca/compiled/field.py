@@ -18,13 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo import config as dynamo_config
-from torch._dynamo import exc, maybe_mark_dynamic
-from torch.utils import _pytree as pytree
 
 from ..field.dynamics import Dynamics
 from ..field.effects import generator_states, set_generator_states
 from ..state import Structure
+from ..torch_internals import dynamo_settings, is_verdict_of_dynamo, mark_dynamic, pytree
 from .facts import dynamic_sizes, half_inside, refuse, without_sizes, without_switches
 from .failure import CannotCompile, Modes, attempt, first_line
 
@@ -116,7 +114,7 @@ class Capture:
         for x in pytree.tree_leaves(args) if dynamic else ():
             for dim, size in enumerate(x.shape):
                 if size in self.sizes:
-                    maybe_mark_dynamic(x, dim)
+                    mark_dynamic(x, dim)
         try:
             with attempt(), settings():
                 out = made(*args)
@@ -187,9 +185,7 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False, evaluat
         if cause is not None:
             raise cause from None
         reason = f"f cannot be traced ({first_line(error)})"
-        if isinstance(error, exc.Unsupported | exc.InternalTorchDynamoError) and "bserved exc" not in str(
-            error
-        ):
+        if is_verdict_of_dynamo(error) and "bserved exc" not in str(error):
             _UNTRACED[owner] = (
                 reason  # another attempt would take as long; an error that f raises may be gone then
             )
@@ -325,7 +321,7 @@ def normal(x: Tensor) -> Tensor:
 def settings() -> Iterator[None]:
     """Dynamo's settings: no side effects, no numbers that become inputs, enough graphs."""
     # Made anew for every solve they would cost 30 us and, in PyTorch 2.13, a context variable that stays for ever.
-    patch = _FREE.pop() if _FREE else dynamo_config.patch(**SETTINGS)
+    patch = _FREE.pop() if _FREE else dynamo_settings(**SETTINGS)
     try:
         with patch:
             yield

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..control import Adaptive
 from ..core import Problem, Step
@@ -21,6 +20,7 @@ from ..field.dynamics import Dynamics
 from ..gradients.replay import Ambience
 from ..methods.staged import Staged, staged
 from ..numbers import Time
+from ..torch_internals import pytree
 from . import compiler
 from .door import CUDA_GRAPHS
 from .failure import CannotCompile, attempt, first_line

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.partitioners import default_partition
 
+from ..torch_internals import is_view, joint_graphs
 from .failure import CannotCompile
 from .field import renamed
 
@@ -89,11 +88,7 @@ def traced(
     leaves = [x.detach().requires_grad_(want) for x, want in zip(args, wanted, strict=True)]
     places, found = {id(x): i for i, x in enumerate(leaves)}, []
 
-    def partition(graph: fx.GraphModule, inputs: Any, *, num_fwd_outputs: int, **options: Any) -> Any:
-        found.append((graph, num_fwd_outputs))
-        return default_partition(graph, inputs, num_fwd_outputs=num_fwd_outputs, **options)
-
-    compiler = aot_autograd(fw_compiler=_as_it_is, bw_compiler=_as_it_is, partition_fn=partition)
+    compiler = joint_graphs(lambda graph, n_outputs: found.append((graph, n_outputs)))
     order: list[int] = []
 
     def backend(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Graph:
@@ -114,10 +109,6 @@ def traced(
     if n_outputs != len(outputs):
         raise CannotCompile("f returns one of the tensors that it reads")
     return Joint(graph, n_outputs, order)
-
-
-def _as_it_is(graph: fx.GraphModule, inputs: Any) -> Graph:
-    return graph.forward
 
 
 class Split:
@@ -148,7 +139,7 @@ class Split:
                 fixed.add(node)
             elif _is_number(node) and all(x in fixed or x in numbers for x in inputs):
                 numbers.add(node)
-            elif _is_view(node):
+            elif is_view(node.target):
                 views.add(node)
         self.cheap = fixed | numbers | views
         self.residuals: dict[fx.Node, None] = {}
@@ -192,11 +183,3 @@ def _is_number(node: fx.Node) -> bool:
     """Whether the node's value is one number, of which more can be made again for nothing."""
     made = node.meta.get("val")
     return isinstance(made, Tensor) and made.numel() == 1
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether the node's value is its first input's memory."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    arguments = node.target._schema.arguments
-    return any(x.alias_info is not None and not x.alias_info.is_write for x in arguments)

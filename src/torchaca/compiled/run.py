@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import maybe_mark_dynamic
 
 from ..control import Adaptive, FixedSteps
 from ..core import Problem
@@ -23,6 +22,7 @@ from ..layout import empty_rows
 from ..loops.diagnosis import RECENT, History, diagnose
 from ..loops.stepping import Pace, _refuse, most_rejections, smallest
 from ..numbers import Time, value
+from ..torch_internals import mark_dynamic
 from .failure import CannotCompile, attempt, first_line
 from .field import Capture, normal, settings
 from .halves import Halves
@@ -118,7 +118,7 @@ class Run:
         if self.capture.sizes and self.split is None:
             for x in tensors:
                 if x.shape[0] > 1:
-                    maybe_mark_dynamic(x, 0)
+                    mark_dynamic(x, 0)
 
     def warm_up(self, key: Any, run: Callable[[], None]) -> None:
         """Run what compiles the loop of that key, where it has not run for tensors of these shapes yet."""
@@ -305,5 +305,5 @@ def padded(times: list[float]) -> Tensor:
     if not times:
         return torch.empty(0, dtype=DOUBLE, device="cpu")
     made = torch.tensor([*times, *[torch.inf] * max(0, FEW - len(times))], dtype=DOUBLE, device="cpu")
-    maybe_mark_dynamic(made, 0)
+    mark_dynamic(made, 0)
     return made

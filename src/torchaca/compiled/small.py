@@ -15,8 +15,8 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch._inductor.virtualized import V
+
+from ..torch_internals import examples, hash_of_files
 
 aten, prims = torch.ops.aten, torch.ops.prims
 EXACT = (torch.float32, torch.float64)  # in half precision, addmm adds before it rounds
@@ -26,7 +26,7 @@ SMALL = 2**17  # multiplications in a product, below which joining it with other
 
 
 @dataclass(frozen=True)
-class Small(CustomGraphPass):
+class Small:
     """The pass; the disk cache of graphs knows it by its source.
 
     `cats`: look at `cat` as well. In a backward pass, which needs the values more than once, buffers are cheaper.
@@ -46,7 +46,7 @@ class Small(CustomGraphPass):
         graph.eliminate_dead_code()
 
     def uuid(self) -> tuple[bytes, bool]:
-        return get_hash_for_files((__file__,)), self.cats
+        return hash_of_files(__file__), self.cats
 
 
 def _separate(graph: fx.Graph, node: fx.Node) -> None:
@@ -133,7 +133,7 @@ def _joined(graph: fx.Graph, parts: Sequence[fx.Node], dim: int) -> fx.Node:
 def _new(graph: fx.Graph, target: Callable[..., Tensor], *args: Any, **options: Any) -> fx.Node:
     """A node, with the example of its value that all nodes have."""
     node = graph.call_function(target, args, options)
-    with V.fake_mode:
+    with examples():
         node.meta["val"] = target(*fx.map_arg(args, _value), **options)
     return node
 

@@ -25,6 +25,7 @@ from ..methods import ALIASES, METHODS
 from ..methods.staged import staged
 from ..numbers import Time
 from ..state import structure_of
+from ..torch_internals import graph_break
 from .field import evaluate
 
 P = ParamSpec("P")
@@ -39,7 +40,7 @@ BREAK = (
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     """The same function, which is one graph break where Dynamo traces a call of it."""
-    apart: Any = torch.compiler.disable(function, reason=BREAK)
+    apart = graph_break(function, BREAK)
 
     @functools.wraps(function)
     def door(*args: P.args, **kwargs: P.kwargs) -> R:

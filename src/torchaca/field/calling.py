@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from ..torch_internals import ORIGINAL_MODULE, plain_results
 
 FLAG: Any = Tensor.requires_grad
 NOT_A_LEAF = "you can only change requires_grad flags of leaf variables"
@@ -19,7 +20,7 @@ class FlagSettable(Tensor):
     Operations on it give plain tensors.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
+    __torch_function__ = plain_results
 
     @staticmethod
     def of(x: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def refuse_signature(func: Callable[..., Any], n_args: int, cause: Exception) ->
         Naming what f takes, and how to wrap it.
     """
     own = getattr(
-        func, "_orig_mod", getattr(func, "module", func)
+        func, ORIGINAL_MODULE, getattr(func, "module", func)
     )  # behind torch.compile, DistributedDataParallel
     called = "f(t, y, *args)" if n_args else "f(t, y)"
     try:

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
-from torch.utils import _pytree as pytree
 
 from ..core import Stats
 from ..errors import shorten
 from ..numbers import Time, has_lanes
 from ..state import HALF, Leaf, Structure
+from ..torch_internals import number_of, pytree, results_of
 from .calling import NOT_A_LEAF, FlagSettable, refuse_signature
 from .devices import explain_devices, refuse_result_elsewhere
-from .histories import is_leaf_node, number_of
+from .histories import is_leaf_node
 
 
 class Dynamics:
@@ -255,7 +255,7 @@ def half_inside(k: Tensor, since: int) -> torch.dtype | None:
         visited.add(node)
         if is_leaf_node(node):  # a weight, which f may widen first
             continue
-        for made in node._input_metadata:
+        for made in results_of(node):
             if made.dtype in HALF:
                 found = made.dtype if found is None else coarser(found, made.dtype)
         pending.extend(other for other, _ in node.next_functions)

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from ..core import Problem
 from ..errors import warn
 from ..numbers import has_lanes
+from ..torch_internals import Normalization
 from .reach import Reach
 
-Norms = nn.modules.batchnorm._NormBase
-"""Layers that write statistics in training, and read them in evaluation only."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -138,19 +137,24 @@ class Watch:
     def _owners(self, tensors: Sequence[Tensor]) -> list[nn.Module]:
         """The modules that hold one of these among their buffers, under whatever name."""
         wanted = {id(x) for x in tensors}
-        return [m for m in self.reached.modules if any(id(b) in wanted for b in m._buffers.values())]
+        return [m for m in self.reached.modules if any(id(b) in wanted for b in m.buffers(recurse=False))]
 
     def _statistics(self, moved: Sequence[Tensor], owners: Sequence[nn.Module]) -> bool:
         """Whether all of them are statistics of normalisation layers, which nobody reads in training."""
         if not self.reached.names.isdisjoint(STATISTICS):  # f's own code may
             return False
-        known = {id(b) for m in owners if isinstance(m, Norms) and m.training for b in m._buffers.values()}
+        known = {
+            id(b)
+            for m in owners
+            if isinstance(m, Normalization) and m.training
+            for b in m.buffers(recurse=False)
+        }
         return all(id(x) in known for x in moved)
 
 
 def _with_siblings(moved: Sequence[Tensor], owners: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """The tensors, and all buffers of the modules that own one: batch norm's kernel moves some without a trace."""
-    siblings = [b for m in owners for b in m._buffers.values() if b is not None]
+    siblings = [b for m in owners for b in m.buffers(recurse=False)]
     return tuple({id(x): x for x in (*moved, *siblings)}.values())
 
 

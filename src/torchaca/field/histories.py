@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from ..torch_internals import number_of, saved_tensors_are_hooked
+
 # Names of classes; those of custom Functions' nodes end in "Backward".
 LEAF = "AccumulateGrad"
 CAST = "ToCopyBackward0"  # older than the call where autocast had cast the parameter before
@@ -20,11 +22,6 @@ Edge = tuple[Node, int]
 def name_of(node: Node) -> str:
     """The name of a node. The class is asked: a custom Function's `ctx.name = ...` hides the method."""
     return type(node).name(node)
-
-
-def number_of(node: Node) -> int:
-    """The sequence number of a node: later ones are larger."""
-    return type(node)._sequence_nr(node)
 
 
 def is_leaf_node(node: Node) -> bool:
@@ -89,8 +86,7 @@ class Keeping:
         self._node, self._state = weakref.ref(sign), weakref.ref(state)
         device = state.device.type
         # Autocast keeps what it casts of a leaf, and saved-tensor hooks keep whatever they like.
-        autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
-        self.hooked = autograd._top_saved_tensors_default_hooks(False) is not None
+        self.hooked = saved_tensors_are_hooked()
         self.cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
     @property

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.utils import _pytree as pytree
 
 from ..core import Problem
+from ..torch_internals import is_functorch_wrapped_tensor, pytree, sequence_number
 from .dynamics import Dynamics
 from .effects import Watch
 from .histories import Edge, Keeping, Sign, name_of, used
@@ -111,7 +110,7 @@ def first_evaluation(
         return replace(p, f0=f.evaluate_copy(time, p.y0)), Inputs()
     reached = reach(f.func, f.args)
     watch, reads = Watch(p.y0.device, reached), Reads(reached.places, reached.containers)
-    since = torch.autograd._get_sequence_nr()
+    since = sequence_number()
     value, inputs, keeping = _evaluated(p, f, time, reached, measure, declared)
     kept = kept_of(f, reads, since, keeping) if torch.is_grad_enabled() else ""
 
@@ -132,7 +131,7 @@ def _evaluated(
     p: Problem, f: Dynamics, time: Tensor, reached: Reach, measure: bool, declared: Sequence[Tensor]
 ) -> tuple[Tensor, Inputs, Keeping]:
     """The value of f, its inputs, and whether f keeps a part of the graph, which is gone but for that."""
-    before = torch.autograd._get_sequence_nr()
+    before = sequence_number()
     state = p.y0.detach().clone().requires_grad_()  # a copy: f may write into it
     # With leaves of their own as arguments, what the graph finds of the same tensors is truly captured.
     args = {id(a): a for a in pytree.tree_leaves(f.args) if isinstance(a, Tensor) and a.requires_grad}
@@ -160,7 +159,7 @@ def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
     """The problem with f at its start evaluated as a part of the caller's graph."""
     reached = reach(f.func, f.args)
     watch = Watch(p.y0.device, reached)
-    before = torch.autograd._get_sequence_nr()
+    before = sequence_number()
     state = p.y0.clone()  # f may write into it
     with f.observing(state):
         k = p.slope(p.ts[0], p.ts[len(p.ts) - 1], state)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from ..core import Problem
 from ..errors import warn
+from ..torch_internals import pytree
 from .dynamics import Dynamics
 from .histories import Keeping, with_history
 from .places import Reads, label

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import Adaptive, FixedSteps
 from ..core import Method, Outcome, Problem, Step
@@ -32,6 +31,7 @@ from ..loops.outputs import gather
 from ..loops.stepping import steps
 from ..numbers import value
 from ..state import structure_of
+from ..torch_internals import is_legacy_batchedtensor
 from .costate import Backward, LateUseError, Recorded
 from .replay import (
     Ambience,

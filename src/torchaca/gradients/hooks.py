@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
+
+from ..torch_internals import hooks_of, stash, stashed
 
 
 @contextmanager
@@ -27,11 +28,11 @@ def hooks_off(tensors: Sequence[Tensor]) -> Iterator[None]:
     for tensor in tensors:
         _make_whole(tensor)
     outer = in_replay()
-    torch._C._stash_obj_in_tls(REPLAY, True)
+    stash(REPLAY, True)
     try:
         yield
     finally:
-        torch._C._stash_obj_in_tls(REPLAY, outer)
+        stash(REPLAY, outer)
 
 
 REPLAY = "torchaca: a backward pass is computing shares of gradients"
@@ -39,7 +40,7 @@ REPLAY = "torchaca: a backward pass is computing shares of gradients"
 
 def in_replay() -> bool:
     """Whether this thread, or the one whose backward pass this thread helps with, computes shares of gradients."""
-    return torch._C._is_key_in_tls(REPLAY) and torch._C._get_obj_in_tls(REPLAY)
+    return stashed(REPLAY)
 
 
 class WholeGradients:
@@ -57,7 +58,7 @@ class WholeGradients:
 
 
 def _make_whole(tensor: Tensor) -> None:
-    hooks = tensor._backward_hooks
+    hooks = hooks_of(tensor)
     if not hooks:
         return
     for key, hook in list(hooks.items()):

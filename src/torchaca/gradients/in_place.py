@@ -10,12 +10,12 @@ from collections.abc import Sequence, Set
 from functools import partial
 
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import unserializable_hook
 
 from ..core import Outcome, Problem
 from ..field.inputs import used
+from ..torch_internals import is_functorch_wrapped_tensor
 from .replay import CHANGED_IN_PLACE, IN_PLACE
 
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
 from ..control import FixedSteps
 from ..core import Problem, Stats, Times
 from ..field.dynamics import Dynamics
-from ..field.histories import number_of
 from ..field.inputs import Inputs
 from ..numbers import without_autocast
+from ..torch_internals import add_in_place, is_legacy_batchedtensor, number_of
 from .hooks import hooks_off
 
 MaybeTensors = list[Tensor | None]
@@ -219,7 +218,7 @@ class Totals:
                 old.append(total)
                 new.append(grad)
         if old:
-            torch._foreach_add_(old, new)
+            add_in_place(old, new)
 
 
 class BatchedTotals(Totals):

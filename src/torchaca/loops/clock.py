@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..control import Adaptive
 from ..core import Problem, Times
 from ..errors import warn
 from ..field.dynamics import Dynamics
+from ..torch_internals import TorchDispatchMode, pytree
 from .stepping import TOO_SMALL
 
 COARSE = 0.01  # of a step: where neighbouring times of f are farther apart, its stages are at the wrong times

@@ -11,13 +11,13 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..control import Adaptive, largest
 from ..core import Problem
 from ..errors import SolverError
 from ..field.places import label
 from ..field.reach import reach
+from ..torch_internals import pytree
 from .jumps import find_jump
 from .stiffness import Stiffness, eigenvalues, find_stiffness
 

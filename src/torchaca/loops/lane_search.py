@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (
-    _add_batch_dim,
-    _remove_batch_dim,
+
+from ..control import Adaptive
+from ..core import Problem
+from ..errors import SolverError
+from ..torch_internals import (
+    as_lane,
+    forward_grad,
+    from_lanes,
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_get_bdim,
     maybe_get_level,
+    plain,
 )
-from torch.autograd import forward_ad
-
-from ..control import Adaptive
-from ..core import Problem
-from ..errors import SolverError
 from .pace import at_dt_min, next_dt, propose, ulp
 from .stepping import BAD_RATIO, TOO_SMALL, smallest, smallest_step
 
@@ -51,19 +50,14 @@ class Lanes:
     def spread(self, x: Tensor) -> Tensor:
         """A plain tensor with the lanes in front, as each lane sees it."""
         for level, _ in self.maps:
-            x = _add_batch_dim(x, 0, level)
+            x = as_lane(x, level)
         return x
 
     def gathered(self, x: Tensor) -> Tensor:
         """The plain tensor of all lanes, which are in front."""
         for level, size in reversed(self.maps):
-            x = _remove_batch_dim(_without_transforms(x), level, size, 0)
+            x = from_lanes(_without_transforms(x), level, size)
         return _without_transforms(x)
-
-
-def plain() -> AbstractContextManager[Any]:
-    """Plain tensors are computed with as if there were no transforms: cheaper, and none of them is wrapped."""
-    return torch._C._DisableFuncTorch()
 
 
 def _without_transforms(x: Tensor) -> Tensor:
@@ -103,7 +97,7 @@ class Search:
         """At the start, where every state and `p.f0` have all lanes."""
         f0, lanes = p.f0, Lanes.of(p.y0)
         assert f0 is not None
-        with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+        with torch.no_grad(), forward_grad(False):
             y0, f0 = p.y0.detach(), f0.detach()
             p = replace(p, y0=y0, f0=f0, watch=None)
             dt0 = lanes.gathered(control.initial_step(p, f0)) if control.dt0 is None else None
@@ -121,7 +115,7 @@ class Search:
     def boundaries(self) -> Tensor:
         """The times between which each lane steps, padded with its end: `(n, *lanes)`."""
         start, stats = self.t, self.p.stats
-        with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+        with torch.no_grad(), forward_grad(False):
             while proposed := self._propose():
                 self._try(*proposed)
         if not self.history:

@@ -16,14 +16,14 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
 
 from ..control import Adaptive
 from ..core import Outcome, Problem, Step
 from ..layout import stacked
 from ..numbers import has_lanes
+from ..torch_internals import TransformType, get_interpreter_stack, plain
 from .clock import check_clock
-from .lane_search import Lanes, Search, plain
+from .lane_search import Lanes, Search
 
 
 def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..compiled.traced import can_be_unrolled, outside_graphs
 from ..core import Stats
@@ -20,6 +19,7 @@ from ..field.places import label
 from ..field.reach import reach
 from ..options import check_options
 from ..solve import OPTIONS, solve, times_of
+from ..torch_internals import pytree
 from ..trace import Trace
 
 

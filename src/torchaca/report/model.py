@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..control import Adaptive
 from ..core import Gradient, Problem, Stats
@@ -22,6 +21,7 @@ from ..field.reach import reach
 from ..methods import METHODS
 from ..solve import solve, times_of
 from ..state import structure_of
+from ..torch_internals import pytree
 
 Grads = dict[str, Tensor]
 

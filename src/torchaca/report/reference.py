@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..control import Adaptive
 from ..errors import SolverError
+from ..torch_internals import pytree
 from .model import Grads, Model, Pass, differentiate, distance
 
 METHOD = "dopri8"
