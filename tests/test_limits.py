@@ -1,6 +1,12 @@
-"""Limits of the source, read from it: where private PyTorch may be named."""
+"""Limits of the source, read from it.
+
+Private PyTorch has one file; functions and files are of a size to read in one sitting; nobody asks which row of a table
+it has before it; names with an underscore stay in their file; classes are abstract or final.
+"""
 
 import ast
+import builtins
+import inspect
 import os
 import re
 import subprocess
@@ -10,6 +16,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from torchaca import control
+from torchaca.executors import EXECUTORS
+from torchaca.gradients import GRADIENTS
+from torchaca.methods import METHODS
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
@@ -133,3 +144,200 @@ def test_import_does_not_load_the_compiler_of_torch():
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+FILE_LINES = 300
+BODY_LINES = 50
+
+
+@every_file
+def test_files_are_read_in_one_sitting(path):
+    n = len(path.read_text().splitlines())
+    assert n <= FILE_LINES
+
+
+def functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """All functions but those of compiled loops: what calls `while_loop`, and what is inside of that."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            calls = (x.func for x in ast.walk(child) if isinstance(x, ast.Call))
+            if any(ast.unparse(called).split(".")[-1] == "while_loop" for called in calls):
+                continue
+            yield child
+        yield from functions(child)
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """From the first line of the first statement behind the docstring to the last line, blank ones and comments too."""
+    body = function.body[1:] if ast.get_docstring(function, clean=False) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@every_file
+def test_functions_fit_on_a_screen(path):
+    long = {f.name: body_lines(f) for f in functions(tree(path)) if body_lines(f) > BODY_LINES}
+    assert long == {}
+
+
+def test_lines_of_functions_are_counted():
+    lines = ["def plain():", "    'A docstring.'", "    x = 1", "", "    # A comment.", "    return x"]
+    loop = [
+        "def loop():",
+        "    def trial():",
+        "        pass",
+        "    return compiler.while_loop(goes_on, trial)",
+    ]
+    assert {f.name: body_lines(f) for f in functions(ast.parse("\n".join(lines + loop)))} == {"plain": 4}
+
+
+def place_of(module: str) -> str:
+    """The module or the subpackage of torchaca."""
+    return [*module.split("."), "__init__"][1]
+
+
+@cache
+def rows() -> dict[str, str]:
+    """The places that may ask for a row of a table, by what code calls it: its class, its value, its quoted name.
+
+    A class of several rows is a family, and no row.
+    """
+    tables = {"methods": METHODS, "gradients": GRADIENTS, "executors": EXECUTORS}
+    controls = [x for x in vars(control).values() if inspect.isclass(x) and x.__module__ == control.__name__]
+    tables["control"] = {x: x for x in controls if hasattr(x, "boundaries")}
+    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "torchaca"]
+    found = {}
+    for place, table in tables.items():
+        kinds = [x if inspect.isclass(x) or inspect.isfunction(x) else type(x) for x in table.values()]
+        known = [*table.values(), *(kind for kind in kinds if kinds.count(kind) == 1)]
+        named = [(name, value) for module in modules for name, value in vars(module).items()]
+        found |= {name: place for name, value in named if any(value is row for row in known)}
+        found |= {repr(key): place for key in table if isinstance(key, str)}
+    return found
+
+
+def asks_for_rows(module: ast.Module, place: str) -> Iterator[str]:
+    """Where a module asks which row of a table something is: isinstance, a comparison, a pattern.
+
+    An experiment may ask for a row by its name: it is about certain rows, and the user has named them.
+    """
+    asked = {name for name, home in rows().items() if home != place}
+    if place == "lab":
+        asked = {name for name in asked if name.isidentifier()}
+    for node in ast.walk(module):
+        match node:
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kind]):
+                parts = [kind]
+            case ast.Compare(left=left, comparators=others):
+                parts = [left, *others]
+            case ast.MatchClass(cls=part) | ast.MatchValue(value=part):
+                parts = [part]
+            case _:
+                continue
+        if any(not named_by(part).isdisjoint(asked) for part in parts):
+            yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def named_by(part: ast.AST) -> set[str]:
+    """What an expression is called, or those among its elements, or what it calls; strings with their quotes."""
+    match part:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return {name}
+        case ast.Constant(value=str(name)):
+            return {repr(name)}
+        case ast.Call(func=called):
+            return named_by(called)
+        case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Set(elts=parts):
+            return set().union(*map(named_by, parts))
+        case ast.BinOp(left=left, right=right):
+            return named_by(left) | named_by(right)
+        case _:
+            return set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "isinstance(gradient, aca.ACA)",
+        "isinstance(control, Adaptive | FixedSteps)",
+        "gradient == ACA()",
+        "gradient in (ACA(checkpoints='none'), Direct())",
+        "gradient.name == 'mali'",
+        "method is DOPRI5",
+        "match gradient:\n    case Direct():\n        pass",
+        "p.method == aca.methods.METHODS['alf'] or isinstance(p.method, ALF)",
+    ],
+)
+def test_questions_for_rows_are_seen(source):
+    assert list(asks_for_rows(ast.parse(source), "solve"))
+
+
+@pytest.mark.parametrize(
+    "source", ["isinstance(control, Control)", "ACA() if quick else Direct()", "gradient.exact"]
+)
+def test_facts_of_rows_are_not_questions_for_rows(source):
+    assert list(asks_for_rows(ast.parse(source), "solve")) == []
+
+
+@every_file
+def test_nobody_asks_which_row_it_is(path):
+    module = ".".join(path.relative_to(SRC).with_suffix("").parts)
+    assert list(asks_for_rows(tree(path), place_of(module))) == []
+
+
+def foreign_privates(module: ast.Module) -> Iterator[str]:
+    """Names with an underscore that a module takes from another file of this package."""
+    ours = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom) and (
+            node.level or str(node.module).split(".")[0] in ("torchaca", "torch_ACA")
+        ):
+            ours |= {alias.asname or alias.name for alias in node.names}
+            names = [*str(node.module or "").split("."), *(alias.name for alias in node.names)]
+            yield from (f"line {node.lineno}: import of {name}" for name in names if is_private(name))
+    for node in ast.walk(module):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and is_private(node.attr):
+            taken = node.value.id in ours and node.attr not in DOCUMENTED
+            yield from [f"line {node.lineno}: {ast.unparse(node)}"] if taken else []
+
+
+@every_file
+def test_names_with_an_underscore_stay_in_their_file(path):
+    assert list(foreign_privates(tree(path))) == []
+
+
+@cache
+def bases() -> dict[str, list[str]]:
+    """The last names of the bases of each class of the package."""
+    classes = [node for path in FILES for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+    return {node.name: [last_name(base) for base in node.bases] for node in classes}
+
+
+def last_name(base: ast.expr) -> str:
+    return ast.unparse(base.value if isinstance(base, ast.Subscript) else base).split(".")[-1]
+
+
+def may_be_a_base(name: str) -> bool:
+    """Whether others may derive from it: a protocol, what has abstract methods, an exception, a module, or not ours."""
+    if name not in bases():
+        return True
+    own = set(bases()[name])
+    if own & {"Protocol", "ABC", "Module", "LightningModule", "Function"}:
+        return True
+    exceptions = {
+        x
+        for x, value in vars(builtins).items()
+        if inspect.isclass(value) and issubclass(value, BaseException)
+    }
+    return bool(own & exceptions) or any(base in bases() and may_be_a_base(base) for base in own)
+
+
+@every_file
+def test_classes_are_abstract_or_final(path):
+    classes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+    wrong = [
+        f"{node.name}({base})"
+        for node in classes
+        for base in map(last_name, node.bases)
+        if not may_be_a_base(base)
+    ]
+    assert wrong == []
