@@ -2,6 +2,7 @@
 #
 #   make demo        the environment, then the three-body problem with every gradient method
 #   make test        the environment with the test tools, then format, lint, types and tests
+#   make check       the same without the tests
 #   make test-slow   the tests that take minutes
 #   make benchmark   the environments with the peers, then all of them side by side, into docs/results/peers.md
 #   make format      formats the code and repairs what the linter can repair
@@ -14,30 +15,39 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Python compiles what it imports; to compile all of PyTorch beforehand takes longer.
 PIP := $(BIN)/python -m pip install -qq --no-compile --constraint constraints.txt
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# A worker takes a half of the tests, so that fixtures and graphs of a file are made once, and steals when it has none.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+TYPES := $(BIN)/basedpyright --pythonpath $(BIN)/python
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where Python may not keep what it compiled, each of the tests' processes compiles PyTorch again: five seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check test-slow benchmark format clean
+.PHONY: demo test check lint test-slow benchmark format clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
 	@echo "==> the three-body problem"
 	$(BIN)/torchaca run three-body --size demo
 
-test: check
-	@echo "==> tests"
-	$(PYTEST)
+# Types are checked beside the first tests, which leave a core idle now and then; what was found is shown at the end.
+test: lint
+	@echo "==> tests, and types beside them"
+	@$(TYPES) >$(VENV)/types.txt 2>&1 & types=$$!; $(PYTEST); tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/types.txt; exit $$((tests + types))
 
-check: $(VENV)/.test
-	@echo "==> format, lint, types"
+check: lint
+	@echo "==> types"
+	$(TYPES)
+
+lint: $(VENV)/.test
+	@echo "==> format, lint"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test-slow: $(VENV)/.test
 	@echo "==> slow tests"
-	$(PYTEST) -m slow --timeout 1800 --dist worksteal
+	$(PYTEST) -m slow --timeout 1800
 
 benchmark: $(VENV)/.bench $(VENV)-jax/.made
 	@echo "==> all peers side by side"
