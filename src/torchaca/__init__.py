@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import nn
+from .compat.install import install_as_torchdiffeq, uninstall_as_torchdiffeq
 from .compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
 from .control import I_CONTROL, PI_CONTROL, PID, PID_CONTROL, Adaptive, FixedSteps
 from .core import Stats
@@ -50,10 +51,12 @@ __all__ = [
     "Stats",
     "Trace",
     "check_gradient",
+    "install_as_torchdiffeq",
     "nn",
     "odeint",
     "odeint_adjoint",
     "odeint_event",
     "solve",
+    "uninstall_as_torchdiffeq",
 ]
 __all__ += [name for name in CONSTRUCTORS if name not in __all__]
