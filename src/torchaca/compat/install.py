@@ -45,7 +45,8 @@ def install_as_torchdiffeq() -> None:
             "torchaca.install_as_torchdiffeq() first, at the top of the program"
         )
     modules = _modules()
-    vars(door).update(__version__=VERSION, _impl=modules[f"{NAME}._impl"])
+    for name, value in {"__version__": VERSION, "_impl": modules[f"{NAME}._impl"]}.items():
+        setattr(door, name, value)
     sys.modules.update(modules)
     sys.meta_path.insert(0, _Refusal())
 
@@ -59,22 +60,24 @@ def uninstall_as_torchdiffeq() -> None:
         return
     for name in [name for name in sys.modules if name.split(".")[0] == NAME]:
         del sys.modules[name]
-    del vars(door)["__version__"], vars(door)["_impl"]
+    for name in ("__version__", "_impl"):
+        delattr(door, name)
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Refusal)]
 
 
 def _modules() -> dict[str, ModuleType]:
     """The modules that programs import, by name."""
     odeint, adjoint = ModuleType(f"{NAME}._impl.odeint"), ModuleType(f"{NAME}._impl.adjoint")
-    vars(odeint).update(
-        odeint=door.odeint,
-        odeint_event=door.odeint_event,
-        SOLVERS={**METHODS, **ALIASES, "rk4": RK4_38},
-    )
-    vars(adjoint).update(odeint_adjoint=door.odeint_adjoint)
     impl = ModuleType(f"{NAME}._impl")
-    # As in torchdiffeq, the functions hide the modules of the same names.
-    vars(impl).update(vars(adjoint) | vars(odeint) | {"__name__": impl.__name__, "__path__": []})
+    solvers = {**METHODS, **ALIASES, "rk4": RK4_38}
+    found = {
+        odeint: {"odeint": door.odeint, "odeint_event": door.odeint_event, "SOLVERS": solvers},
+        adjoint: {"odeint_adjoint": door.odeint_adjoint},
+    }
+    found[impl] = {**found[odeint], **found[adjoint], "__path__": []}  # its odeint is the function, as there
+    for module, names in found.items():
+        for name, value in names.items():
+            setattr(module, name, value)
     return {NAME: door, **{module.__name__: module for module in (impl, odeint, adjoint)}}
 
 
