@@ -3,7 +3,7 @@
 #   make demo        the environment, then the three-body problem with every gradient method
 #   make test        the environment with the test tools, then format, lint, types and tests
 #   make check       the same without the tests
-#   make test-slow   the tests that take minutes
+#   make test-slow   the environments with the peers, then the tests that take minutes
 #   make benchmark   the environments with the peers, then all of them side by side, into docs/results/peers.md
 #   make format      formats the code and repairs what the linter can repair
 #   make clean       removes the environment, caches and build outputs; the results in runs/ stay
@@ -45,7 +45,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-test-slow: $(VENV)/.test
+test-slow: $(VENV)/.bench $(VENV)-jax/.made
 	@echo "==> slow tests"
 	$(PYTEST) -m slow --timeout 1800
 
@@ -87,7 +87,7 @@ $(VENV)/.test: pyproject.toml $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.test
-	@echo "==> installing torchode and torchdyn"
+	@echo "==> installing the PyTorch peers"
 	@$(PIP) --no-deps --requirement benchmarks/requirements.txt
 	@touch $@
 
