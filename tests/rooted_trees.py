@@ -59,3 +59,25 @@ def _elementary_weight(tree, a):
         branch = [sum(x * y for x, y in zip(row, phi_child, strict=False) if x) for row in a]
         phi = [x * y for x, y in zip(phi, branch, strict=True)]
     return phi
+
+
+def residuals(method, weights, trees):
+    """sum b_i phi_i(tree) - 1 / gamma(tree) for the stages that have a weight."""
+    matrix = method.matrix[: len(weights)]
+    for tree in trees:
+        phi = elementary_weight(tree, matrix)
+        yield sum(b * x for b, x in zip(weights, phi, strict=True)) - Fraction(1, gamma(tree))
+
+
+def dense_residuals(method, trees):
+    """The coefficients of sum b_i(theta) phi_i(tree) - theta^order / gamma, for every power of theta."""
+    for tree in trees:
+        phi = elementary_weight(tree, method.matrix)
+        for power in range(1, max(len(method.polynomials[0]), order(tree)) + 1):
+            column = [row[power - 1] if power <= len(row) else Fraction(0) for row in method.polynomials]
+            wanted = Fraction(1, gamma(tree)) if power == order(tree) else Fraction(0)
+            yield sum(p * x for p, x in zip(column, phi, strict=True)) - wanted
+
+
+def largest(values):
+    return max(abs(value) for value in values)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 from problems import COSINE, DOUBLE, SPIRAL, ClosedForm
-from rooted_trees import elementary_weight, gamma, order, rooted_trees, rooted_trees_up_to
+from rooted_trees import dense_residuals, largest, residuals, rooted_trees, rooted_trees_up_to
 from stubs import Counted
 
 from torchaca import METHODS, RungeKutta, solve
@@ -38,28 +38,6 @@ ROUNDED = {"tsit5": Fraction(1, 10**29), "dopri8": Fraction(2, 10**17)}
 """Coefficients that their authors rounded; those of all other methods are exact."""
 
 DENSE_ROUNDED = {"tsit5": Fraction(1, 10**27), "dopri8": Fraction(2, 10**15)}
-
-
-def residuals(method, weights, trees):
-    """sum b_i phi_i(tree) - 1 / gamma(tree) for the stages that have a weight."""
-    matrix = method.matrix[: len(weights)]
-    for tree in trees:
-        phi = elementary_weight(tree, matrix)
-        yield sum(b * x for b, x in zip(weights, phi, strict=True)) - Fraction(1, gamma(tree))
-
-
-def dense_residuals(method, trees):
-    """The coefficients of sum b_i(theta) phi_i(tree) - theta^order / gamma, for every power of theta."""
-    for tree in trees:
-        phi = elementary_weight(tree, method.matrix)
-        for power in range(1, max(len(method.polynomials[0]), order(tree)) + 1):
-            column = [row[power - 1] if power <= len(row) else Fraction(0) for row in method.polynomials]
-            wanted = Fraction(1, gamma(tree)) if power == order(tree) else Fraction(0)
-            yield sum(p * x for p, x in zip(column, phi, strict=True)) - wanted
-
-
-def largest(values):
-    return max(abs(value) for value in values)
 
 
 def test_every_method_is_listed():
