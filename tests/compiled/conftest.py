@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from torchaca.compiled import compiler, field
+from torchaca.compiled import capture, compiler
 
 
 def _loop(goes_on, body, carried):
@@ -13,12 +13,12 @@ def _loop(goes_on, body, carried):
 @pytest.fixture
 def interpreted(monkeypatch):
     """The compiled loops' own code, run by Python: everything but the compiler."""
-    field._entry.cache_clear()
+    capture._entry.cache_clear()
     monkeypatch.setattr(compiler, "while_loop", _loop)
     monkeypatch.setattr(torch, "cond", lambda p, yes, no, operands: (yes if p else no)(*operands))
     monkeypatch.setattr(compiler, "compiled", lambda function, *, forward: traced(monkeypatch, function))
     yield
-    field._entry.cache_clear()
+    capture._entry.cache_clear()
 
 
 def traced(monkeypatch, function):

@@ -11,7 +11,7 @@ from torch._dynamo.callback import callback_handler
 
 from torchaca import solve
 from torchaca.compiled import compiler
-from torchaca.compiled.field import renamed
+from torchaca.compiled.compiler import renamed
 
 DOUBLE = torch.float64
 

@@ -17,13 +17,15 @@ from ..gradients import ACA
 from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, saved_tensors, vjp
 from ..layout import ordered
 from ..numbers import without_autocast
+from .capture import capture
 from .door import is_timed, refuse_loops
-from .field import capture, normal, outside_inference
+from .inference import normal, outside_inference
 from .loops import sweep_loop
-from .outputs import Chunk, f1_cotangent, table_of_ends, tables_of_inner
+from .outputs import Chunk, f1_cotangent, padded, table_of_ends, tables_of_inner
 from .pull import Pull
-from .run import Forward, Run, beside, padded
+from .run import Forward, Run
 from .spec import Spec
+from .steps import beside
 from .times import MovingTimes, with_times
 
 SECOND = "second derivatives of a compiled solve are not available: use compile=False"

@@ -1,22 +1,30 @@
-"""How a loop becomes code."""
+"""How a function of tensors becomes code, and the settings of Dynamo for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from ..torch_internals import graph_pass, while_loop
-from .field import renamed
+from ..torch_internals import dynamo_settings, graph_pass, while_loop
 from .small import Small
 
-__all__ = ["compiled", "while_loop"]
+__all__ = ["compiled", "renamed", "replayed", "settings", "while_loop"]
 
+KEPT_GRAPHS = 64  # of one f: other shapes, dtypes and attributes
 KEPT_GUARDS = {"TENSOR_MATCH", "SHAPE_ENV"}
 # Unless told otherwise, PyTorch keeps graphs with these out of its disk cache; its key holds their bodies, too.
 CACHED = {"torch.ops.higher_order.while_loop": "1", "torch.ops.higher_order.cond": "1"}
 COUNT = iter(range(10**9))
+
+
+def renamed(function: Any, name: str) -> Any:
+    """The same function with a code object of its own."""
+    code = function.__code__.replace(co_name=name)
+    return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 
 
 def _kept(guards: Any) -> list[bool]:
@@ -39,3 +47,24 @@ def replayed(function: Callable[..., Any]) -> Callable[..., Any]:
     """One graph that is replayed as a CUDA graph, which writes its outputs to the same memory each time."""
     own = renamed(function, f"{function.__name__}_{next(COUNT)}")
     return torch.compile(own, fullgraph=True, options={"triton.cudagraphs": True, "guard_filter_fn": _kept})
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """Dynamo's settings: no side effects, no numbers that become inputs, enough graphs."""
+    # Made anew for every solve they would cost 30 us and, in PyTorch 2.13, a context variable that stays for ever.
+    patch = _FREE.pop() if _FREE else dynamo_settings(**SETTINGS)
+    try:
+        with patch:
+            yield
+    finally:
+        _FREE.append(patch)
+
+
+_FREE: list[Any] = []  # patches that nobody is inside of: some versions' cannot be entered twice
+SETTINGS: dict[str, Any] = {
+    "recompile_limit": KEPT_GRAPHS,
+    "fail_on_recompile_limit_hit": True,
+    "side_effect_replay_policy": "error",
+    "specialize_float": True,
+}

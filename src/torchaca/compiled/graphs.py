@@ -22,9 +22,12 @@ from ..methods.staged import Staged, staged
 from ..numbers import Time
 from ..torch_internals import pytree
 from . import compiler
+from .capture import Capture, capture
+from .compiler import settings
 from .door import CUDA_GRAPHS
 from .failure import CannotCompile, attempt, first_line
-from .field import Capture, Field, capture, normal, outside_inference, settings
+from .field_graph import FieldGraph
+from .inference import normal, outside_inference
 
 
 def in_steps(p: Problem, f: Dynamics, mode: str) -> Problem:
@@ -37,7 +40,7 @@ class Kind:
     """Which graph of a step: what it is given, and what it has to find.
 
     `begun`: f(t0, y0) is known; `whole`: also the stages that only the error estimate needs, and the estimate;
-    `wanted`: which of times, y0 and f0 require a gradient; for the tensors that f reads, `Field` is made so.
+    `wanted`: which of times, y0 and f0 require a gradient; for the tensors that f reads, `FieldGraph` is made so.
     """
 
     method: Staged = field(hash=False)
@@ -172,7 +175,7 @@ def _on_device(t: Time, device: torch.device) -> Tensor:
     return torch.full((), t, dtype=torch.float64, device=device)
 
 
-def _graph(field: Field, kind: Kind, time_dtype: torch.dtype) -> Callable[..., Sequence[Tensor]]:
+def _graph(field: FieldGraph, kind: Kind, time_dtype: torch.dtype) -> Callable[..., Sequence[Tensor]]:
     """`(t0, t1, y0, [f0], inputs)` -> y1, the error if the step is whole, and the stages beside f0."""
     method = kind.method
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from ..torch_internals import is_view, joint_graphs
+from .compiler import renamed
 from .failure import CannotCompile
-from .field import renamed
 
 Graph = Callable[..., Any]
 COUNT = iter(range(10**9))

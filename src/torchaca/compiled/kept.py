@@ -12,14 +12,14 @@ from torch.func import vjp
 from ..core import Problem
 from ..methods.staged import Staged
 from . import compiler
-from .field import Field
+from .field_graph import FieldGraph
 from .halves import Halves, halves
 from .loops import row
 from .spec import Spec
 
 
 def split_stages(
-    func: Field, method: Staged, p: Problem, inputs: Sequence[Tensor], wanted: Sequence[bool]
+    func: FieldGraph, method: Staged, p: Problem, inputs: Sequence[Tensor], wanted: Sequence[bool]
 ) -> Halves:
     """The stages of a step from `(t0, t1, y, f0, *inputs)`, without the first, which is f0."""
 

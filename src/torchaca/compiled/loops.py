@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.func import vjp
 
 from . import compiler
-from .field import Field
+from .field_graph import FieldGraph
 from .spec import Spec
 from .steps import basis_and_f1, one_sided
 
 
-def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
+def march_loop(func: FieldGraph, spec: Spec) -> Callable[..., Any]:
     """Steps between given times.
 
     `(n_steps, ts, sign, T, Y, bases, y, f0, known, calls, inputs)` -> y, f0, known, calls. The chunk's times are in T.
@@ -77,7 +77,7 @@ def march_loop(func: Field, spec: Spec) -> Callable[..., Any]:
     return compiler.compiled(march, forward=True)
 
 
-def sweep_loop(func: Field, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
+def sweep_loop(func: FieldGraph, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
     """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, jumps, inputs)`.
 
     Returns lam, f0 and ends (in lists, empty where nobody needs them) and totals. `wanted` says which inputs are

@@ -17,7 +17,9 @@ from ..loops.outputs import inside
 from ..methods.length import fraction
 from ..methods.staged import Staged
 from ..numbers import Time
+from ..torch_internals import mark_dynamic
 
+FEW = 16  # times, up to which that many infinities are no loss
 BLOCK = 2**16  # numbers that are interpolated from at a time
 
 
@@ -70,6 +72,15 @@ def inner_times(p: Problem) -> list[float]:
     after = math.nextafter(ts.sign * start, math.inf)
     within = [i for i in range(ts.at_start(), len(ts)) if all(ts[i] is not end for end in ends)]
     return [max(ts.sign * ts.values[i], after) for i in within]
+
+
+def padded(times: list[float]) -> Tensor:
+    """Times with infinities behind them, so that all but no times at all are compiled for at once."""
+    if not times:
+        return torch.empty(0, dtype=torch.float64, device="cpu")
+    made = torch.tensor([*times, *[torch.inf] * max(0, FEW - len(times))], dtype=torch.float64, device="cpu")
+    mark_dynamic(made, 0)
+    return made
 
 
 def weights(

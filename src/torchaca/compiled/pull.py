@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..gradients.replay import MaybeTensors, vjp
-from .field import normal
+from .inference import normal
 from .kept import pull_loop
 from .outputs import Chunk, table_of_ends, tables_of_inner
 from .run import Run

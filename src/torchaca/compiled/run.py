@@ -23,18 +23,20 @@ from ..loops.diagnosis import RECENT, History, diagnose
 from ..loops.stepping import Pace, _refuse, most_rejections, smallest
 from ..numbers import Time, value
 from ..torch_internals import mark_dynamic
+from .capture import Capture
+from .compiler import settings
 from .failure import CannotCompile, attempt, first_line
-from .field import Capture, normal, settings
 from .halves import Halves
+from .inference import normal
 from .kept import split_stages
 from .loops import march_loop
-from .outputs import Chunk, emit, inner_times
+from .outputs import Chunk, emit, inner_times, padded
 from .search import Limits, State, search_loop
 from .spec import Spec
+from .steps import beside
 
 CHUNK_BYTES = 2**21  # of states in a chunk, where that is between 8 and 256 of them
 KEPT_BYTES = 2**24  # of the graphs of the steps in a chunk, where that is at most 256 of them
-FEW = 16  # times, up to which that many infinities are no loss
 DOUBLE, WHOLE = torch.float64, torch.int64
 
 
@@ -291,19 +293,3 @@ def _limits(p: Problem, control: Adaptive, stop: float, reach: float) -> Tensor:
         most_rejections=most_rejections(control),
     )
     return torch.tensor([*vars(limits).values()], dtype=DOUBLE, device="cpu")
-
-
-def beside(t: float, other: float, dtype: torch.dtype) -> Tensor:
-    """The next number after t towards another one, as f gets it."""
-    return torch.nextafter(
-        torch.tensor(t, dtype=dtype, device="cpu"), torch.tensor(other, dtype=dtype, device="cpu")
-    )
-
-
-def padded(times: list[float]) -> Tensor:
-    """Times with infinities behind them, so that all but no times at all are compiled for at once."""
-    if not times:
-        return torch.empty(0, dtype=DOUBLE, device="cpu")
-    made = torch.tensor([*times, *[torch.inf] * max(0, FEW - len(times))], dtype=DOUBLE, device="cpu")
-    mark_dynamic(made, 0)
-    return made

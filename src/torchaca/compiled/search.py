@@ -14,7 +14,7 @@ from ..core import VectorField
 from ..loops.pace import at_dt_min, next_dt, propose, ulp
 from ..loops.stepping import BAD_RATIO, TOO_SMALL
 from . import compiler
-from .field import Field
+from .field_graph import FieldGraph
 from .halves import Halves
 from .spec import Spec
 from .steps import basis_and_f1, one_sided, step_of
@@ -91,7 +91,7 @@ def may_go_on(s: State, limit: Limits, room: int) -> Tensor:
     return goes & (s.rejections < limit.most_rejections) & ~stuck
 
 
-def search_loop(func: Field, spec: Spec, split: Halves | None) -> Callable[..., Any]:
+def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[..., Any]:
     """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
 
     `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, jumps, inputs)` -> y, f0, the state. `kept` get the

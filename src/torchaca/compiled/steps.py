@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ..core import VectorField
 from ..methods.staged import Staged, StagedStep
-from .field import Field
+from .field_graph import FieldGraph
 from .halves import Halves
 from .spec import Spec
 
 
-def one_sided(func: Field, inputs: Sequence[Tensor], jumps: Tensor, t0: Tensor, t1: Tensor) -> VectorField:
+def one_sided(
+    func: FieldGraph, inputs: Sequence[Tensor], jumps: Tensor, t0: Tensor, t1: Tensor
+) -> VectorField:
     """f in the step from t0 to t1, strictly inside of it at those of its ends where f jumps; see `Problem.between`."""
     at_start, at_end = (jumps == t0).any(), (jumps == t1).any()
 
@@ -62,3 +64,10 @@ def basis_and_f1(f: VectorField, spec: Spec, step: StagedStep, within: Tensor) -
         return y0.new_zeros((method.dense_stages + 1, *y0.shape)), torch.zeros_like(y0)
 
     return torch.cond(within, whole, nothing, (step.t0, step.t1, step.y0, *step.known))
+
+
+def beside(t: float, other: float, dtype: torch.dtype) -> Tensor:
+    """The next number after t towards another one, as f gets it."""
+    return torch.nextafter(
+        torch.tensor(t, dtype=dtype, device="cpu"), torch.tensor(other, dtype=dtype, device="cpu")
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..control import FixedSteps
-from ..core import Stats, Times
+from ..core import Stats
 from ..field.dynamics import fit
 from ..gradients import ACA, Direct
 from ..layout import joined, stacked
@@ -26,7 +27,7 @@ from ..methods.staged import staged
 from ..numbers import Time
 from ..state import structure_of
 from ..torch_internals import graph_break
-from .field import evaluate
+from .capture import evaluate
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,18 +54,29 @@ def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     return door
 
 
-class HostTimes(Times):
-    """Times without the caches, which Dynamo does not trace."""
+@dataclass(frozen=True)
+class HostTimes:
+    """What a march asks of `Times`, of host numbers and without caches, which Dynamo does not trace."""
+
+    values: tuple[float, ...]
+    tensor: None = None
+    moving: bool = False
 
     @property
-    def sign(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def sign(self) -> float:
         return -1.0 if self.values[-1] < self.values[0] else 1.0
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     def __getitem__(self, i: int) -> Time:
         return self.values[i]
 
     def up_to(self, t: float) -> int:
         return sum(self.sign * other <= self.sign * t for other in self.values)
+
+    def at_start(self) -> int:
+        return self.up_to(self.values[0])
 
 
 def can_be_unrolled(positional: Sequence[Any], options: Mapping[str, Any]) -> bool:
@@ -110,9 +122,10 @@ def unrolled(
     f, y0, t = positional
     args, method = options.get("args", ()), options.get("method", "dopri5")
     method = _method(method)
-    grid = HostTimes(tuple(map(float, options["grid"]))) if "grid" in options else None
+    grid: Any = HostTimes(tuple(map(float, options["grid"]))) if "grid" in options else None
     control = FixedSteps(options.get("dt"), options.get("n_steps"), grid)
-    ts, stats, structure = HostTimes(tuple(map(float, t))), Stats(), structure_of(y0)
+    ts: Any = HostTimes(tuple(map(float, t)))
+    stats, structure = Stats(), structure_of(y0)
 
     def packed(time: Time, y: Tensor) -> Tensor:
         stats.nfe += 1

@@ -1,4 +1,4 @@
-"""f as a pure function of tensors: its graph, and the tensors that it reads.
+"""Capture f: its graph and the tensors that it reads, from one evaluation.
 
 Dynamo evaluates f once at the door of every solve. That is the solve's first evaluation; beside its value it gives
 the graph of f with everything that f reads (parameters, buffers, arguments, captured tensors) as inputs, and guards:
@@ -12,7 +12,7 @@ import functools
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,70 +22,22 @@ from torch import Tensor, fx
 from ..field.dynamics import Dynamics
 from ..field.effects import generator_states, set_generator_states
 from ..state import Structure
-from ..torch_internals import dynamo_settings, is_verdict_of_dynamo, mark_dynamic, pytree
-from .facts import dynamic_sizes, half_inside, refuse, without_sizes, without_switches
+from ..torch_internals import is_verdict_of_dynamo, mark_dynamic, pytree
+from .compiler import renamed, settings
 from .failure import CannotCompile, Modes, attempt, first_line
-
-KEPT_GRAPHS = 64  # of one f: other shapes, dtypes and attributes
-
-
-@dataclass(eq=False)
-class Field:
-    """`f(t, y)` on packed states as a graph; `t_at` and `y_at` are the places of t and y among its inputs.
-
-    `silent` is the graph for where nothing is recorded, None if that is the same. `dynamic` are the (input,
-    dimension) pairs whose sizes may change; `half` is the coarsest half precision in which f computes. `loops` holds
-    what was compiled for it, `warm` for which shapes that has run; `effects` says what it leaves behind beside its
-    value, None before its first evaluation.
-    """
-
-    graph: fx.GraphModule
-    silent: fx.GraphModule | None = None
-    effects: str | None = None
-    dynamic: tuple[tuple[int, int], ...] = ()
-    half: torch.dtype | None = None
-    n_inputs: int = 0
-    t_at: int | None = None
-    y_at: int | None = None
-    loops: dict[Any, Any] = field(default_factory=dict)
-    warm: set[Any] = field(default_factory=set)
-
-    @staticmethod
-    def of(graph: fx.GraphModule) -> Field:
-        """The field of a graph that Dynamo has made.
-
-        Raises
-        ------
-        CannotCompile
-            Where it is not a function of tensors, or cannot be differentiated as f.
-        """
-        refuse(graph)
-        half, plain = half_inside(graph), without_sizes(graph)
-        return Field(plain, without_switches(plain), dynamic=dynamic_sizes(plain), half=half)
-
-    def evaluate(self, *tensors: Tensor) -> Tensor:
-        """The derivative from all inputs of the graph, in their order."""
-        graph = self.graph if self.silent is None or torch.is_grad_enabled() else self.silent
-        return graph(*tensors)[0]
-
-    def __call__(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """The derivative; `inputs` are the tensors that f reads."""
-        own, everything = iter(inputs), []
-        for at in range(self.n_inputs):
-            everything.append(t if at == self.t_at else y if at == self.y_at else next(own))
-        return self.evaluate(*everything)
+from .field_graph import FieldGraph
 
 
 @dataclass
 class Capture:
     """One evaluation of f: its graph, the tensors it read, its value, those sizes that may change, PyTorch's modes."""
 
-    field: Field
+    field: FieldGraph
     inputs: tuple[Tensor, ...]
     value: Tensor
     sizes: frozenset[int]
     modes: Modes
-    recorded: Recorded | None = None
+    recorded: FirstEvaluation | None = None
 
     def call(
         self, place: Any, build: Callable[[], Callable[..., Any]], *args: Any, dynamic: bool = True
@@ -126,7 +78,7 @@ class Capture:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class FirstEvaluation:
     """The first evaluation with its graph: the value, and leaves in the places of y and of the inputs."""
 
     value: Tensor
@@ -145,7 +97,7 @@ class Call:
     y: Tensor
     record: bool
     evaluates: bool = True
-    found: list[tuple[Field, list[Tensor], list[Tensor], Tensor]] = field(default_factory=list)
+    found: list[tuple[FieldGraph, list[Tensor], list[Tensor], Tensor]] = field(default_factory=list)
 
     def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the graph is evaluated on."""
@@ -218,7 +170,7 @@ def _pure(call: Call, time: Tensor, value: Tensor, modes: Modes) -> Capture:
     own = [i for i, x in enumerate(tensors) if x is not time and x is not y]
     seen = Capture(graph, tuple(tensors[i] for i in own), value, sizes, modes)
     if call.record and graph.y_at is not None:
-        seen.recorded = Recorded(recorded, leaves[graph.y_at], tuple(leaves[i] for i in own))
+        seen.recorded = FirstEvaluation(recorded, leaves[graph.y_at], tuple(leaves[i] for i in own))
     return seen
 
 
@@ -235,7 +187,7 @@ def _stack() -> list[Call]:
 
 def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A compiler for Dynamo that keeps the graph, and hands over what it is called with."""
-    kept = Field.of(graph)
+    kept = FieldGraph.of(graph)
 
     def run(*inputs: Any) -> Any:
         tensors, call = [x for x in inputs if isinstance(x, Tensor)], _stack()[-1]
@@ -257,7 +209,7 @@ def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[.
     return run
 
 
-def _watched(f: Field, tensors: Sequence[Tensor]) -> tuple[Tensor, str]:
+def _watched(f: FieldGraph, tensors: Sequence[Tensor]) -> tuple[Tensor, str]:
     """f's value, and what it leaves behind, in words; random numbers are given back."""
     device = tensors[0].device if tensors else torch.device("cpu")
     generators, own = generator_states(device), [x for x in tensors if not x.is_inference()]
@@ -294,45 +246,3 @@ def _identity(func: Any) -> Any:
 def _entry(key: Any) -> Callable[..., Tensor]:
     """`evaluate` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
     return torch.compile(renamed(evaluate, f"evaluate_{hash(key):x}"), backend=_backend, fullgraph=True)
-
-
-def renamed(function: Any, name: str) -> Any:
-    """The same function with a code object of its own."""
-    code = function.__code__.replace(co_name=name)
-    return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
-
-
-@contextlib.contextmanager
-def outside_inference() -> Iterator[None]:
-    """Outside of inference mode, without recording: its tensors would have everything compiled anew."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-def normal(x: Tensor) -> Tensor:
-    """The tensor; of one that belongs to inference mode, a copy that does not."""
-    return x.clone() if x.is_inference() else x
-
-
-@contextlib.contextmanager
-def settings() -> Iterator[None]:
-    """Dynamo's settings: no side effects, no numbers that become inputs, enough graphs."""
-    # Made anew for every solve they would cost 30 us and, in PyTorch 2.13, a context variable that stays for ever.
-    patch = _FREE.pop() if _FREE else dynamo_settings(**SETTINGS)
-    try:
-        with patch:
-            yield
-    finally:
-        _FREE.append(patch)
-
-
-_FREE: list[Any] = []  # patches that nobody is inside of: some versions' cannot be entered twice
-SETTINGS: dict[str, Any] = {
-    "recompile_limit": KEPT_GRAPHS,
-    "fail_on_recompile_limit_hit": True,
-    "side_effect_replay_policy": "error",
-    "specialize_float": True,
-}

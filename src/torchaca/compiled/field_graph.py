@@ -1,0 +1,59 @@
+"""f as a pure function of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .facts import dynamic_sizes, half_inside, refuse, without_sizes, without_switches
+
+
+@dataclass(eq=False)
+class FieldGraph:
+    """`f(t, y)` on packed states as a graph; `t_at` and `y_at` are the places of t and y among its inputs.
+
+    `silent` is the graph to use if nothing is recorded, None if that is the same. `dynamic` are the (input,
+    dimension) pairs whose sizes may change; `half` is the coarsest half precision in which f computes. `loops` holds
+    what was compiled for it, `warm` for which shapes that has run; `effects` says what it leaves behind beside its
+    value, None before its first evaluation.
+    """
+
+    graph: fx.GraphModule
+    silent: fx.GraphModule | None = None
+    effects: str | None = None
+    dynamic: tuple[tuple[int, int], ...] = ()
+    half: torch.dtype | None = None
+    n_inputs: int = 0
+    t_at: int | None = None
+    y_at: int | None = None
+    loops: dict[Any, Any] = field(default_factory=dict)
+    warm: set[Any] = field(default_factory=set)
+
+    @staticmethod
+    def of(graph: fx.GraphModule) -> FieldGraph:
+        """Take over a graph that Dynamo has made.
+
+        Raises
+        ------
+        CannotCompile
+            If it is not a function of tensors, or cannot be differentiated as f.
+        """
+        refuse(graph)
+        half, plain = half_inside(graph), without_sizes(graph)
+        return FieldGraph(plain, without_switches(plain), dynamic=dynamic_sizes(plain), half=half)
+
+    def evaluate(self, *tensors: Tensor) -> Tensor:
+        """The derivative from all inputs of the graph, in their order."""
+        graph = self.graph if self.silent is None or torch.is_grad_enabled() else self.silent
+        return graph(*tensors)[0]
+
+    def __call__(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """The derivative; `inputs` are the tensors that f reads."""
+        own, everything = iter(inputs), []
+        for at in range(self.n_inputs):
+            everything.append(t if at == self.t_at else y if at == self.y_at else next(own))
+        return self.evaluate(*everything)
