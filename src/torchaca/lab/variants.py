@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import torchaca as aca
-from torchaca.core import Gradient, Method
-from torchaca.gradients import MALI, Adjoint
+from torchaca.core import Gradient, Method, Reversible
+from torchaca.gradients import Adjoint
 
 INTERPOLATED = "adjoint interpolated"
 
@@ -26,7 +26,7 @@ class Variant:
     @property
     def title(self) -> str:
         """The name, with the solver where it is a reversible one."""
-        return f"{self.name} ({self.method.name})" if isinstance(self.gradient, MALI) else self.name
+        return f"{self.name} ({self.method.name})" if isinstance(self.method, Reversible) else self.name
 
 
 def variants(names: Iterable[str], method: str, reversible: Method) -> list[Variant]:
