@@ -6,11 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from tools.draw_layers import PICTURE, drawn
 from tools.pages import agree, run, shape
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("api/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted(DOCS.glob("api/*.md")),
+]
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -55,7 +61,7 @@ def test_links_lead_somewhere(page):
 
 def test_the_index_lists_every_page():
     linked = set(re.findall(r"\]\(([^)#]+)\)", (DOCS / "index.md").read_text()))
-    assert linked >= {page.name for page in PAGES[1:]} - {"index.md"}
+    assert linked >= {page.name for page in PAGES[2:]} - {"index.md"}
 
 
 def test_the_tree_is_the_tree_of_the_sources():
@@ -70,6 +76,10 @@ def test_the_tree_is_the_tree_of_the_sources():
     modules = {path.name for path in source.glob("*.py") if path.name != "__init__.py"}
     packages = {path.parent.name for path in source.glob("*/__init__.py")}
     assert named == modules | packages
+
+
+def test_the_picture_of_the_layers_is_that_of_the_imports():
+    assert PICTURE.read_text() == drawn(), "PYTHONPATH=src python tools/draw_layers.py draws it anew"
 
 
 def test_an_error_names_the_line_of_the_page(tmp_path, monkeypatch):
