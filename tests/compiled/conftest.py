@@ -21,6 +21,30 @@ def interpreted(monkeypatch):
     capture._entry.cache_clear()
 
 
+def without_code(backend, monkeypatch):
+    """Have graphs made and guarded, and run as they are."""
+
+    def compiled(function, *, forward):
+        own = field.renamed(function, f"{function.__name__}_{next(compiler.COUNT)}")
+        options = {"guard_filter_fn": compiler._kept}
+        return torch.compile(own, fullgraph=True, backend=backend, options=options)
+
+    monkeypatch.setattr(compiler, "compiled", compiled)
+
+
+@pytest.fixture
+def dynamo_alone(monkeypatch):
+    """Dynamo without a compiler behind it."""
+    without_code("eager", monkeypatch)
+
+
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def either_backend(request, monkeypatch):
+    """Dynamo and autograd's half of the compiler; slow: all of it, which takes ten seconds a graph."""
+    if request.param != "inductor":
+        without_code(request.param, monkeypatch)
+
+
 def traced(monkeypatch, function):
     """The function in a world that takes itself for a graph."""
 

@@ -10,26 +10,18 @@ from torch import nn
 from torch._dynamo.callback import callback_handler
 
 from torchaca import solve
-from torchaca.compiled import compiler
-from torchaca.compiled.compiler import renamed
 
 DOUBLE = torch.float64
 
 
 @pytest.fixture
-def compilations(monkeypatch):
+def compilations(dynamo_alone):
     """A list that grows with each graph that Dynamo makes."""
     made = []
-
-    def compiled(function, *, forward):
-        own = renamed(function, f"{function.__name__}_{next(compiler.COUNT)}")
-        options = {"guard_filter_fn": compiler._kept}
-        return torch.compile(own, fullgraph=True, backend="eager", options=options)
 
     def note(args):
         made.append(args)
 
-    monkeypatch.setattr(compiler, "compiled", compiled)
     callback_handler.register_start_callback(note)
     yield made
     callback_handler.remove_start_callback(note)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -53,7 +52,6 @@ def test_compiled_once_for_all_values(counted):
     assert_equal(*both(f, y0, INSIDE, tuple(f.parameters()), **OPTIONS))
     assert counted == ["sweep", "search"]
     limit = torch._dynamo.config.patch(error_on_recompile=True)
-    start = time.perf_counter()
     with limit:
         assert_compiled_equals_eager(f, 0.5 * y0, [2.0, 1.1, 0.0])
         assert_compiled_equals_eager(
@@ -66,7 +64,6 @@ def test_compiled_once_for_all_values(counted):
         assert_compiled_equals_eager(f, y0, INSIDE)
         other = Net()
         assert_compiled_equals_eager(other, y0, INSIDE)
-    assert time.perf_counter() - start < 5
     assert counted == ["sweep", "search"]
 
 
@@ -130,6 +127,7 @@ def test_methods(options):
     assert_compiled_equals_eager(Net(), torch.randn(3, 2, dtype=torch.float64), INSIDE, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_times():
     t, f = torch.tensor(INSIDE, dtype=torch.float64, requires_grad=True), Net()

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from compiled_helpers import Conv, Net, assert_equal, both, loss_of
+from covering import covering
 from torch import nn
 
 import torchaca
@@ -168,9 +169,16 @@ def test_nothing_holds_the_solve_when_its_outputs_are_gone(gradient):
     assert alive() is None
 
 
-@pytest.mark.parametrize("t", [(0.0, 2.0), (0.0, 0.3, 0.95, 1.0, 1.7, 2.0), (2.0, 1.2, 0.97, 0.5, 0.0)])
-@pytest.mark.parametrize("method", ["dopri5", "heun_euler", "fehlberg5", "dopri8"])
-@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize(
+    ("moving", "method", "t"),
+    covering(
+        [False, True],
+        ["dopri5", "heun_euler", "fehlberg5", "dopri8"],
+        [(0.0, 2.0), (0.0, 0.3, 0.95, 1.0, 1.7, 2.0), (2.0, 1.2, 0.97, 0.5, 0.0)],
+        strength=2,
+    ),
+    ids=str,
+)
 def test_jumps(method, t, moving):
     """f jumps at 0, 0.5 and 1: evaluated at them, it would be that of the wrong side."""
     f = Net()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from compiled_helpers import Net, assert_equal, both
+from covering import pairs
 from torch import nn
 
 import torchaca
@@ -27,8 +28,7 @@ def assert_kept(f, y0, t, wrt, tolerance=1e-12, **options):
     assert_equal(eager, compiled, tolerance)
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("method", ["bosh3", "dopri5", "tsit5"])
+@pytest.mark.parametrize(("method", "times"), pairs(["bosh3", "dopri5", "tsit5"], TIMES))
 def test_gradients_are_those_of_the_eager_loop(method, times):
     f = Net()
     y0 = torch.randn(3, 2, dtype=torch.float64)

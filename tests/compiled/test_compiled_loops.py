@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from compiled_helpers import Net, assert_equal, both
+from covering import covering, pairs
 
 import torchaca
 from torchaca import METHODS, Adaptive, RungeKutta, SolverError
@@ -30,16 +31,18 @@ def net():
     return f, tuple(f.parameters()), torch.randn(3, 2, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("method", ["heun_euler", "fehlberg2", "bosh3", "fehlberg5", "dopri5", "tsit5"])
+@pytest.mark.parametrize(
+    ("method", "times"), pairs(["heun_euler", "fehlberg2", "bosh3", "fehlberg5", "dopri5", "tsit5"], TIMES)
+)
 def test_adaptive_solves_equal_the_eager_loop(method, times):
     f, weights, y0 = net()
     assert_equal(*both(f, y0, TIMES[times], weights, method=method, **COARSE.get(method, ADAPTIVE)))
 
 
-@pytest.mark.parametrize("times", ["two", "inside", "inside, backwards"])
 @pytest.mark.parametrize(
-    "steps", [{"rtol": 1e-9, "atol": 1e-9, "dt0": 0.3}, {"n_steps": 3}], ids=["adaptive", "fixed"]
+    ("steps", "times"),
+    pairs([{"rtol": 1e-9, "atol": 1e-9, "dt0": 0.3}, {"n_steps": 3}], ["two", "inside", "inside, backwards"]),
+    ids=str,
 )
 def test_an_interpolant_with_stages_of_its_own(times, steps):
     f, weights, y0 = net()
@@ -61,17 +64,31 @@ BOSH3 = METHODS["bosh3"]
 LONGER = replace(BOSH3, name="longer", dense_c="1/2", dense_a="1/2 0 0 0", dense=BOSH3.dense + "\n1 -1 0")
 
 
-@pytest.mark.parametrize("times", ["inside", "inside, backwards"])
-@pytest.mark.parametrize("steps", [{"rtol": 1e-4}, {"n_steps": 3}], ids=str)
-@pytest.mark.parametrize("method", [RALSTON3, LONGER], ids=["plain", "a stage after f1"])
+@pytest.mark.parametrize(
+    ("method", "steps", "times"),
+    covering(
+        [RALSTON3, LONGER],
+        [{"rtol": 1e-4}, {"n_steps": 3}],
+        ["inside", "inside, backwards"],
+        strength=2,
+    ),
+    ids=lambda x: getattr(x, "name", str(x)),
+)
 def test_a_method_of_your_own(method, steps, times):
     f, weights, y0 = net()
     assert_equal(*both(f, y0, TIMES[times], weights, method=method, **steps))
 
 
-@pytest.mark.parametrize("times", ["two", "inside", "inside, backwards", "repeated"])
-@pytest.mark.parametrize("steps", [{"n_steps": 7}, {"dt": 0.3}, {"grid": [0.0, 0.3, 0.7, 1.9, 2.0]}], ids=str)
-@pytest.mark.parametrize("method", ["rk4", "dopri5", "fehlberg5"])
+@pytest.mark.parametrize(
+    ("method", "steps", "times"),
+    covering(
+        ["rk4", "dopri5", "fehlberg5"],
+        [{"n_steps": 7}, {"dt": 0.3}, {"grid": [0.0, 0.3, 0.7, 1.9, 2.0]}],
+        ["two", "inside", "inside, backwards", "repeated"],
+        strength=2,
+    ),
+    ids=str,
+)
 def test_fixed_steps_equal_the_eager_loop(method, steps, times):
     f, weights, y0 = net()
     if "grid" in steps and TIMES[times][0] == 2.0:
@@ -85,8 +102,9 @@ def test_every_fixed_step_method(method):
     assert_equal(*both(f, y0, TIMES["inside"], weights, method=method, n_steps=3))
 
 
-@pytest.mark.parametrize("times", ["two", "inside", "inside, backwards"])
-@pytest.mark.parametrize("method", ["dopri5", "heun_euler"])
+@pytest.mark.parametrize(
+    ("method", "times"), pairs(["dopri5", "heun_euler"], ["two", "inside", "inside, backwards"])
+)
 def test_chunks_join_without_a_seam(method, times, monkeypatch):
     monkeypatch.setattr(run, "CHUNK_BYTES", 1)  # eight steps a chunk
     f, weights, y0 = net()

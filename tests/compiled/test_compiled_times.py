@@ -3,6 +3,7 @@
 import pytest
 import torch
 from compiled_helpers import Net, assert_equal, both
+from covering import pairs
 
 from torchaca import Adaptive, FixedSteps, solve
 from torchaca.compiled import run
@@ -39,21 +40,19 @@ def landing(solution):
     return bool({*solution.ts.tolist()[:-1]} & {*solution.steps[1:]}) or solution.ts[-2] == solution.ts[-1]
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize(
-    "steps",
-    [
-        {"method": "dopri5", "rtol": 1e-4},
-        {"method": "heun_euler", "rtol": 1e-2, "atol": 1e-3},
-        {"method": "fehlberg5", "rtol": 1e-4},
-        {"method": "dopri8", "rtol": 1e-9, "atol": 1e-9, "dt0": 0.3},
-        {"method": "rk4", "n_steps": 7},
-        {"method": "dopri5", "dt": 0.3},
-        {"method": "midpoint", "control": FixedSteps()},  # from output to output
-        {"method": "bosh3", "control": Adaptive(rtol=1e-4, stop_ts=(0.3, 0.5))},
-    ],
-    ids=str,
-)
+STEPS = [
+    {"method": "dopri5", "rtol": 1e-4},
+    {"method": "heun_euler", "rtol": 1e-2, "atol": 1e-3},
+    {"method": "fehlberg5", "rtol": 1e-4},
+    {"method": "dopri8", "rtol": 1e-9, "atol": 1e-9, "dt0": 0.3},
+    {"method": "rk4", "n_steps": 7},
+    {"method": "dopri5", "dt": 0.3},
+    {"method": "midpoint", "control": FixedSteps()},  # from output to output
+    {"method": "bosh3", "control": Adaptive(rtol=1e-4, stop_ts=(0.3, 0.5))},
+]
+
+
+@pytest.mark.parametrize(("steps", "times"), pairs(STEPS, TIMES), ids=str)
 def test_times_have_the_gradients_of_the_eager_loop(steps, times):
     t = leaf(TIMES[times])
     assert_same(t, t, tolerance=1e-11, **steps)
@@ -102,8 +101,7 @@ FAILED = {
 }
 
 
-@pytest.mark.parametrize("timed", [False, True], ids=["times-constant", "times-wanted"])
-@pytest.mark.parametrize("case", FAILED)
+@pytest.mark.parametrize(("case", "timed"), pairs(FAILED, [False, True]))
 def test_gradients_of_what_a_failed_solve_has_reached(case, timed):
     """f depends on time, so that an evaluation at the wrong one shows."""
     (times, options), found = FAILED[case], []

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from compiled_helpers import Net, loss_of
+from covering import pairs
 from torch import nn
 from torch._C import _autograd
 from torch._C._functorch import _grad_increment_nesting, _vmap_increment_nesting
@@ -79,8 +80,7 @@ PRECISIONS = {
 }
 
 
-@over_executors
-@pytest.mark.parametrize("kind", PRECISIONS)
+@pytest.mark.parametrize(("mode", "kind"), pairs(OTHERS, PRECISIONS))
 def test_tolerances_below_the_precision_of_f_are_raised(mode, kind):
     computed, half = PRECISIONS[kind], kind in ("autocast", "widened", "detached")
 
@@ -202,17 +202,14 @@ def without_gradient(t, y):
     return -y @ WEIGHT
 
 
-@over_executors
-@pytest.mark.parametrize(
-    "f",
-    [
-        scaled_by_a_constant,
-        in_part_without_gradient,
-        without_gradient,
-        lambda t, y: Straight.apply(y @ WEIGHT) - y,
-    ],
-    ids=["constant", "part", "whole", "function"],
-)
+def straight(t, y):
+    return Straight.apply(y @ WEIGHT) - y
+
+
+PARTS = [scaled_by_a_constant, in_part_without_gradient, without_gradient, straight]
+
+
+@pytest.mark.parametrize(("mode", "f"), pairs(OTHERS, PARTS))
 def test_what_f_takes_out_of_autograd_stays_out(f, mode):
     for options in ({}, {"gradient": "direct"}, {"context": torch.no_grad}):
         assert_as_eager(f, mode, (WEIGHT,), method="bosh3", rtol=0.1, **options)
@@ -249,9 +246,12 @@ COMPILED = [mode for mode in OTHERS if mode != CUDA_GRAPHS]
 LONG = {"jacrev", "jvp of grad", "vmap grad"}  # to trace
 
 
-@pytest.mark.parametrize("mode", COMPILED)
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in LONG else []) for kind in UNTRACEABLE]
+    ("kind", "mode"),
+    [
+        *pairs([kind for kind in UNTRACEABLE if kind not in LONG], COMPILED),
+        *(pytest.param(kind, mode, marks=pytest.mark.slow) for kind in sorted(LONG) for mode in COMPILED),
+    ],
 )
 def test_what_cannot_be_compiled_is_solved_after_one_warning(kind, mode):
     f, modes = UNTRACEABLE[kind], Modes.now()

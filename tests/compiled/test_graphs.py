@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from compiled_helpers import Conv, Net, assert_equal, both, loss_of
+from covering import pairs
 from torch import nn
 
 import torchaca
@@ -41,11 +42,13 @@ def test_fixed_steps(name):
 
 @interpreted
 @pytest.mark.parametrize(
-    "gradient",
-    ["direct", "naive", *(ACA(checkpoints=kept) for kept in ("none", "sqrt", "binomial", 3))],
+    ("name", "gradient"),
+    pairs(
+        ["dopri5", "heun_euler"],
+        ["direct", "naive", *(ACA(checkpoints=kept) for kept in ("none", "sqrt", "binomial", 3))],
+    ),
     ids=str,
 )
-@pytest.mark.parametrize("name", ["dopri5", "heun_euler"])
 def test_gradients(gradient, name):
     f = Net()
     assert_same(f, start(), tuple(f.parameters()), method=name, rtol=1e-4, gradient=gradient)
@@ -153,14 +156,16 @@ def test_errors_are_those_of_the_eager_loop():
 # With the compiler:
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
-def test_compiled_with_autograd(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "options"), pairs([DOUBLE, torch.float32], [{}, {"method": "rk4", "n_steps": 3}]), ids=str
+)
+def test_compiled_with_autograd(dtype, options):
     f = Net(dtype=dtype)
     tolerance = 1e-12 if dtype == DOUBLE else 1e-6
-    assert_same(f, start(dtype=dtype), tuple(f.parameters()), tolerance=tolerance)
-    assert_same(f, start(dtype=dtype), tuple(f.parameters()), tolerance=tolerance, method="rk4", n_steps=3)
+    assert_same(f, start(dtype=dtype), tuple(f.parameters()), tolerance=tolerance, **options)
 
 
+@pytest.mark.usefixtures("either_backend")
 def test_compiled_once(monkeypatch):
     """Other times, tolerances, weights and, after the second, batch sizes: no other graphs."""
     made, build = [], graphs._graph
@@ -188,6 +193,7 @@ def test_compiled_once(monkeypatch):
     assert len(made) == 4
 
 
+@pytest.mark.usefixtures("either_backend")
 def test_a_solution_that_is_differentiated_twice():
     """ACA's replays are new each time; of kept graphs PyTorch says what to do."""
     f = Net()
@@ -201,6 +207,7 @@ def test_a_solution_that_is_differentiated_twice():
         grad.sum().backward()
 
 
+@pytest.mark.usefixtures("either_backend")
 def test_whatever_requires_gradients():
     """A graph for each case: none of them is compiled a second time, which PyTorch does a few times only."""
     f = Net(hidden=3)
@@ -222,6 +229,7 @@ def test_whatever_requires_gradients():
             check(y0, times, [times])
 
 
+@pytest.mark.usefixtures("either_backend")
 def test_under_autocast():
     f = Net(dtype=torch.float32)
     y0 = start(dtype=torch.float32)
@@ -286,6 +294,7 @@ def test_what_is_refused(options, why):
         solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], **{"compile": "steps", **options})
 
 
+@pytest.mark.usefixtures("either_backend")
 def test_the_other_front_doors():
     y0, t = start(), torch.tensor([0.0, 1.0], dtype=DOUBLE)
     f = Net()
