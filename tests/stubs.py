@@ -122,6 +122,8 @@ class ScriptedControl:
     def initial_step(self, p: Problem, f0: Tensor, numbers: Numbers) -> Tensor:
         return torch.tensor(0.125, dtype=torch.float64)
 
+    adaptive = True
+    moves = Adaptive.moves
     stops = Adaptive.stops
     boundaries = Adaptive.boundaries
 

@@ -8,7 +8,7 @@ autograd can differentiate. None of them knows another's inside.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -235,12 +235,66 @@ class Reversible(Carrying, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class End:
+    """How a loop ended: `reason` is "reached" if it got to the last output time.
+
+    `dt` is the size that a next step would have, None if the control has no opinion.
+    """
+
+    reason: str
+    dt: float | None = None
+
+
 class Control(Protocol):
-    """Decides where steps end."""
+    """Decides where steps end. docs/adding-a-control.md says what a control may know beside this."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether steps depend on the solution and its error estimate, which the method has to have then."""
+        ...
+
+    def moves(self, p: Problem) -> Generator[Step, None, End]:
+        """Yield the accepted steps of a problem, in order, the last one to the last output time.
+
+        Raises
+        ------
+        SolverError
+            If the solve cannot go on.
+        """
+        ...
 
     def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
-        """The step times `taken` of a finished solve as differentiable functions of `ts`, where they are."""
+        """Express the step times `taken` of a finished solve as differentiable functions of `ts`, if they are."""
         ...
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """The tensors it holds that may be differentiated, such as a grid."""
+        ...
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Control:
+        """Exchange `tensors` for others of the same values."""
+        ...
+
+    def finer(self, taken: Sequence[float], rate: float) -> Control:
+        """Make a control with smaller steps: about half of those that were `taken`.
+
+        `rate` is how much smaller the local error is then, relative to the tolerance: 2^-order.
+        """
+        ...
+
+    def within(self, start: float, end: float) -> Control:
+        """Make the control of a stretch between two outputs, which may run backwards (for the adjoint)."""
+        ...
+
+
+def tolerant(control: Control) -> Any:
+    """Return the control if it follows tolerances by `Adaptive`'s formulas (`rtol`, `atol`, `step_rule` ...), or None.
+
+    Such a control can be searched on tensors as well: in lanes of vmap and in compiled loops.
+    """
+    return control if hasattr(control, "step_rule") else None
 
 
 @dataclass(frozen=True)
@@ -258,7 +312,7 @@ class Problem:
     y0: Tensor
     ts: Times
     method: Method
-    control: Any
+    control: Control
     stats: Stats = field(default_factory=Stats)
     f0: Tensor | None = None
     jumps: frozenset[float] = frozenset()

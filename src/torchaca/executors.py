@@ -16,8 +16,7 @@ from torch import Tensor
 
 from .compiled import CannotCompile, Loops, in_steps
 from .compiled.door import CUDA_GRAPHS, STEPS, refuse_steps
-from .control import Adaptive, FixedSteps
-from .core import Gradient, Outcome, Problem
+from .core import Gradient, Outcome, Problem, tolerant
 from .errors import warn
 from .field.dynamics import Dynamics
 from .field.inputs import Inputs, evaluated_in_graph, first_evaluation
@@ -82,6 +81,11 @@ def execute(mode: Mode, p: Problem, eager: Eager, prepared: Callable[[Problem], 
         warn(f"compile={mode!r}: {reason}; this solve runs in the eager loop")
         begun = prepared(eager.begin(p))
         outcome = eager.finish(begun)
+    if outcome.failure is None and len(outcome.ys) < len(p.ts):
+        raise RuntimeError(
+            f"the control {type(p.control).__name__} ended its steps at t = {outcome.times[-1]:g}, before the last "
+            f"output time {p.ts.values[-1]:g}: the last step that moves() yields has to end there"
+        )
     check_clock(begun, outcome.times, failed=outcome.failure is not None, hidden=transformed())
     return outcome
 
@@ -129,7 +133,7 @@ class Eager:
     def finish(self, p: Problem) -> Outcome:
         """Solve; see `Executor`."""
         gradient, inputs = self.gradient, self.inputs
-        if transformed() and isinstance(p.control, Adaptive):
+        if transformed() and p.control.adaptive:
             seen = [tensor for _, tensor in reach(self.f.func, self.f.args).tensors]
             if solves_in_lanes(p, seen):
                 if not isinstance(gradient, Direct | ACA):
@@ -137,13 +141,12 @@ class Eager:
                         f"gradient={gradient.name!r} is not available in an adaptive solve inside torch.func.vmap: use "
                         "gradient='aca' or 'direct'"
                     )
-                return solve_in_lanes(p, p.control, seen, self.fails_alone)
+                return solve_in_lanes(p, tolerant(p.control), seen, self.fails_alone)
         if self._in_graph:
             return gradient(p, inputs)
         if self.declared or self.declared_alone:
             inputs = inputs.declaring(self.declared, alone=self.declared_alone)
-        grid = p.control.grid if isinstance(p.control, FixedSteps) else None
-        sources = (p.y0, p.ts.tensor, grid.tensor if grid else None, *inputs.tensors)
+        sources = (p.y0, p.ts.tensor, *p.control.tensors, *inputs.tensors)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
             warn_of_kept(inputs.kept, gradient.name)
             with inputs.reads.in_use():

@@ -113,6 +113,11 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
     return yes if condition else no
 
 
+def negated(condition: Any) -> Any:
+    """Negate a condition, a bool or a tensor."""
+    return ~condition if isinstance(condition, Tensor) else not condition
+
+
 def clip(x: Any, low: float, high: float) -> Any:
     """Replace what is outside of the limits."""
     return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)

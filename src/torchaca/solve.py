@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
-from .control import Adaptive, FixedSteps, Norm
-from .core import Gradient, Method, Outcome, Problem, Stats, Times, Watcher
+from .control import Adaptive, FixedSteps, Norm, check_control, fitted
+from .core import Control, Gradient, Method, Outcome, Problem, Stats, Times, Watcher, tolerant
 from .dense import DenseOutput, detached
 from .elsewhere import answer
 from .errors import SolverError, did_you_mean, shorten, warn
@@ -26,7 +26,6 @@ from .field.effects import warn_of_noise
 from .field.precision import floored
 from .gradients import GRADIENTS, TRACED
 from .layout import joined, order_cotangent
-from .loops.clock import merged
 from .methods import ALIASES, METHODS
 from .numbers import host_times
 from .state import Structure, structure_of
@@ -139,7 +138,7 @@ def solve(
     max_steps: int | None = None,
     jump_ts: Any = None,
     norm: str | Callable[[Any], Tensor] | None = None,
-    control: Adaptive | FixedSteps | None = None,
+    control: Control | None = None,
     compile: bool | str = False,
     dense: bool = False,
     on_failure: str = "raise",
@@ -177,7 +176,7 @@ def solve(
         Where f or its derivatives jump in time: steps end there.
     norm : "rms" (default), "max", "mixed" (largest RMS of a nested state's tensors) or callable
         Of the scaled error; a callable gets the structure of y0.
-    control : Adaptive or FixedSteps
+    control : Adaptive, FixedSteps or a control of your own
         Instead of all the step options above.
     compile : bool, "steps" or "cuda-graphs"
         Run the solve and its backward pass as compiled loops; or each step as a compiled graph, on a GPU as a CUDA
@@ -252,7 +251,7 @@ def run(
     ts: Times,
     *,
     method: Method,
-    control: Adaptive | FixedSteps,
+    control: Control,
     gradient: Gradient,
     args: tuple[Any, ...] = (),
     compile: bool | str = False,
@@ -276,12 +275,9 @@ def run(
     if not isinstance(args, tuple):
         raise TypeError(f"args is a tuple of f's further arguments: write args=({shorten(args, 20)},)")
     stats = Stats()
-    dynamics = Dynamics(f, args, structure, y0, stats, lenient, broadcasts=isinstance(control, FixedSteps))
-    if isinstance(control, FixedSteps):
-        _check_grid(control, ts)
-    if isinstance(control, Adaptive):
-        control = merged(control, ts, dynamics.time_dtype)
-    jumps = frozenset(control.jump_ts) if isinstance(control, Adaptive) else frozenset()
+    dynamics = Dynamics(f, args, structure, y0, stats, lenient, broadcasts=not control.adaptive)
+    control = fitted(control, ts, dynamics.time_dtype)
+    jumps = frozenset(getattr(control, "jump_ts", ()))
     problem = Problem(
         dynamics, y0, ts, method, control, stats, None, jumps, one_sided, watch, dense, f, structure.component
     )
@@ -307,7 +303,7 @@ def prepared(p: Problem, f: Dynamics, gradient: Gradient) -> Problem:
     p = floored(p, f)
     if f.gathered:
         _refuse_gathered(f.gathered, p, gradient)
-    if p.effects and p.effects.random and isinstance(p.control, Adaptive):
+    if p.effects and p.effects.random and p.control.adaptive:
         warn_of_noise()
     return p
 
@@ -340,7 +336,7 @@ def refuse_untraced(gradient: Gradient) -> None:
 def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
     """Sharding inside f works only where all processes make the same evaluations, in one graph."""
     advice = "shard the module around the solve, fully_shard(NeuralODE(f)), and nothing inside f"
-    if isinstance(p.control, Adaptive):
+    if p.control.adaptive:
         raise ValueError(
             f"{name} is sharded and gathered in each evaluation of f, of which an adaptive solve makes another number "
             f"on each rank: a deadlock. Instead, {advice}"
@@ -350,19 +346,6 @@ def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
             f"{name} is sharded and whole only inside f, so gradient={gradient.name!r} would lose its gradient: "
             f"{advice}, or use gradient='direct'"
         )
-
-
-def _check_grid(control: FixedSteps, ts: Times) -> None:
-    """A given grid has to run from the first output time to the last, without a step of length zero."""
-    if control.grid is None:
-        return
-    grid, span = control.grid.values, abs(ts.values[-1] - ts.values[0])
-    for name, mine, theirs in (("start", grid[0], ts.values[0]), ("end", grid[-1], ts.values[-1])):
-        if abs(mine - theirs) > 1e-6 * span:  # float32 times beside float64 ones
-            raise ValueError(f"grid must {name} where t does: {mine:g} is not {theirs:g}")
-    for i in range(1, len(grid)):
-        if grid[i] == grid[i - 1]:
-            raise ValueError(f"grid[{i}] repeats {grid[i]:g}: a step needs a length")
 
 
 def _solution(
@@ -493,9 +476,7 @@ class StepOptions:
     jump_ts: Any = None
     norm: str | Callable[[Any], Tensor] | None = None
 
-    def control(
-        self, method: Method, structure: Structure, y0: Tensor, given: Adaptive | FixedSteps | None
-    ) -> Adaptive | FixedSteps:
+    def control(self, method: Method, structure: Structure, y0: Tensor, given: Control | None) -> Control:
         """The control they ask for.
 
         Raises
@@ -515,14 +496,12 @@ class StepOptions:
                 )
             if isinstance(given, type):
                 raise TypeError(_not_a_class("control", given, ()))
-            if not isinstance(given, (Adaptive, FixedSteps)):
-                raise TypeError(f"control must be Adaptive(...) or FixedSteps(...), got {shorten(given)}")
-            chosen = _tolerances_on(y0.device, given)
+            chosen = _tolerances_on(y0.device, check_control(given))
         elif fixed := named.keys() & {"dt", "n_steps", "grid"}:
             chosen = self._fixed(named, fixed)
         else:
             chosen = self._adaptive(named, method, structure, y0)
-        if isinstance(chosen, Adaptive) and not method.adaptive:
+        if chosen.adaptive and not method.adaptive:
             raise ValueError(_needs_step(method, "a control with adaptive steps cannot work"))
         return chosen
 
@@ -556,11 +535,14 @@ class StepOptions:
         return Adaptive(**options)
 
 
-def _tolerances_on(device: torch.device, control: Adaptive | FixedSteps) -> Adaptive | FixedSteps:
+def _tolerances_on(device: torch.device, control: Control) -> Control:
     """The control with its tolerances where the state is."""
-    given = {name: getattr(control, name, None) for name in ("rtol", "atol")}
+    own = tolerant(control)
+    if own is None:
+        return control
+    given = {"rtol": own.rtol, "atol": own.atol}
     moved = {name: x.to(device) for name, x in given.items() if isinstance(x, Tensor) and x.device != device}
-    return replace(control, **moved) if moved else control
+    return own.with_settings(**moved) if moved else control
 
 
 def resolve_norm(norm: str | Callable[[Any], Tensor], structure: Structure) -> str | Norm:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .control import Adaptive
-from .core import Gradient, Method
+from .core import Control, Gradient, Method, tolerant
 from .errors import shorten
 from .torch_internals import is_functorch_wrapped_tensor, pytree
 
@@ -15,15 +14,16 @@ if TYPE_CHECKING:
     from .solve import Solution
 
 
-def describe_settings(method: Method, control: Any, gradient: Gradient) -> str:
+def describe_settings(method: Method, control: Control, gradient: Gradient) -> str:
     """Name the method, its tolerances and the gradient."""
     return f"{method.name}, {_tolerances(control)}, gradient {gradient.name!r}"
 
 
-def _tolerances(control: Any) -> str:
-    if not isinstance(control, Adaptive):
-        return "fixed steps"
-    pairs = (("rtol", control.rtol), ("atol", control.atol))
+def _tolerances(control: Control) -> str:
+    own = tolerant(control)
+    if own is None:
+        return f"steps of {type(control).__name__}" if control.adaptive else "fixed steps"
+    pairs = (("rtol", own.rtol), ("atol", own.atol))
     return ", ".join(
         f"{name} per component" if isinstance(x, Tensor) else f"{name} {x:g}" for name, x in pairs
     )

@@ -25,7 +25,7 @@ def without_code(backend, monkeypatch):
     """Have graphs made and guarded, and run as they are."""
 
     def compiled(function, *, forward):
-        own = field.renamed(function, f"{function.__name__}_{next(compiler.COUNT)}")
+        own = compiler.renamed(function, f"{function.__name__}_{next(compiler.COUNT)}")
         options = {"guard_filter_fn": compiler._kept}
         return torch.compile(own, fullgraph=True, backend=backend, options=options)
 

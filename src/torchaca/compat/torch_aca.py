@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..control import Adaptive, FixedSteps
-from ..core import Gradient, Times
+from ..core import Control, Gradient, Times
 from ..errors import did_you_mean
 from ..gradients import ACA, Direct
 from ..numbers import Time, host_times, value
@@ -115,7 +115,7 @@ class Options:
         """t0 and t1 on the host."""
         return value(self.t0), value(self.t1)
 
-    def control(self, steps: Sequence[Time] | None) -> Adaptive | FixedSteps:
+    def control(self, steps: Sequence[Time] | None) -> Control:
         """Predefined steps, a fixed h, or adaptive ones."""
         method = find_method(self.method)
         if steps is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..compiled.traced import outside_graphs
 from ..control import Adaptive, FixedSteps
-from ..core import Gradient, Method, Watcher
+from ..core import Control, Gradient, Method, Times, Watcher
 from ..errors import SolverError, did_you_mean, shorten, warn
 from ..gradients import ACA, Adjoint
 from ..methods import ALIASES, METHODS, RK4_38
@@ -181,8 +181,7 @@ def _solve(
         unheard = [name for event, name in CALLBACKS.items() if event != "trial" and hasattr(func, name)]
         if unheard:
             warn(f"{call.method.name} has fixed steps and never calls {' or '.join(unheard)}")
-    control = call.control(*tolerances, t)
-    check_grid(control, ts.values[0], ts.values[-1])
+    control = call.control(*tolerances, t, ts)
     try:
         solution = run(
             func,
@@ -238,7 +237,7 @@ class _Call:
         if interp is not None:
             self.method = with_interpolant(self.method, interp)
 
-    def control(self, rtol: Any, atol: Any, t: Any) -> Adaptive | FixedSteps:
+    def control(self, rtol: Any, atol: Any, t: Any, ts: Times) -> Control:
         """The control of the forward solve."""
         if self.method.adaptive:
             return self._adaptive(rtol, atol)
@@ -248,11 +247,11 @@ class _Call:
         if "step_size" in self.options:
             raise ValueError("step_size and grid_constructor exclude each other")
         t = t if isinstance(t, Tensor) else torch.as_tensor(t, device=self.y0.device)
-        return FixedSteps(grid=times_of(constructor(self.func, self.user_y0, t), "grid"))
+        grid = times_of(constructor(self.func, self.user_y0, t), "grid")
+        check_grid(grid, ts)
+        return FixedSteps(grid=grid)
 
-    def segment_control(
-        self, rtol: Any, atol: Any
-    ) -> Adaptive | FixedSteps | Callable[[float, float], FixedSteps]:
+    def segment_control(self, rtol: Any, atol: Any) -> Control | Callable[[float, float], Control]:
         """The control of the backward solve, between two outputs at a time."""
         if self.method.adaptive:
             return self._adaptive(rtol, atol)
@@ -260,7 +259,7 @@ class _Call:
         if constructor is None:
             return self._fixed(n_outputs=0)
 
-        def grid(start: float, end: float) -> FixedSteps:
+        def grid(start: float, end: float) -> Control:
             dtype = self.structure.dtype.to_real()
             span = torch.tensor([start, end], dtype=dtype, device=self.y0.device)
             return FixedSteps(grid=times_of(constructor(self.func, self.user_y0, span), "grid"))

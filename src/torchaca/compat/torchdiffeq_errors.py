@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..control import Adaptive, FixedSteps
-from ..core import Stats
+from ..core import Stats, Times
 from ..errors import SolverError, shorten
 
 
@@ -61,7 +60,7 @@ class OdeintError(SolverError, AssertionError):
 def _words(error: SolverError, control: Any, y0: Tensor) -> str:
     """What torchdiffeq says where a solve stops like this."""
     trials = error.stats.accepted + error.stats.rejected
-    if isinstance(control, Adaptive):
+    if getattr(control, "adaptive", False):
         if trials >= control.max_steps:
             return f"max_num_steps exceeded ({trials}>={control.max_steps})"
         # It shrinks a step that ends in nan until time has no smaller one, or takes the smallest that it may.
@@ -103,17 +102,15 @@ def check_tolerance(tolerance: Any, name: str) -> None:
         raise InvalidValue(f"{name} cannot require gradient: pass {name}.detach()")
 
 
-def check_grid(control: Any, start: float, end: float) -> None:
-    """Refuse a grid that does not go from the first time to the last.
+def check_grid(grid: Times, ts: Times) -> None:
+    """Refuse a grid that does not go from the first output time to the last.
 
     Raises
     ------
     InvalidValue
     """
-    if not isinstance(control, FixedSteps) or control.grid is None:
-        return
-    first, *_, last = (*control.grid.values[:1], *control.grid.values)
-    for name, mine, theirs in (("start", first, start), ("end", last, end)):
+    (start, *_), (*_, end) = ts.values, ts.values
+    for name, mine, theirs in (("start", grid.values[0], start), ("end", grid.values[-1], end)):
         if abs(mine - theirs) > 1e-6 * abs(end - start):
             raise InvalidValue(
                 f"grid_constructor's grid must {name} where t does: {mine:g} is not {theirs:g}"

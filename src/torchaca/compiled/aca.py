@@ -69,7 +69,7 @@ class Loops:
         timed = is_timed(p)
         keep = any(wanted) or timed or (differentiate and p.y0.requires_grad)
         ambience = Ambience.here(p.y0)
-        own = with_times(p, parts.ts, parts.grid)
+        own = with_times(p, parts.ts, parts.control)
         kept = tuple(x.shape for x in (p.y0, *seen.inputs)) if record and keep else None
         dtype = ambience.dtype if ambience.enabled else None
         spec = Spec.of(own, self.f.structure, dtype, timed, kept)
@@ -104,7 +104,7 @@ class Sweep:
         self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)))
 
     def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> MaybeTensors:
-        """Gradients of y0, the times, the grid and the chosen inputs, from those of the outputs."""
+        """Gradients of y0, the times, the control and the chosen inputs, from those of the outputs."""
         run, p, spec = self.run, self.run.problem, self.run.spec
         for k in range(len(run.chunks) - 1, -1, -1):
             chunk, before = run.chunks[k], run.chunks[k - 1] if k and not run.chunks[k - 1].jumps else None
@@ -116,7 +116,7 @@ class Sweep:
                 self.times.add(chunk, self.ends, grad_ys)
         each = p.method.stages - spec.method.fsal
         p.stats.nfe_backward += sum(chunk.n * each + len(chunk.inside) * spec.extra for chunk in run.chunks)
-        moved = [None, None] if self.times is None else self.times.gradients()
+        moved = [None] if self.times is None else self.times.gradients()
         return [self.lam + grad_ys[: p.ts.at_start()].sum(0), *moved, *self.totals]
 
     def _replay(self, chunk: Chunk, Y: Tensor, before: Chunk | None, grad_ys: Tensor) -> None:
@@ -188,20 +188,22 @@ class _Solve(torch.autograd.Function):
         run: Run = ctx.run
         n = len(run.chunks) * ctx.each
         saved = saved_tensors(ctx)
-        states, (y1, ts, grid, *rest) = saved[:n], saved[n:]
+        states, (y1, ts, *rest) = saved[:n], saved[n:]
+        held = len(run.problem.control.tensors)
+        control, rest = rest[:held], rest[held:]
         inputs, bases = rest[: len(run.wanted)], rest[len(run.wanted) :]
         second = torch.is_grad_enabled()
         if run.split is None:
             with torch.no_grad(), ctx.ambience.restored():
-                times = MovingTimes(run, ts, grid, bases) if run.spec.timed else None
+                times = MovingTimes(run, ts, control, bases) if run.spec.timed else None
                 lam, *totals = Sweep(run, inputs, times).over(states, y1, grad_ys)
         else:
             with torch.no_grad(), without_autocast(grad_ys.device):  # f is not evaluated
                 chunks = [states[i : i + ctx.each] for i in range(0, n, ctx.each)]
                 lam, *totals = Pull(run, inputs).over(chunks, grad_ys)
-        grads = iter(totals[2:])
+        grads = iter(totals[1 + held :])
         lam = None if lam is None else ordered(lam, run.problem.y0)
-        found = [lam, *totals[:2], *(next(grads) if want else None for want in run.wanted)]
+        found = [lam, *totals[: 1 + held], *(next(grads) if want else None for want in run.wanted)]
         if second:
-            found = refuse_derivative(found, (grad_ys, ts, grid, *inputs), SECOND)
+            found = refuse_derivative(found, (grad_ys, ts, *control, *inputs), SECOND)
         return (None, None, *found)

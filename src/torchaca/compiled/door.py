@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..control import Adaptive, FixedSteps
-from ..core import Gradient, Problem
+from ..core import Control, Gradient, Problem, tolerant
 from ..gradients import ACA, MALI, Adjoint, Direct
 from ..methods.staged import staged
 from ..state import Structure
@@ -19,7 +18,7 @@ def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> None:
     ValueError
     """
     control = p.control
-    norm = control.norm if isinstance(control, Adaptive) else "rms"
+    norm = getattr(tolerant(control), "norm", "rms")
     known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
     timed, kept = is_timed(p), gradient in (ACA(checkpoints="none"), Direct())
     method = staged(p.method)
@@ -29,10 +28,12 @@ def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> None:
         and not kept,
         "the graph of all steps is kept compiled for adaptive FSAL methods (dopri5, tsit5, bosh3), times that "
         "require no gradient and f that do not jump so far": kept
-        and not (plain and isinstance(control, Adaptive) and not timed and not p.jumps),
+        and not (plain and control.adaptive and not timed and not p.jumps),
         "dense output is not compiled": p.dense,
         "debug=True is not compiled": p.trace is not None,
         "callbacks of f are not compiled": p.watch is not None,
+        f"a control of your own ({type(control).__name__}) is compiled only if it knows all step times "
+        "beforehand and has a method times(ts)": not _has_loop(control),
         "a norm of your own is not compiled": not known_norm,
         f"the device {p.y0.device.type!r} has no compiled loop": p.y0.device.type != "cpu",
     }
@@ -77,5 +78,11 @@ def _refuse(reasons: dict[str, bool], possible: str) -> None:
 
 def is_timed(p: Problem) -> bool:
     """Whether times are differentiated."""
-    grid = p.control.grid if isinstance(p.control, FixedSteps) else None
-    return p.ts.tensor is not None or (grid is not None and grid.tensor is not None)
+    return p.ts.tensor is not None or bool(p.control.tensors)
+
+
+def _has_loop(control: Control) -> bool:
+    """Whether a compiled loop can take the control's steps: between times, or by the formulas of `Adaptive`."""
+    if control.adaptive:
+        return getattr(control, "step_rule", None) is not None
+    return callable(getattr(control, "times", None))

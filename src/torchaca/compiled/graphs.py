@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import Adaptive
 from ..core import Problem, Step
 from ..errors import warn
 from ..field.dynamics import Dynamics
@@ -108,7 +107,7 @@ class Steps:
     def _kind(self, p: Problem, begun: bool, tensors: Sequence[Tensor]) -> Kind:
         """An adaptive search asks for errors; replays do not, and no replay of an FSAL method is given f0."""
         differentiated = torch.is_grad_enabled()
-        searches = isinstance(p.control, Adaptive) and (begun or not self.method.fsal)
+        searches = p.control.adaptive and (begun or not self.method.fsal)
         whole, wanted = searches and not differentiated, tuple(x.requires_grad for x in tensors)
         return Kind(self.method, begun, whole, differentiated, wanted, self.here, self.mode == CUDA_GRAPHS)
 

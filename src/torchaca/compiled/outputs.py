@@ -6,12 +6,11 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from ..control import FixedSteps
 from ..core import Problem, Times
 from ..loops.outputs import inside
 from ..methods.length import fraction
@@ -59,6 +58,11 @@ class Chunk:
         return done
 
 
+def step_times(p: Problem) -> Sequence[Time]:
+    """Return all step times where the control knows them before the solve, else none."""
+    return [] if p.control.adaptive else cast(Any, p.control).times(p.ts)
+
+
 def inner_times(p: Problem) -> list[float]:
     """The times of outputs that may lie on interpolants, increasing in the direction of the solve and after t0.
 
@@ -68,7 +72,7 @@ def inner_times(p: Problem) -> list[float]:
     start, end = ts.values[0], ts.values[-1]
     if ts.tensor is None:
         return [ts.sign * t for t in ts.values] if set(ts.values) - {start, end} else []
-    ends = p.control.times(ts) if isinstance(p.control, FixedSteps) else [ts[len(ts) - 1]]
+    ends = step_times(p) or [ts[len(ts) - 1]]
     after = math.nextafter(ts.sign * start, math.inf)
     within = [i for i in range(ts.at_start(), len(ts)) if all(ts[i] is not end for end in ends)]
     return [max(ts.sign * ts.values[i], after) for i in within]

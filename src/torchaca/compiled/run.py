@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import Adaptive, FixedSteps
-from ..core import Problem
+from ..core import Problem, tolerant
 from ..errors import SolverError
 from ..layout import empty_rows
-from ..loops.diagnosis import RECENT, History, diagnose
-from ..loops.stepping import Pace, _refuse, most_rejections, smallest
+from ..loops.adaptive import Adaptive
+from ..loops.diagnosis import History, chatters, diagnose
+from ..loops.pace import Limits, propose, refusals
+from ..loops.stepping import stopped
 from ..numbers import Time, value
 from ..torch_internals import mark_dynamic
 from .capture import Capture
@@ -30,8 +31,8 @@ from .halves import Halves
 from .inference import normal
 from .kept import split_stages
 from .loops import march_loop
-from .outputs import Chunk, emit, inner_times, padded
-from .search import Limits, State, search_loop
+from .outputs import Chunk, emit, inner_times, padded, step_times
+from .search import Goal, State, search_loop
 from .spec import Spec
 from .steps import beside
 
@@ -153,16 +154,16 @@ class Forward:
         ys = empty_rows(len(p.ts), y)
         self.done = p.ts.at_start()
         ys[: self.done] = y
-        self.boundaries = p.control.times(p.ts) if isinstance(p.control, FixedSteps) else []
+        self.boundaries = step_times(p)
         self.signed, self.jumps = padded(inner_times(p)), padded(sorted(p.jumps))
         self.bases = y.new_empty((run.room, run.rows, *y.shape) if run.spec.inside else (0,))
         run.mark(self.bases)
         self.free: tuple[Tensor, Tensor, list[Tensor]] | None = None
         try:
-            if isinstance(p.control, FixedSteps):
+            if self.boundaries:
                 self._march([value(t) for t in self.boundaries], ys)
             else:
-                self._search(p.control, ys)
+                self._search(tolerant(p.control), ys)
         except SolverError as error:
             run.failure = error.with_traceback(None)
         self.ys = ys[: self.done]
@@ -217,7 +218,7 @@ class Forward:
         """Steps whose sizes follow the error estimate."""
         p, now, end = self.p, self.p.ts.values[0], self.p.ts.values[-1]
         evaluated, stops = p.stats.nfe, control.stops(p.ts)
-        reach = min(0.5 * abs(stops[0] - now), control.dt_max)
+        reach, self.history = min(0.5 * abs(stops[0] - now), control.dt_max), History()
         dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
         self.state = torch.tensor(
             [0, 0, 0, 0, 0, now, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE, device="cpu"
@@ -226,10 +227,11 @@ class Forward:
             normal(x) if isinstance(x, Tensor) else torch.tensor(x, dtype=DOUBLE, device="cpu")
             for x in (control.rtol, control.atol)
         ]
+        limits = Limits.of(p, control)
         for stop in stops:
-            limits = _limits(p, control, stop, reach)
+            goals = Goal(limits, stop, reach).packed()
             while now != stop:
-                seen, chunk = self._search_chunk(now, limits, tolerances)
+                seen, chunk = self._search_chunk(now, goals, tolerances)
                 p.stats.nfe = evaluated + int(seen.calls)
                 p.stats.rejected = int(seen.trials) - p.stats.accepted - chunk.n
                 self._finish(chunk, ys)
@@ -237,10 +239,20 @@ class Forward:
                 if chunk.jumps and now != end:
                     self.f0, self.state[-1] = self._beyond(now, end), 1.0  # known
                     evaluated += 1
+                self._follow(control, chunk, seen)
                 if now != stop and chunk.n < self.run.room:
-                    self._stopped(control, seen, stop)
+                    self._stopped(control, limits, seen, stop)
 
-    def _search_chunk(self, now: float, limits: Tensor, tolerances: Sequence[Tensor]) -> tuple[State, Chunk]:
+    def _follow(self, control: Adaptive, chunk: Chunk, seen: State) -> None:
+        """Note a chunk's steps, and raise if they have become tiny because f jumps where the solution is."""
+        p, history = self.p, self.history
+        for a, b in pairwise(chunk.times):
+            history.accept(abs(b - a))
+        history.rejections, history.rejected_size = int(seen.rejections), seen.rejected_size
+        if seen.t != p.ts.values[-1] and chatters(p, control, history, seen.t, self.y):
+            raise stopped(p, control, history, "slow", seen.t, history.sizes[-1], self.y)
+
+    def _search_chunk(self, now: float, goals: Tensor, tolerances: Sequence[Tensor]) -> tuple[State, Chunk]:
         """One chunk of steps from `now` on, and where the search is after it."""
         run = self.run
         T, Y, kept = self._buffers()
@@ -248,7 +260,7 @@ class Forward:
         self.y, self.f0, self.state = run.call(
             "search",
             lambda: search_loop(run.capture.field, run.spec, run.split),
-            *(limits, self.signed, tolerances, T, Y, kept, self.bases),
+            *(goals, self.signed, tolerances, T, Y, kept, self.bases),
             *(self.y, self.f0, self.state, self.jumps, self.inputs),
         )
         seen = State(*self.state.tolist())
@@ -263,33 +275,13 @@ class Forward:
         self.p.stats.nfe += 1
         return self.run.capture.field(beside(t, end, self.y.dtype), self.y, self.inputs)
 
-    def _stopped(self, control: Adaptive, seen: State, stop: float) -> None:
+    def _stopped(self, control: Adaptive, limits: Limits, seen: State, stop: float) -> None:
         """Raise where the loop has given up."""
-        p, times = self.p, self.run.times[-RECENT - 1 :]
+        p = self.p
         if seen.trials == 0 and seen.dt == 0.0:
             raise diagnose(p, control, History(), "first-step", seen.t, 0.0, self.y)
-        history = History()
-        history.sizes.extend(abs(b - a) for a, b in pairwise(times))
-        history.rejections, history.rejected_size = int(seen.rejections), seen.rejected_size
-        pace = Pace(control, p.method.order, p.ts.sign, seen.dt, through=False)
-        t1, _ = pace.propose(seen.t, stop, stop)
-        size = abs(value(t1) - seen.t)
-        _refuse(p, control, history, seen.t, size, self.y)
-        raise diagnose(p, control, history, "step-size", seen.t, size, self.y)
-
-
-def _limits(p: Problem, control: Adaptive, stop: float, reach: float) -> Tensor:
-    """What the search up to `stop` has to keep to."""
-    span = abs(p.ts.values[-1] - p.ts.values[0])
-    limits = Limits(
-        stop=stop,
-        sign=p.ts.sign,
-        smallest=smallest(p),
-        max_trials=control.max_steps,
-        dt_min=control.dt_min,
-        dt_max=control.dt_max,
-        reach=reach,
-        fallback=max(control.dt_min, 1e-6 * span),
-        most_rejections=most_rejections(control),
-    )
-    return torch.tensor([*vars(limits).values()], dtype=DOUBLE, device="cpu")
+        t1, _ = propose(seen.t, seen.dt, stop, limits)
+        size, tried = abs(t1 - seen.t), (seen.rejections, seen.rejected_size, seen.trials)
+        found = refusals(seen.t, size, t1 == stop, *tried, limits)
+        reason = next((reason for reason, holds in found.items() if holds), "step-size")
+        raise stopped(p, control, self.history, reason, seen.t, size, self.y)

@@ -9,44 +9,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import Adaptive
 from ..core import VectorField
-from ..loops.pace import at_dt_min, next_dt, propose, ulp
-from ..loops.stepping import BAD_RATIO, TOO_SMALL
+from ..loops.pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
+from ..loops.rule import StepRule
 from . import compiler
 from .field_graph import FieldGraph
 from .halves import Halves
 from .spec import Spec
 from .steps import basis_and_f1, one_sided, step_of
 
-
-class Tolerances(Adaptive):
-    """A control with tensors in it; what it was made from has been checked."""
-
-    def __post_init__(self) -> None:
-        """Nothing to check."""
+N_LIMITS = len(fields(Limits))
 
 
 @dataclass
-class Limits:
-    """What a search reads from one tensor, in this order."""
+class Goal:
+    """What a search reads from one tensor, in this order: the limits, the stop, and the reach of the first guess."""
 
+    limits: Limits
     stop: Any
-    sign: Any
-    smallest: Any
-    max_trials: Any
-    dt_min: Any
-    dt_max: Any
     reach: Any
-    fallback: Any
-    most_rejections: Any
+
+    def packed(self) -> Tensor:
+        """Put the numbers into a tensor, float64."""
+        numbers = [*vars(self.limits).values(), self.stop, self.reach]
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
     @staticmethod
-    def of(vector: Tensor) -> Limits:
-        return Limits(*(vector[i] for i in range(N_LIMITS)))
-
-
-N_LIMITS = len(fields(Limits))
+    def of(vector: Tensor) -> Goal:
+        """Read the tensor."""
+        numbers = vector.unbind()
+        return Goal(Limits(*numbers[:N_LIMITS]), *numbers[N_LIMITS:])
 
 
 @dataclass
@@ -70,41 +62,39 @@ class State:
     known: Any
 
 
-def first_dt(
-    control: Adaptive, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, limit: Limits, order: int
+def guessed_dt(
+    rule: StepRule, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, goal: Goal, order: int
 ) -> Tensor:
-    """The size of the first step; zero, which ends the search, where f has no finite value."""
-    size = control.guessed_step(f, t, y, f0, limit.sign, limit.reach, order)
-    usable = torch.isfinite(size) & (size >= limit.dt_min) & (size > limit.smallest)
-    hopeless = ~torch.isfinite(size) & ~torch.isfinite(f0).all()
-    least = 2 * torch.maximum(TOO_SMALL * ulp(t), limit.smallest)
-    return torch.where(usable, torch.maximum(size, least), torch.where(hopeless, 0.0, limit.fallback))
+    """Choose the first step size; zero, which ends the search, where f has no finite value."""
+    guess = rule.guessed_step(f, t, y, f0, goal.limits.sign, goal.reach, order)
+    hopeless = ~torch.isfinite(guess) & ~torch.isfinite(f0).all()
+    return torch.where(hopeless, 0.0, first_dt(guess, t, goal.limits))
 
 
-def may_go_on(s: State, limit: Limits, room: int) -> Tensor:
-    """Whether another trial makes sense, and its step has a place in the chunk; see `stepping._refuse`."""
-    t1, _ = propose(s.t, s.dt, limit.stop, limit.sign, limit.dt_max)
-    stuck = (limit.dt_min > 0) & (s.rejections > 0) & at_dt_min(s.t, s.rejected_size, limit.dt_min)
-    fits = (t1 - s.t).abs() > torch.maximum(TOO_SMALL * ulp(s.t), limit.smallest)
-    fits = fits | ((t1 == limit.stop) & (s.rejections == 0))  # however near a stop is
-    goes = (s.n < room) & (s.t != limit.stop) & fits & (s.trials < limit.max_trials)
-    return goes & (s.rejections < limit.most_rejections) & ~stuck
+def may_go_on(s: State, goal: Goal, room: int) -> Tensor:
+    """Say whether another trial makes sense, and its step has a place in the chunk."""
+    t1, _ = propose(s.t, s.dt, goal.stop, goal.limits)
+    goes, lands = (s.n < room) & (s.t != goal.stop), t1 == goal.stop
+    size = (t1 - s.t).abs()
+    for refused in refusals(s.t, size, lands, s.rejections, s.rejected_size, s.trials, goal.limits).values():
+        goes = goes & ~refused
+    return goes
 
 
 def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[..., Any]:
     """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
 
-    `(limits, ts, tolerances, T, Y, kept, bases, y, f0, state, jumps, inputs)` -> y, f0, the state. `kept` get the
+    `(goals, ts, tolerances, T, Y, kept, bases, y, f0, state, jumps, inputs)` -> y, f0, the state. `kept` get the
     residuals of the steps, where they are `split`.
     """
-    method, control = spec.method, spec.control
-    assert control is not None
-    fsal, order, force = method.fsal, method.order, control.accept_at_dt_min
-    pid, safety, low, high = control.pid, control.safety, control.factor_min, control.factor_max
-    norm = control.norm if spec.structure is None else spec.structure.mixed_rms
+    method, rule = spec.method, spec.rule
+    assert rule is not None
+    fsal, order = method.fsal, method.order
+    pid, safety, low, high = rule.pid, rule.safety, rule.factor_min, rule.factor_max
+    norm = rule.norm if spec.structure is None else spec.structure.mixed_rms
 
     def search(
-        limits: Tensor,
+        goals: Tensor,
         ts: Tensor,
         tolerances: Sequence[Tensor],
         T: Tensor,
@@ -122,16 +112,17 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
         def plain(t: Any, y: Tensor) -> Tensor:
             return func(t.to(y.dtype), y, inputs)
 
-        def tolerant() -> Adaptive:
+        def ruled() -> StepRule:
             rtol, atol = tolerances
-            return Tolerances(rtol, atol, pid, safety, low, high, norm)
+            return StepRule(rtol, atol, pid, safety, low, high, norm)
 
         def goes_on(y: Tensor, f0: Tensor, state: Tensor) -> Tensor:
-            return may_go_on(State(*state.unbind()), Limits.of(limits), room)
+            return may_go_on(State(*state.unbind()), Goal.of(goals), room)
 
         def trial(y: Tensor, f0: Tensor, state: Tensor) -> Any:
-            s, limit = State(*state.unbind()), Limits.of(limits)
-            t1, clipped = propose(s.t, s.dt, limit.stop, limit.sign, limit.dt_max)
+            s, goal = State(*state.unbind()), Goal.of(goals)
+            limits = goal.limits
+            t1, clipped = propose(s.t, s.dt, goal.stop, limits)
             size = (t1 - s.t).abs()
             f = one_sided(func, inputs, jumps, s.t, t1) if spec.jumps else plain
             calls = s.calls + (method.stages - 1)
@@ -139,23 +130,20 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
                 known = s.known > 0
                 calls = calls + torch.where(known, 0, 1)
                 f0 = torch.cond(known, lambda t, y, k: k.clone(), lambda t, y, k: f(t, y), (s.t, y, f0))
-            chooser = tolerant()
+            chooser = ruled()
             step, residuals = step_of(f, method, split, (s.t, t1, y, f0), inputs)
             error = chooser.ratio(step).double()
-            finite = torch.isfinite(error)
-            ok = error <= 1.0
-            if force:
-                ok = ok | (finite & at_dt_min(s.t, size, limit.dt_min))
-            ratio = torch.where(finite, error, BAD_RATIO)
+            ok = accepts(error, s.t, size, limits, at_least_dt_min=spec.accept_at_dt_min)
+            ratio = torch.where(torch.isfinite(error), error, BAD_RATIO)
             ratios, calm = [ratio, s.ratio, s.older], s.rejections > 0
-            dt = next_dt(chooser, order, s.dt, ratios, (size, clipped, ok), calm, limit.dt_min)
+            dt = next_dt(chooser, order, s.dt, ratios, (size, clipped, ok), calm, limits)
             for buffer, x in zip((Y, *kept), (y, *residuals), strict=True):
                 buffer.index_copy_(0, s.n.long().view(1), x[None])
             T.index_copy_(0, s.n.long().view(1) + 1, t1.view(1))
             m, known = s.m, ~ok
             f1 = step.known_f1 if fsal else None
             if spec.inside:
-                within = spec.between(ts, limit.sign * s.t, limit.sign * t1).any() & ok
+                within = spec.between(ts, limits.sign * s.t, limits.sign * t1).any() & ok
                 basis, own_f1 = basis_and_f1(f, spec, step, within)
                 calls = calls + torch.where(within, spec.missing, 0)
                 if spec.gives_f1:
@@ -182,7 +170,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
             )
 
         def first(t: Tensor, y: Tensor, f0: Tensor) -> Tensor:
-            return first_dt(tolerant(), plain, t, y, f0, Limits.of(limits), order)
+            return guessed_dt(ruled(), plain, t, y, f0, Goal.of(goals), order)
 
         start = State(*state.unbind())
         dt, guessed = start.dt, torch.isnan(start.dt)

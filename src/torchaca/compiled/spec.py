@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..control import Adaptive
-from ..core import Problem
+from ..core import Problem, tolerant
+from ..loops.rule import StepRule
 from ..methods.staged import Staged, staged
 from ..state import Structure
 from .outputs import inner_times
@@ -26,12 +26,13 @@ class Spec:
     method: Staged = field(hash=False)
     inside: bool
     autocast: torch.dtype | None
-    control: Adaptive | None
+    rule: StepRule | None
     structure: Structure | None
     timed: bool = False
     closed: bool = False
     kept: tuple[torch.Size, ...] | None = None
     jumps: bool = False
+    accept_at_dt_min: bool = False
 
     @staticmethod
     def of(
@@ -43,28 +44,23 @@ class Spec:
     ) -> Spec:
         method, inside, closed = staged(p.method), bool(inner_times(p)), p.ts.tensor is not None
         assert method is not None
-        if not isinstance(p.control, Adaptive):
+        control = tolerant(p.control)
+        if control is None:
             return Spec(method, inside, autocast, None, None, timed, closed)
-        mixed = not isinstance(p.control.norm, str)
-        # Of a control only what is no number in `Limits`.
-        control = Adaptive(
-            pid=p.control.pid,
-            safety=p.control.safety,
-            factor_min=p.control.factor_min,
-            factor_max=p.control.factor_max,
-            norm="rms" if mixed else p.control.norm,
-            accept_at_dt_min=p.control.accept_at_dt_min,
-        )
+        mixed = not isinstance(control.norm, str)
+        # The tolerances, and the numbers in `Limits`, may change from call to call.
+        rule = replace(control.step_rule, rtol=0.0, atol=0.0, norm="rms" if mixed else control.norm)
         return Spec(
             method,
             inside,
             autocast,
-            control,
+            rule,
             structure if mixed else None,
             timed,
             closed,
             kept,
             bool(p.jumps),
+            control.accept_at_dt_min,
         )
 
     def between(self, ts: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
@@ -75,7 +71,7 @@ class Spec:
     def missing(self) -> int:
         """How many stages outputs inside a step need beyond those that every step evaluates."""
         method = self.method
-        return method.dense_stages - (method.stages if self.control else method.stages - method.fsal)
+        return method.dense_stages - (method.stages if self.rule else method.stages - method.fsal)
 
     @property
     def gives_f1(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,11 +16,10 @@ from .outputs import Chunk, between, blocks, theta
 from .run import Run
 
 
-def with_times(p: Problem, ts: Tensor | None, grid: Tensor | None) -> Problem:
-    """The problem without a graph, but with leaves as its times where they are differentiated."""
-    own, moving = (None if x is None else x.detach().requires_grad_() for x in (ts, grid))
-    plain = without_graph(p)
-    return rebuilt(plain, Parts(plain.y0, own, moving, (), ()), Inputs())
+def with_times(p: Problem, ts: Tensor | None, control: Sequence[Tensor]) -> Problem:
+    """The problem without a graph, but with leaves as its times, and as what its control holds, if differentiated."""
+    plain, parts = without_graph(p), Parts(p.y0.detach(), ts, tuple(control), (), ()).leaves()
+    return rebuilt(plain, replace(parts, y0=plain.y0), Inputs())
 
 
 class MovingTimes:
@@ -28,9 +28,10 @@ class MovingTimes:
     `bases` are those of the chunks with outputs inside steps.
     """
 
-    def __init__(self, run: Run, ts: Tensor | None, grid: Tensor | None, bases: Sequence[Tensor]) -> None:
-        self.problem, self.bases = with_times(run.problem, ts, grid), list(bases)
-        self.own, self.grid = ts is not None, grid is not None
+    def __init__(
+        self, run: Run, ts: Tensor | None, control: Sequence[Tensor], bases: Sequence[Tensor]
+    ) -> None:
+        self.problem, self.bases = with_times(run.problem, ts, control), list(bases)
         p = self.problem
         with torch.enable_grad():
             self.boundaries: Sequence[Time] = p.control.boundaries(p.ts, run.times)
@@ -62,14 +63,14 @@ class MovingTimes:
             own.index_add_(0, n + 1, grads[:, 2])
 
     def gradients(self) -> MaybeTensors:
-        """Those of the output times and of the grid."""
-        control = self.problem.control
-        wrt = [self.problem.ts.tensor, control.grid.tensor if self.grid else None]
+        """Those of the output times and of the control's tensors."""
+        own = self.problem.ts.tensor
+        wrt = [own, *self.problem.control.tensors]
         moving = [(b, g) for b, g in zip(self.boundaries, self.ends, strict=True) if isinstance(b, Tensor)]
-        ts = grid = None
+        ts, *others = [None] * len(wrt)
         if moving:  # none where a solve failed before its first step
             boundaries, grads = zip(*moving, strict=True)
-            ts, grid = vjp(boundaries, wrt, grads, keep=True)
-        if self.own:
+            ts, *others = vjp(boundaries, wrt, grads, keep=True)
+        if own is not None:
             ts = self.outputs if ts is None else ts + self.outputs
-        return [ts, grid]
+        return [ts, *others]

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import Adaptive
-from ..core import Method, Problem
+from ..core import Method, Problem, tolerant
 from ..errors import warn
 from ..methods.staged import staged
 from ..numbers import Time, has_lanes
@@ -33,8 +32,8 @@ WIDEST = 2.0  # h |k| over |y| in the largest step that keeps its sign
 
 def floored(p: Problem, f: Dynamics) -> Problem:
     """The problem with tolerances that f can meet; warns where they are not those that were given."""
-    control = p.control
-    if not isinstance(control, Adaptive):
+    control = tolerant(p.control)
+    if control is None:
         return p
     floors = [_floor(p.method, dtype, f.structure.dtype) for dtype in f.dtypes]
     if _least(control.rtol) >= max(floors):
@@ -57,7 +56,7 @@ def floored(p: Problem, f: Dynamics) -> Problem:
         f"f computes in {dtype}, to {eps(dtype):.1g} of its size, which is too coarse for {given} ({p.method.name}): "
         f"{used} are used. Give tolerances like these, or let f compute in a wider dtype"
     )
-    return replace(p, control=replace(control, **raised))
+    return replace(p, control=control.with_settings(**raised))
 
 
 def eps(dtype: torch.dtype) -> float:

@@ -20,18 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import Adaptive, FixedSteps
-from ..core import Method, Outcome, Problem, Step
+from ..control import check_control, fitted
+from ..core import Control, Method, Outcome, Problem, Step, tolerant
 from ..errors import SolverError
 from ..field.dynamics import Dynamics
 from ..field.inputs import Inputs
 from ..field.precision import floored
-from ..loops.clock import check_clock, coarse, merged
+from ..loops.clock import check_clock, coarse
 from ..loops.outputs import gather
 from ..loops.stepping import steps
 from ..numbers import value
 from ..state import structure_of
 from ..torch_internals import is_legacy_batchedtensor
+from ..transforms import is_differentiated
 from .costate import Backward, LateUseError, Recorded
 from .replay import (
     Ambience,
@@ -54,7 +55,6 @@ BATCHED = (
     "gradient='adjoint' takes one cotangent at a time: loop over them instead of is_grads_batched=True, or use "
     "gradient='aca'"
 )
-CONTROLS = (Adaptive, FixedSteps)
 STATES = ("backsolve", "interpolated")
 QUADRATURES = ("augmented", "gauss")
 
@@ -73,7 +73,7 @@ class Adjoint:
         the tuple `(t, y, adjoint of y, *parameter gradients)`, without what is not integrated.
     method : Method, optional
         For the backward integration; by default the forward one.
-    control : Adaptive, FixedSteps or callable, optional
+    control : Adaptive, FixedSteps, a control of your own or a callable, optional
         For the backward integration; by default the forward one with the tolerances above. A callable gets the
         start and the end of the stretch between two outputs.
     watch : callable, optional
@@ -97,7 +97,7 @@ class Adjoint:
     atol: float | Tensor | None = None
     norm: str | Callable[[Any], Tensor] = "full"
     method: Method | None = None
-    control: Adaptive | FixedSteps | Callable[[float, float], FixedSteps] | None = None
+    control: Control | Callable[[float, float], Control] | None = None
     watch: Callable[[str, float, Any, float], None] | None = None
     state: str = "backsolve"
     quadrature: str = "augmented"
@@ -124,10 +124,8 @@ class Adjoint:
                 raise TypeError(f"Adjoint({name}=) is the class {given.__name__}: pass {given.__name__}(...)")
         if self.method is not None and not callable(getattr(self.method, "step", None)):
             raise TypeError(f"Adjoint(method=) is a method such as METHODS['dopri8'], got {self.method!r}")
-        if not (self.control is None or callable(self.control) or isinstance(self.control, CONTROLS)):
-            raise TypeError(
-                f"Adjoint(control=) is Adaptive(...), FixedSteps(...) or a callable, got {self.control!r}"
-            )
+        if not (self.control is None or callable(self.control)):
+            check_control(self.control, "Adjoint(control=)")
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve without a graph, keeping the outputs; see `torchaca.core.Gradient`."""
@@ -163,36 +161,36 @@ class Adjoint:
 
     def resolved(self, p: Problem) -> Adjoint:
         """The same with tolerances for the state of p; refuses what could not run, or not as it was asked to."""
-        if (
-            isinstance(p.control, FixedSteps)
-            and p.control.grid is not None
-            and p.control.grid.tensor is not None
-        ):
+        if any(map(is_differentiated, p.control.tensors)):
             raise ValueError(
-                "gradient='adjoint' has no derivative with respect to grid: pass grid.detach(), or use gradient='aca'"
+                "gradient='adjoint' has no derivative with respect to grid, or to any tensor of a control: pass "
+                "grid.detach(), or use gradient='aca'"
             )
-        control, method = self.control or p.control, self.method or p.method
+        given: Any = self.control or p.control
+        control, method = tolerant(given), self.method or p.method
         tolerances = {
             name: given for name, given in (("rtol", self.rtol), ("atol", self.atol)) if given is not None
         }
-        if not isinstance(control, Adaptive):
+        if control is None:
             idle = [*tolerances, *(["norm"] if self.norm != "full" else [])]
             if idle:
+                what = "fixed steps" if not getattr(given, "adaptive", False) else type(given).__name__
                 raise ValueError(
-                    f"Adjoint({idle[0]}=) has no effect on fixed steps: drop it, or give control=Adaptive(...)"
+                    f"Adjoint({idle[0]}=) has no effect on {what}: drop it, or give control=Adaptive(...)"
                 )
-            return self
-        if not method.adaptive:
+        if getattr(given, "adaptive", False) and not method.adaptive:
             raise ValueError(
                 f"{method.name} has no error estimate for the backward integration: give "
                 "Adjoint(control=FixedSteps(...)), or an adaptive method"
             )
+        if control is None:
+            return self
         spread = structure_of(p.y0).spread
         for_state = {name: spread(given, name, p.y0) for name, given in tolerances.items()}
-        control = replace(control, **for_state)  # which refuses negative ones
-        control = merged(control, p.ts, p.y0.dtype.to_real())
+        control = control.with_settings(**for_state)  # which refuses negative ones
+        control = fitted(control, p.ts, p.y0.dtype.to_real())
         if isinstance(p.f, Dynamics):
-            control = floored(replace(p, control=control, method=method), p.f).control
+            control: Any = floored(replace(p, control=control, method=method), p.f).control
         own = self.control if self.control is None else control
         return replace(self, control=own, **{name: getattr(control, name) for name in for_state})
 
@@ -266,7 +264,10 @@ class _Solve(torch.autograd.Function):
         ys, *saved = saved_tensors(ctx)
         kept, tensors = saved[: ctx.kept], [*saved[ctx.kept :], *run.inputs.late]
         create_graph = torch.is_grad_enabled()
-        parts = replace(Parts.join(tensors, len(run.inputs.args)), captured=run.inputs.captured)
+        parts = replace(
+            Parts.join(tensors, len(run.problem.control.tensors), len(run.inputs.args)),
+            captured=run.inputs.captured,
+        )
         with torch.no_grad(), backward_pass(run.problem, run.inputs, run.ambience, integrates=True):
             try:
                 grads = run.gradients(parts, ys.detach(), kept, grad_ys.detach())

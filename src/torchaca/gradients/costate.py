@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from ..control import Adaptive, FixedSteps
-from ..core import Method, Problem, Stats, Step, Times
+from ..core import Control, Method, Problem, Stats, Step, Times, tolerant
 from ..dense import find_steps, interpolate
 from ..field.inputs import Inputs, check_replay
 from ..layout import ordered
@@ -163,12 +162,12 @@ class Backward:
             lam = lam + grad_ys[i - 1]
         if self.parts.ts is not None and grad_t is not None:
             grad_t = grad_t.to(self.parts.ts)
-        n_args = len(self.parts.args)
+        n_args, unmoved = len(self.parts.args), [None] * len(self.parts.control)
         grads = self.sums.sums if self.nodes else totals
         found = [self._as_found(x, grad) for x, grad in zip(self.wrt, grads, strict=True)]
         captured = without_detours(self.parts.captured, list(found[n_args:]))
         lam = ordered(lam, self.parts.y0)
-        return drift.settled([lam, grad_t, None, *found[:n_args], *captured], self.p, self.inputs)
+        return drift.settled([lam, grad_t, *unmoved, *found[:n_args], *captured], self.p, self.inputs)
 
     def _as_found(self, x: Tensor, grad: Tensor | None) -> Tensor:
         """A gradient as autograd would hand it out: in the dtype of x, sparse where f made it so."""
@@ -202,7 +201,8 @@ class Backward:
 
     def _sized(self, problem: Problem) -> Iterator[Step]:
         """The steps of a segment; the next segment starts with the size that would come next."""
-        self.dt = yield from steps(problem)
+        end = yield from steps(problem)
+        self.dt = end.dt
 
     def _watch(self, event: str, t: float, z: Tensor, dt: float) -> None:
         """Hand a trial on, with the state that a callable norm gets."""
@@ -225,24 +225,21 @@ class Backward:
         grads = self._products(t, y, k, lam * weight, self.wrt)
         self.sums.add([None if g is None else g.to(wide([g.dtype])) for g in grads])
 
-    def _control(self, start: float, end: float) -> Adaptive | FixedSteps:
-        """The forward control, over the segment and on the backward state."""
-        settings, control = self.settings, self.settings.control or self.p.control
-        if not isinstance(control, (Adaptive, FixedSteps)):
-            return control(start, end)
-        if isinstance(control, Adaptive):
-            return replace(
-                control,
-                rtol=self._tolerance(control.rtol if settings.rtol is None else settings.rtol),
-                atol=self._tolerance(control.atol if settings.atol is None else settings.atol),
-                dt0=self.dt if self.dt is not None else control.dt0,
-                norm=self._norm,
-            )
-        if control is settings.control:
+    def _control(self, start: float, end: float) -> Control:
+        """The control of the stretch; one that follows tolerances has them for the backward state."""
+        settings, given = self.settings, self.settings.control or self.p.control
+        if not hasattr(given, "moves"):
+            return cast("Callable[[float, float], Control]", given)(start, end)
+        control = cast("Control", given).within(start, end)
+        own = tolerant(control)
+        if own is None:
             return control
-        low, high = min(start, end), max(start, end)
-        grid = [value(t) for t in control.times(self.p.ts) if low < value(t) < high]
-        return FixedSteps(grid=Times((start, *reversed(grid), end)))
+        return own.with_settings(
+            rtol=self._tolerance(own.rtol if settings.rtol is None else settings.rtol),
+            atol=self._tolerance(own.atol if settings.atol is None else settings.atol),
+            dt0=self.dt if self.dt is not None else own.dt0,
+            norm=self._norm,
+        )
 
     def _tolerance(self, tolerance: float | Tensor) -> float | Tensor:
         """A tolerance of y, for y, lambda (the same) and the totals (the smallest of it)."""

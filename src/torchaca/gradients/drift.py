@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..control import FixedSteps
 from ..core import Problem
 from ..field.inputs import Inputs
 from ..field.places import label
@@ -61,7 +60,7 @@ class Drift:
         """
         # nan is no rounding either, unless there were values that are not finite in the forward pass, which say so.
         drifted = (self.worst > 0) | (torch.isnan(self.worst) & torch.isfinite(self.sizes))
-        if drifted.device.type != "cpu" and isinstance(p.control, FixedSteps):
+        if drifted.device.type != "cpu" and not p.control.adaptive:
             return nan_where(drifted, grads, inputs.without_late(parts.flat()) if parts else ())
         if drifted.item():
             raise RuntimeError(CHANGED.format(_cause(p, inputs)))

@@ -76,9 +76,8 @@ class Run:
     def leaves(self, saved: Sequence[Any]) -> Parts:
         """Leaves for a replay, from the saved inputs."""
         # The captured tensors are those that f holds, not what saved-tensor hooks made of them.
-        return replace(
-            Parts.join(saved, len(self.inputs.args)), captured=self.inputs.captured + self.inputs.late
-        ).leaves()
+        parts = Parts.join(saved, len(self.problem.control.tensors), len(self.inputs.args))
+        return replace(parts, captured=self.inputs.captured + self.inputs.late).leaves()
 
 
 def taped(p: Problem, shelf: Shelf[Tensor], run: Run) -> Iterator[Step]:

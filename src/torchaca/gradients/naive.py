@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..loops.outputs import gather
-from ..loops.stepping import steps
 from .in_place import guarded
 
 
@@ -25,4 +24,5 @@ class Naive:
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve with autograd recording everything; see `torchaca.core.Gradient`."""
-        return guarded(p, gather(p, steps(p, through_search=True)))
+        moves = getattr(p.control, "moves_on_tensors", p.control.moves)
+        return guarded(p, gather(p, moves(p)))

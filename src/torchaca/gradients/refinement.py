@@ -15,14 +15,14 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
 
-from ..control import Adaptive, FixedSteps
+from ..control import FixedSteps, halved
 from ..core import Outcome, Problem, Times
 from ..errors import SolverError
+from ..transforms import is_differentiated
 
 REFINEMENTS = 8
 STEPS = 100_000  # where the control has no limit of its own
@@ -52,8 +52,7 @@ class Level:
     def steps_for(self, p: Problem) -> Problem:
         """`p` on the steps of this level, without a search."""
         control = self.problem.control
-        fixed = isinstance(control, FixedSteps)
-        return replace(p, control=control if fixed else FixedSteps(grid=Times(tuple(self.times))))
+        return replace(p, control=FixedSteps(grid=Times(tuple(self.times))) if control.adaptive else control)
 
 
 def check_setting(grad_rtol: object, checkpoints: object) -> None:
@@ -96,8 +95,8 @@ def _refined(coarse: Level, grad_rtol: float, rehearse: Rehearse) -> tuple[Level
     """The finest solve, and why it is not fine enough, if it is not."""
     p = coarse.problem
     rate = 2.0 ** -min(p.method.order, SHORTEST)
-    adaptive = isinstance(p.control, Adaptive)
-    limit, name = (p.control.max_steps, "max_steps=") if adaptive else (STEPS, "")
+    limit: int | None = getattr(p.control, "max_steps", None)
+    limit, name = (STEPS, "") if limit is None else (limit, "max_steps=")
     found = [math.inf, math.inf]
     for _ in range(REFINEMENTS):
         if 2 * (len(coarse.times) - 1) > limit:
@@ -144,17 +143,11 @@ def _check(p: Problem, grad_rtol: float) -> None:
             "grad_rtol compares gradients on two grids, and f is random or changes what it reads (Dropout?), so that "
             "they never agree: call model.eval() first, or drop grad_rtol"
         )
-    if isinstance(p.control, FixedSteps):
-        grid = p.control.grid
-        if grid is not None and grid.tensor is not None:
-            raise ValueError(
-                "grad_rtol changes the grid, so that there is no gradient with respect to the given one: pass "
-                "grid.detach(), or drop grad_rtol"
-            )
-        if p.ts.tensor is not None and p.control == FixedSteps():
-            raise ValueError(
-                "grad_rtol with differentiable times needs steps that do not end at each of them: give n_steps= or dt="
-            )
+    if any(map(is_differentiated, p.control.tensors)):
+        raise ValueError(
+            "grad_rtol changes the grid, so that there is no gradient with respect to the given one: pass "
+            "grid.detach(), or drop grad_rtol"
+        )
 
 
 def _level(p: Problem, rehearse: Rehearse) -> Level:
@@ -239,22 +232,9 @@ def extrapolated(apart: float, last: float, rate: float) -> float:
 
 
 def _finer(coarse: Level, rate: float, rehearse: Rehearse) -> Level:
-    """The next solve: from tighter tolerances, or on halved steps where that fails or gives hardly more steps."""
+    """The next solve: under a finer control, or on halved steps if an adaptive one fails or finds hardly more steps."""
     p, control = coarse.problem, coarse.problem.control
-    if isinstance(control, Adaptive):
-        tight = replace(control, rtol=control.rtol * rate, atol=control.atol * rate)
-        fine = _level(replace(p, control=tight), rehearse)
-        if fine.failure is None and len(fine.times) > GROWTH * len(coarse.times):
-            return fine
-    return _level(replace(p, control=halved(coarse)), rehearse)
-
-
-def halved(level: Level) -> FixedSteps:
-    """The level's steps halved."""
-    control = level.problem.control
-    if isinstance(control, FixedSteps) and control.n_steps is not None:
-        return FixedSteps(n_steps=2 * control.n_steps)
-    if isinstance(control, FixedSteps) and control.dt is not None:
-        return FixedSteps(dt=control.dt / 2)
-    pairs = [(a, (a + b) / 2) for a, b in pairwise(level.times)]
-    return FixedSteps(grid=Times((*chain.from_iterable(pairs), level.times[-1])))
+    fine = _level(replace(p, control=control.finer(coarse.times, rate)), rehearse)
+    if not control.adaptive or (fine.failure is None and len(fine.times) > GROWTH * len(coarse.times)):
+        return fine
+    return _level(replace(p, control=FixedSteps(grid=Times(halved(coarse.times)))), rehearse)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import FixedSteps
 from ..core import Problem, Stats, Times
 from ..field.dynamics import Dynamics
 from ..field.inputs import Inputs
@@ -132,30 +131,31 @@ class Parts:
 
     y0: Tensor
     ts: Tensor | None
-    grid: Tensor | None
+    control: tuple[Tensor, ...]
     args: tuple[Tensor, ...]
     captured: tuple[Tensor, ...]
 
     @staticmethod
     def of(p: Problem, inputs: Inputs) -> Parts:
-        grid = p.control.grid if isinstance(p.control, FixedSteps) else None
-        return Parts(
-            p.y0, p.ts.tensor, grid.tensor if grid else None, inputs.args, inputs.captured + inputs.late
-        )
+        captured = inputs.captured + inputs.late
+        return Parts(p.y0, p.ts.tensor, tuple(p.control.tensors), inputs.args, captured)
 
     @staticmethod
-    def join(tensors: Sequence[Any], n_args: int) -> Parts:
-        y0, ts, grid, *rest = tensors
-        return Parts(y0, ts, grid, tuple(rest[:n_args]), tuple(rest[n_args:]))
+    def join(tensors: Sequence[Any], n_control: int, n_args: int) -> Parts:
+        y0, ts, *rest = tensors
+        others = n_control + n_args
+        return Parts(y0, ts, tuple(rest[:n_control]), tuple(rest[n_control:others]), tuple(rest[others:]))
 
     def flat(self) -> tuple[Tensor | None, ...]:
-        return (self.y0, self.ts, self.grid, *self.args, *self.captured)
+        return (self.y0, self.ts, *self.control, *self.args, *self.captured)
 
     def leaves(self) -> Parts:
         """Own leaves for everything but captured tensors, which f holds and which nobody can exchange."""
-        own = [None if x is None else x.detach().requires_grad_() for x in (self.y0, self.ts, self.grid)]
-        args = tuple(a.detach().requires_grad_() for a in self.args)
-        return Parts.join([*own, *args, *self.captured], len(args))
+        y0, ts = (None if x is None else x.detach().requires_grad_() for x in (self.y0, self.ts))
+        control, args = (
+            tuple(x.detach().requires_grad_() for x in some) for some in (self.control, self.args)
+        )
+        return Parts.join([y0, ts, *control, *args, *self.captured], len(control), len(args))
 
 
 def rebuilt(p: Problem, parts: Parts, inputs: Inputs) -> Problem:
@@ -164,17 +164,13 @@ def rebuilt(p: Problem, parts: Parts, inputs: Inputs) -> Problem:
     if isinstance(f, Dynamics):
         swap = {id(old): new for old, new in zip(inputs.args, parts.args, strict=True)}
         f = f.with_tensors(swap)
-    control = p.control
-    if isinstance(control, FixedSteps) and control.grid is not None:
-        control = replace(control, grid=Times(control.grid.values, parts.grid))
+    control = p.control.with_tensors(parts.control)
     return replace(p, f=f, y0=parts.y0, ts=Times(p.ts.values, parts.ts), control=control, f0=None, watch=None)
 
 
 def without_graph(p: Problem) -> Problem:
     """The problem on plain numbers: nothing in it asks for a derivative."""
-    control = p.control
-    if isinstance(control, FixedSteps) and control.grid is not None:
-        control = replace(control, grid=control.grid.detached())
+    control = p.control.with_tensors([x.detach() for x in p.control.tensors])
     return replace(p, y0=p.y0.detach(), ts=p.ts.detached(), control=control)
 
 

@@ -70,7 +70,7 @@ class Backward:
             self.boundaries = list(self.p.control.boundaries(self.p.ts, run.times))
         self.ys_grad, self.dense_grad = grad_ys, grad_dense
         self.lam: Tensor | None = None
-        self.wrt = [parts.ts, parts.grid, *parts.args, *parts.captured]
+        self.wrt = [parts.ts, *parts.control, *parts.args, *parts.captured]
         self.totals = totals_for(len(self.wrt), (grad_ys, *grad_dense))
         self.time_grads: list[tuple[Tensor, Tensor]] = []
         self.keep = run.inputs.shared
@@ -105,7 +105,7 @@ class Backward:
             if grad is not None and isinstance(boundary, Tensor):
                 self.time_grads.append((boundary, grad))
         if self.p.trace is not None:
-            self._tell(self.p.trace, n, cotangents, grad_y, grads[4:])
+            self._tell(self.p.trace, n, cotangents, grad_y, grads[3 + len(self.parts.control) :])
         self.lam = grad_y if grad_y is not None else torch.zeros_like(state)
         self.totals.add(grads[2:])
         self.next_f0, self.next_state = step.f0.detach(), state
@@ -162,7 +162,7 @@ class Backward:
         return ordered((weights.reshape(-1, *[1] * (grads.ndim - 1)) * grads).sum(0), self.p.y0)
 
     def finish(self) -> MaybeTensors:
-        """Gradients of y0, the times, the grid, args and captured tensors.
+        """Gradients of y0, the times, the control, args and captured tensors.
 
         Raises
         ------
@@ -175,7 +175,7 @@ class Backward:
                 lam = lam + self.ys_grad[i]
         if self.time_grads:
             boundaries, grads = zip(*self.time_grads, strict=True)
-            self.totals.add(vjp(boundaries, self.wrt[:2], grads, keep=True))
+            self.totals.add(vjp(boundaries, self.wrt[: 1 + len(self.parts.control)], grads, keep=True))
         others = len(self.wrt) - len(self.parts.captured)
         sums = self.totals.sums
         lam = ordered(lam, self.parts.y0)

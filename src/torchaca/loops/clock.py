@@ -8,19 +8,21 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..control import Adaptive
 from ..core import Problem, Times
 from ..errors import warn
 from ..field.dynamics import Dynamics
 from ..torch_internals import TorchDispatchMode, pytree
-from .stepping import TOO_SMALL
+from .pace import TOO_SMALL
+
+if TYPE_CHECKING:
+    from .adaptive import Adaptive
 
 COARSE = 0.01  # of a step: where neighbouring times of f are farther apart, its stages are at the wrong times
 TINY = 1e-30  # of the span: near zero, nothing shorter is a time between two others

@@ -7,19 +7,22 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..control import Adaptive, largest
 from ..core import Problem
 from ..errors import SolverError
 from ..field.places import label
 from ..field.reach import reach
 from ..torch_internals import pytree
 from .jumps import find_jump
+from .rule import largest
 from .stiffness import Stiffness, eigenvalues, find_stiffness
+
+if TYPE_CHECKING:
+    from .adaptive import Adaptive
 
 RECENT = 10  # accepted step sizes remembered
 GROWTH = 1e6  # growth of |y| since the start that counts as leaving to infinity
@@ -46,6 +49,7 @@ class History:
     rejected_size: float = math.inf
     largest: float = 0.0
     slow: int = 0
+    next_look: int = PATIENCE
     jumps: int = 0
 
     def accept(self, size: float) -> None:
@@ -53,7 +57,10 @@ class History:
         self.rejections = 0
         self.rejected_size = math.inf
         self.largest = max(self.largest, size)
-        self.slow = self.slow + 1 if size < SLOW * self.largest else 0
+        if size < SLOW * self.largest:
+            self.slow += 1
+        else:
+            self.slow, self.next_look = 0, PATIENCE
 
     def reject(self, size: float) -> None:
         self.rejections += 1
@@ -64,10 +71,11 @@ class History:
 def chatters(p: Problem, control: Adaptive, history: History, t: float, y: Tensor) -> bool:
     """Whether a solve goes on in tiny steps because f jumps, again and again, where the solution is.
 
-    To be asked after `PATIENCE` tiny steps in a row. One look is not enough: any solution may cross a jump.
+    It looks after `PATIENCE` tiny steps in a row. One look is not enough: any solution may cross a jump.
     """
-    if history.slow % BETWEEN_LOOKS or history.rejections:
+    if history.slow < history.next_look or history.rejections:
         return False
+    history.next_look = history.slow + BETWEEN_LOOKS
     with p.effects.undone() if p.effects else nullcontext():
         found = find_jump(p, control, t, y, AHEAD * max(history.sizes))
     history.jumps = history.jumps + 1 if found and not found.in_time else 0

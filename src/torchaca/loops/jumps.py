@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..control import Adaptive, largest
 from ..core import Problem
+from .rule import largest
+
+if TYPE_CHECKING:
+    from .adaptive import Adaptive
 
 LEAST = 0.1  # the change of f along the step, as a part of f, that is worth a look
 KEPT = 0.25  # the part of this change that is left in the last half, if f jumps there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,8 +23,20 @@ from ..torch_internals import (
     maybe_get_level,
     plain,
 )
-from .pace import at_dt_min, next_dt, propose, ulp
-from .stepping import BAD_RATIO, TOO_SMALL, smallest, smallest_step
+from .pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
+
+if TYPE_CHECKING:
+    from .adaptive import Adaptive
+
+WORDS = {
+    "step-size": "a step size fell below what time can resolve",
+    "underflow": "a step size fell below the smallest number of the state's dtype",
+    "dt-min": "the error is too large at dt_min = {dt_min:g}",
+    "max-steps": "max_steps = {max_trials} trials are used up",
+    "rejections": "{most_rejections} trials in a row were rejected",
+}
+KINDS = {"underflow": "step-size", "rejections": "step-size"}
+"""Kinds of `SolverError` by the reason to give up, if they have other names."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +85,13 @@ class Search:
     """Where the lanes are, and how they came there.
 
     `y` and `f0` are as each lane sees them, all other tensors plain, `(*lanes,)`: that makes their many small
-    operations cheaper. A lane is `stuck` where its error is too large at `dt_min`. With `alone`, lanes that fail stop
-    where they are and the others go on; `failure` is that of the first.
+    operations cheaper. `rejections` counts the trials that were rejected in a row, the last of `rejected_size`. With
+    `alone`, lanes that fail stop where they are and the others go on; `failure` is that of the first.
     """
 
     p: Problem
     control: Adaptive
+    limits: Limits
     lanes: Lanes
     y: Tensor
     f0: Tensor | None
@@ -85,8 +99,8 @@ class Search:
     dt: Tensor
     stops: list[Tensor]
     ratios: list[Tensor]
-    rejected: Tensor
-    stuck: Tensor
+    rejections: Tensor
+    rejected_size: Tensor
     failed: Tensor
     alone: bool = False
     failure: SolverError | None = None
@@ -101,16 +115,17 @@ class Search:
             y0, f0 = p.y0.detach(), f0.detach()
             p = replace(p, y0=y0, f0=f0, watch=None)
             dt0 = lanes.gathered(control.initial_step(p, f0)) if control.dt0 is None else None
+        limits = Limits.of(p, control)
         with plain():
             t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
-            dt = torch.full_like(t, control.dt0 or 0.0) if dt0 is None else dt0
-            usable = torch.isfinite(dt) & (dt > smallest(p))
-            least = 0.0 if control.dt0 else 2 * smallest_step(p, p.ts.values[0])
-            dt = torch.where(usable, dt, 1e-6 * _span(p)).clamp(min=max(control.dt_min, least))
+            given = max(control.dt0 or 0.0, control.dt_min)
+            dt = torch.full_like(t, given) if dt0 is None else first_dt(dt0, t, limits)
             stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
-            none = torch.zeros_like(t, dtype=torch.bool)
+            none, never = torch.zeros_like(t), torch.full_like(t, torch.inf)
             ratios = [torch.ones_like(t)] * 2
-        return Search(p, control, lanes, y0, f0, t, dt, stops, ratios, none, none, none, alone)
+        return Search(
+            p, control, limits, lanes, y0, f0, t, dt, stops, ratios, none, never, none.bool(), alone
+        )
 
     def boundaries(self) -> Tensor:
         """The times between which each lane steps, padded with its end: `(n, *lanes)`."""
@@ -135,9 +150,8 @@ class Search:
         with plain():
             t = self.t
             active, stop = (t != self.stops[-1]) & ~self.failed, self._next_stop()
-            t1, clipped = propose(t, self.dt, stop, self.p.ts.sign, self.control.dt_max)
-            first = (t1 == stop) & ~self.rejected  # however near a stop is
-            going = self._going(active, torch.where(first, torch.inf, (t1 - t).abs()))
+            t1, clipped = propose(t, self.dt, stop, self.limits)
+            going = self._going(active, (t1 - t).abs(), t1 == stop)
             return None if going is None else (going, torch.where(going, t1, t), clipped)
 
     def _try(self, active: Tensor, t1: Tensor, clipped: Tensor) -> None:
@@ -147,13 +161,14 @@ class Search:
         ratio = self.lanes.gathered(control.ratio(step))
         with plain():
             ratio, size = ratio.double(), (t1 - self.t).abs()
-            success = active & self._passes(ratio, size)
+            forced = control.accept_at_dt_min
+            success = active & accepts(ratio, self.t, size, self.limits, at_least_dt_min=forced)
             ratios = [ratio.nan_to_num(nan=BAD_RATIO, posinf=BAD_RATIO, neginf=BAD_RATIO), *self.ratios]
-            trial = size, clipped, success
-            order, dt_min = self.p.method.order, control.dt_min
-            self.dt = next_dt(control, order, self.dt, ratios, trial, self.rejected, dt_min)
+            trial, calm = (size, clipped, success), self.rejections > 0
+            self.dt = next_dt(control, self.p.method.order, self.dt, ratios, trial, calm, self.limits)
             self.ratios = [torch.where(success, *pair) for pair in pairwise(ratios)]
-            self.rejected = ~success
+            self.rejections = torch.where(success, 0.0, self.rejections + 1)
+            self.rejected_size = size
             self.t = torch.where(success, t1, self.t)
             self.history.append((t1, active, success))
         here, f1 = spread(success), step.known_f1
@@ -167,18 +182,7 @@ class Search:
             stop = torch.where(self.p.ts.sign * (one - self.t) > 0, one, stop)
         return stop
 
-    def _passes(self, ratio: Tensor, size: Tensor) -> Tensor:
-        """Whether a trial is good enough; also notes who is stuck."""
-        passes, control = ratio <= 1.0, self.control
-        if not control.dt_min:
-            return passes
-        smallest = at_dt_min(self.t, size, control.dt_min)
-        if control.accept_at_dt_min:
-            passes = passes | (smallest & torch.isfinite(ratio))
-        self.stuck = smallest & ~passes
-        return passes
-
-    def _going(self, active: Tensor, size: Tensor) -> Tensor | None:
+    def _going(self, active: Tensor, size: Tensor, lands: Tensor) -> Tensor | None:
         """Which of the lanes that are on their way can make a trial of that size, None if none is left.
 
         Reads the device once, and once more where a lane has failed.
@@ -188,20 +192,14 @@ class Search:
         SolverError
             Where a lane cannot, unless lanes fail alone.
         """
-        limit = torch.clamp(TOO_SMALL * ulp(self.t), min=smallest(self.p))
-        max_steps, dt_min = self.control.max_steps, self.control.dt_min
-        spent = active if len(self.history) == max_steps else torch.zeros_like(active)
-        reasons = {
-            "step-size": (active & ~(size > limit), "a step size fell below what time can resolve"),
-            "dt-min": (active & self.stuck, f"the error is too large at dt_min = {dt_min:g}"),
-            "max-steps": (spent, f"max_steps = {max_steps} trials are used up"),
-        }
-        masks = [lanes for lanes, _ in reasons.values()]
+        trials, limits = len(self.history), self.limits
+        found = refusals(self.t, size, lands, self.rejections, self.rejected_size, trials, limits)
+        masks = [active & holds for holds in found.values()]
         goes, *fails = torch.stack([active, *masks]).flatten(1).any(1).tolist()
-        for fails_so, (kind, (lanes, reason)) in zip(fails, reasons.items(), strict=True):
+        for fails_so, reason, lanes in zip(fails, found, masks, strict=True):
             if not fails_so:
                 continue
-            failure = self._failure(kind, lanes, reason)
+            failure = self._failure(reason, lanes)
             if not self.alone:
                 raise failure
             self.failure = self.failure or failure
@@ -211,11 +209,8 @@ class Search:
             goes = bool(active.any())
         return active if goes else None
 
-    def _failure(self, kind: str, lanes: Tensor, reason: str) -> SolverError:
+    def _failure(self, reason: str, lanes: Tensor) -> SolverError:
         t, dt = self.t[lanes].min().item(), self.dt.max().item()
-        message = f"a lane of vmap stopped at t = {t:.10g}: {reason}. try: that lane alone, outside of vmap."
-        return SolverError(kind, message, t=t, dt=dt, stats=self.p.stats)
-
-
-def _span(p: Problem) -> float:
-    return abs(p.ts.values[-1] - p.ts.values[0])
+        words = WORDS[reason].format(**vars(self.limits))
+        message = f"a lane of vmap stopped at t = {t:.10g}: {words}. try: that lane alone, outside of vmap."
+        return SolverError(KINDS.get(reason, reason), message, t=t, dt=dt, stats=self.p.stats)

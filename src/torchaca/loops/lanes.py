@@ -13,17 +13,20 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..control import Adaptive
-from ..core import Outcome, Problem, Step
+from ..core import Outcome, Problem, Step, tolerant
 from ..layout import stacked
 from ..numbers import has_lanes
 from ..torch_internals import TransformType, get_interpreter_stack, plain
 from .clock import check_clock
 from .lane_search import Lanes, Search
+
+if TYPE_CHECKING:
+    from .adaptive import Adaptive
 
 
 def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
@@ -37,11 +40,12 @@ def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
         If there are no lanes.
     """
     in_lanes = [x for x in (p.y0, *tensors) if has_lanes(x)] if _mapped() else []
-    if not isinstance(p.control, Adaptive) or not in_lanes:
+    if not (p.control.adaptive and in_lanes):
         return False
     if any(0 in Lanes.of(x).shape for x in in_lanes):
         raise ValueError("torch.func.vmap over no lanes: there is nothing to solve, skip the call")
     unavailable = {
+        f"a control of your own ({type(p.control).__name__}) is": tolerant(p.control) is None,
         "jump_ts is": bool(p.jumps) or p.one_sided,
         "dense=True is": p.dense,
         "derivatives with respect to t are": p.ts.tensor is not None,

@@ -14,13 +14,17 @@ from __future__ import annotations
 import cmath
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..control import Adaptive, largest
 from ..core import Method, Problem
+from .rule import largest
+
+if TYPE_CHECKING:
+    from .adaptive import Adaptive
 
 KRYLOV = 10  # differences of f: the spectrum of a small system, the extreme eigenvalues of a large one
 DAMPED = 0.5  # the least part of |lambda| that is its real part: an oscillation is not stiff

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..control import Adaptive
 from ..errors import SolverError
 from ..torch_internals import pytree
 from .model import Grads, Model, Pass, differentiate, distance
@@ -78,7 +77,7 @@ def _converged(model: Model, rtol: float) -> Reference | str:
 
 def _at(model: Model, rtol: float) -> Pass:
     control = model.options.get("control")
-    jumps = control.jump_ts if isinstance(control, Adaptive) else model.options.get("jump_ts")
+    jumps = getattr(control, "jump_ts", model.options.get("jump_ts"))
     options: dict[str, Any] = {"method": METHOD, "rtol": rtol, "atol": 1e-2 * rtol}
     return differentiate(model, "aca", **options, **({} if jumps is None else {"jump_ts": jumps}))
 

@@ -1,0 +1,143 @@
+"""Fixed steps: grids that do not look at the solution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
+
+import torch
+from torch import Tensor
+
+from ..core import End, Problem, Step, Times
+from ..numbers import Time, value
+from .stepping import march
+
+
+@dataclass(frozen=True)
+class FixedSteps:
+    """Steps that do not look at the solution.
+
+    Exactly one of `dt` (the last step is shortened to land on t1), `n_steps` (equal steps over the whole span) or
+    `grid` (the step times, from t0 to t1); none of them steps from output time to output time.
+    """
+
+    dt: float | None = None
+    n_steps: int | None = None
+    grid: Times | None = None
+    ts: Times | None = field(default=None, repr=False, compare=False)
+    """The output times that it was `fitted` to."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("dt", "n_steps", "grid") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give only one of {', '.join(given)}")
+        if self.dt is not None and not (self.dt > 0 and math.isfinite(self.dt)):
+            raise ValueError(f"dt is the size of a step, a positive number; got {self.dt!r}")
+        n = self.n_steps
+        if n is not None and not (isinstance(n, (int, float)) and n >= 1 and float(n).is_integer()):
+            raise ValueError(f"n_steps is a whole number of at least 1, got {self.n_steps!r}")
+
+    def times(self, ts: Times) -> list[Time]:
+        """All step times, from `ts[0]` to `ts[-1]`; tensors where `ts` or `grid` carries a derivative."""
+        start, end = ts.values[0], ts.values[-1]
+        if start == end:
+            return [ts[0]]
+        first, last = ts[0], ts[len(ts) - 1]
+        if self.grid is not None:
+            return [first, *(self.grid[i] for i in range(1, len(self.grid) - 1)), last]
+        if self.n_steps is not None:
+            n = int(self.n_steps)
+            return [first, *(first + (last - first) * (i / n) for i in range(1, n)), last]
+        if self.dt is not None:
+            # A remainder of rounding size is no step of its own.
+            n = max(1, math.ceil(abs(end - start) / self.dt * (1 - 1e-12) - 1e-9))
+            return [first, *(first + ts.sign * self.dt * i for i in range(1, n)), last]
+        kept = [i for i in range(1, len(ts)) if ts.values[i] != ts.values[i - 1]]
+        return [first, *(ts[i] for i in kept)]
+
+    def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
+        """The grid moves with the times it was made from."""
+        return self.times(ts)[: len(taken)]
+
+    @property
+    def adaptive(self) -> bool:
+        return False
+
+    def moves(self, p: Problem) -> Generator[Step, None, End]:
+        """Yield the steps of a problem; see `torchaca.core.Control`."""
+        return march(p, self.times(p.ts))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The grid, if it is differentiated."""
+        return () if self.grid is None or self.grid.tensor is None else (self.grid.tensor,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> FixedSteps:
+        """Exchange the grid for one of the same values; one that nobody differentiates is host numbers."""
+        if self.grid is None or not tensors:
+            return self
+        (grid,) = tensors
+        moving = Times(self.grid.values, grid if grid.requires_grad else None, moving=True)
+        return replace(self, grid=moving)
+
+    def fitted(self, ts: Times, time_dtype: torch.dtype) -> FixedSteps:
+        """Check that a given grid runs from the first output time to the last, and keep the times for `within`.
+
+        Raises
+        ------
+        ValueError
+            If the grid starts or ends elsewhere, or has a step of length zero.
+        """
+        if self.grid is not None:
+            refuse_grid(self.grid.values, ts)
+        return replace(self, ts=Times(ts.values, moving=ts.moving))
+
+    def finer(self, taken: Sequence[float], rate: float) -> FixedSteps:
+        """Halve the steps.
+
+        Raises
+        ------
+        ValueError
+            If they end at output times that are differentiated, which steps in between would not follow.
+        """
+        if self.n_steps is not None:
+            return replace(self, n_steps=2 * self.n_steps)
+        if self.dt is not None:
+            return replace(self, dt=self.dt / 2)
+        if self.grid is None and self.ts is not None and self.ts.moving:
+            raise ValueError(
+                "grad_rtol with differentiable times needs steps that do not end at each of them: give n_steps= or dt="
+            )
+        return replace(self, grid=Times(halved(taken)))
+
+    def within(self, start: float, end: float) -> FixedSteps:
+        """Take the steps of the solve that lie in a stretch of it, in its direction."""
+        if self.ts is None:
+            return self
+        low, high = min(start, end), max(start, end)
+        inside = [t for t in map(value, self.times(self.ts)) if low < t < high]
+        sign = 1.0 if end > start else -1.0
+        return FixedSteps(grid=Times((start, *sorted(inside, key=lambda t: sign * t), end)))
+
+
+def halved(taken: Sequence[float]) -> tuple[float, ...]:
+    """Return the ends of steps of half the size."""
+    return (*chain.from_iterable((a, (a + b) / 2) for a, b in pairwise(taken)), taken[-1])
+
+
+def refuse_grid(grid: Sequence[float], ts: Times) -> None:
+    """Refuse a grid that does not run from the first output time to the last, or has a step of length zero.
+
+    Raises
+    ------
+    ValueError
+    """
+    span = abs(ts.values[-1] - ts.values[0])
+    for name, mine, theirs in (("start", grid[0], ts.values[0]), ("end", grid[-1], ts.values[-1])):
+        if abs(mine - theirs) > 1e-6 * span:  # float32 times beside float64 ones
+            raise ValueError(f"grid must {name} where t does: {mine:g} is not {theirs:g}")
+    for i in range(1, len(grid)):
+        if grid[i] == grid[i - 1]:
+            raise ValueError(f"grid[{i}] repeats {grid[i]:g}: a step needs a length")
