@@ -20,7 +20,8 @@ DOUBLE = torch.float64
 CONTINUOUS = {"adjoint"}  # right up to a tolerance
 REVERSING = {"mali"}  # takes reversible methods alone: test_mali.py
 THROUGH_SEARCH = {"naive"}  # differentiates the step-size search: exact, but of another function
-ALL = sorted(set(GRADIENTS) - REVERSING)
+REPLAYED = ACA(checkpoints="all")  # the paper's algorithm, which is not the default
+ALL = [*sorted(set(GRADIENTS) - REVERSING), REPLAYED]
 EXACT = [name for name in ALL if name not in CONTINUOUS]
 FROZEN = [name for name in EXACT if name not in THROUGH_SEARCH]
 """Exact with step sizes held constant: equal to `direct`."""
@@ -29,7 +30,7 @@ ADAPTIVE = sorted(name for name, method in METHODS.items() if method.adaptive)
 
 SETTINGS = {
     **{name: make() for name, make in GRADIENTS.items()},
-    **{f"aca-{kept}": ACA(checkpoints=kept) for kept in ("none", "sqrt", "binomial", 2)},
+    **{f"aca-{kept}": ACA(checkpoints=kept) for kept in ("all", "none", "sqrt", "binomial", 2)},
     "aca-budget": ACA(memory_budget="1MB"),
     "aca-stagewise": ACA(stagewise=True),
     "adjoint-interpolated": Adjoint(state="interpolated"),

@@ -6,9 +6,10 @@ from gradient_cases import DOUBLE, THROUGH_SEARCH
 from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-from torchaca import ACA, GRADIENTS, METHODS, FixedSteps, solve
+from torchaca import GRADIENTS, METHODS, FixedSteps, solve
+from torchaca.core import Facts
 
-RECORDED = [name for name, make in GRADIENTS.items() if not make().wants_inputs or make() == ACA()]
+RECORDED = [name for name, g in GRADIENTS.items() if Facts.of(g()).records or Facts.of(g()).replaceable]
 """The gradients that run inside of transforms."""
 REFUSED = [name for name in GRADIENTS if name not in RECORDED]
 W = torch.tensor([[0.5, -1.0], [1.2, 0.3]], dtype=DOUBLE)

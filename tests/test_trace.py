@@ -10,7 +10,7 @@ from torch import nn
 
 import torchaca as aca
 from torchaca import ACA, NeuralODE, SolverError, solve
-from torchaca.gradients import TRACED
+from torchaca.core import Facts
 
 WALKING = {
     "aca": "aca",
@@ -282,7 +282,7 @@ class First(nn.Sequential):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in aca.GRADIENTS if not isinstance(aca.GRADIENTS[name](), TRACED)]
+    "name", [name for name in aca.GRADIENTS if not Facts.of(aca.GRADIENTS[name]()).moves]
 )
 def test_others_refuse(name):
     with pytest.raises(ValueError, match=f"debug=True.*gradient='{name}'.*use gradient='aca' or 'direct'"):

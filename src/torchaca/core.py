@@ -109,6 +109,12 @@ class Times:
             return 1
         return self.up_to(self.values[0])
 
+    def first(self, n: int) -> Times:
+        """The first `n` of them."""
+        if n == len(self):
+            return self
+        return Times(self.values[:n], None if self.tensor is None else self.tensor[:n], moving=self.moving)
+
     def detached(self) -> Times:
         return Times(self.values, moving=self.moving) if self.tensor is not None else self
 
@@ -396,35 +402,90 @@ def inside(f: VectorField, t0: Time, t1: Time, start: bool, end: bool) -> Vector
 
 @dataclass
 class Outcome:
-    """What a gradient method hands back: the outputs it reached, and why it stopped early, if it did.
+    """What a gradient method hands back: the outputs that it reached, and why it stopped early, if it did.
 
-    `ys` is `(n, *y0.shape)` with n = len(ts) unless `failure` is set. `times` holds the boundaries of all accepted
-    steps, `boundaries` the same as tensors where the steps had some; where the problem asked for dense output,
-    `bases` holds their interpolants (see `Step.basis`).
+    `ys` is `(len(ts), *y0.shape)`, `ts` are the output times that were reached: all, unless `failure` is set. `times`
+    holds the boundaries of all accepted steps, `boundaries` the same as tensors where the steps had some; where the
+    problem asked for dense output, `bases` holds their interpolants (see `Step.basis`).
     """
 
     ys: Tensor
+    ts: Times
     failure: SolverError | None = None
     times: Sequence[float] = ()
     bases: Sequence[Tensor] = ()
     boundaries: Sequence[Time] = ()
 
+    @property
+    def replayed(self) -> Sequence[float]:
+        """The boundaries of the steps that an output depends on: a loss cannot see those behind the last output."""
+        if self.failure is None or self.bases:
+            return self.times
+        last = self.ts.sign * self.ts.values[-1]
+        before = [t for t in self.times if self.ts.sign * t < last]
+        return self.times[: len(before) + 1]
+
 
 class Gradient(Protocol):
-    """Solves a problem in a way that autograd can differentiate."""
+    """Solves a problem in a way that autograd can differentiate. Its facts may be left out; see `Facts`."""
 
     @property
     def name(self) -> str: ...
-    @property
-    def wants_inputs(self) -> bool:
-        """Whether it has to be told the tensors that f depends on (else plain autograd finds them)."""
-        ...
-
-    @property
-    def wants_graph_size(self) -> bool:
-        """Whether `Inputs.graph_bytes` has to be measured."""
-        ...
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve; `inputs` are the tensors that f depends on, beside y0 and the times."""
         ...
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What others have to know of a gradient: attributes of these names, each with a default.
+
+    Attributes
+    ----------
+    exact : bool
+        Its gradient is that of the computed solution, step sizes held constant: the one of `direct`.
+    records : bool or None
+        Autograd records the steps (True), so that nobody has to find the tensors that f depends on; or they have no
+        graph (False), and `p.f0` has none either. None: it decides in the solve, and gets both, `p.f0` as a part of the
+        caller's graph and the tensors.
+    moves : bool
+        Its backward pass goes from step to step and tells `p.trace` of each (`debug=True`).
+    substitutable : bool
+        If it is exact: `direct` or a compiled loop may stand in for it where it cannot run itself, since it promises
+        nothing else, such as less memory. Not needed if it records the steps.
+    stagewise : bool
+        It makes the graph of one evaluation of f at a time, so that no graph of a whole step can be compiled for it.
+    wants_graph_size : bool
+        `inputs.graph_bytes` has to be measured.
+    """
+
+    exact: bool = False
+    records: bool | None = None
+    moves: bool = False
+    substitutable: bool = False
+    stagewise: bool = False
+    wants_graph_size: bool = False
+
+    @staticmethod
+    def of(gradient: Gradient) -> Facts:
+        """The facts of a gradient."""
+        names = Facts.__dataclass_fields__
+        return Facts(**{name: getattr(gradient, name) for name in names if hasattr(gradient, name)})
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether the graph of all accepted steps may stand in for it."""
+        return self.exact and (self.records is True or self.substitutable)
+
+
+def check_problem(gradient: Gradient, p: Problem) -> None:
+    """Let a gradient with a method `check` refuse a problem that it could not differentiate.
+
+    Raises
+    ------
+    ValueError
+    """
+    check = getattr(gradient, "check", None)
+    if check is not None:
+        check(p)

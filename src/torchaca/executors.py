@@ -16,14 +16,13 @@ from torch import Tensor
 
 from .compiled import CannotCompile, Loops, in_steps
 from .compiled.door import CUDA_GRAPHS, STEPS, refuse_steps
-from .core import Gradient, Outcome, Problem, tolerant
+from .core import Facts, Gradient, Outcome, Problem, check_problem, tolerant
 from .errors import warn
 from .field.dynamics import Dynamics
 from .field.inputs import Inputs, evaluated_in_graph, first_evaluation
 from .field.lost import warn_of_kept
 from .field.reach import reach
-from .gradients import ACA, MALI, Direct
-from .gradients.mali import reversible
+from .gradients import Direct
 from .layout import stacked
 from .loops.clock import check_clock
 from .loops.lanes import solve_in_lanes, solves_in_lanes
@@ -122,13 +121,19 @@ class Eager:
             self.gradient = recorded(self.gradient)
         if self._in_graph:
             return evaluated_in_graph(p, self.f)
-        weigh = self.gradient.wants_graph_size
-        p, self.inputs = first_evaluation(p, self.f, measure=weigh, declared=self.declared)
+        facts, differentiated = Facts.of(self.gradient), torch.is_grad_enabled()
+        p, self.inputs = first_evaluation(
+            p,
+            self.f,
+            measure=facts.wants_graph_size and differentiated,
+            attach=facts.records is None,
+            declared=self.declared,
+        )
         return p
 
     @property
     def _in_graph(self) -> bool:
-        return transformed() or (torch.is_grad_enabled() and not self.gradient.wants_inputs)
+        return transformed() or (torch.is_grad_enabled() and Facts.of(self.gradient).records is True)
 
     def finish(self, p: Problem) -> Outcome:
         """Solve; see `Executor`."""
@@ -136,7 +141,7 @@ class Eager:
         if transformed() and p.control.adaptive:
             seen = [tensor for _, tensor in reach(self.f.func, self.f.args).tensors]
             if solves_in_lanes(p, seen):
-                if not isinstance(gradient, Direct | ACA):
+                if not Facts.of(gradient).replaceable:
                     raise NotImplementedError(
                         f"gradient={gradient.name!r} is not available in an adaptive solve inside torch.func.vmap: use "
                         "gradient='aca' or 'direct'"
@@ -153,8 +158,7 @@ class Eager:
                 outcome = gradient(p, inputs)
             inputs.reads.settle()
             return outcome
-        if isinstance(gradient, MALI):
-            reversible(p)  # what training will refuse, evaluation refuses as well
+        check_problem(gradient, p)  # what training will refuse, evaluation refuses as well
         with torch.no_grad():
             return gather(p, steps(p))
 
@@ -212,7 +216,7 @@ def _at_rest(p: Problem) -> Outcome:
     if p.ts.tensor is not None and len(p.ts) > 1:
         shift = (p.ts.tensor - p.ts.tensor[0]).to(p.y0.device, p.y0.dtype.to_real())
         ys = ys + shift.reshape(-1, *[1] * p.y0.ndim) * p.f(p.ts[0], p.y0.clone())
-    return Outcome(ys, times=list(p.ts.values[:1]))
+    return Outcome(ys, p.ts, times=list(p.ts.values[:1]))
 
 
 def transformed() -> bool:
@@ -228,10 +232,11 @@ def recorded(gradient: Gradient) -> Gradient:
     NotImplementedError
         For a gradient, or a setting, that decides what is recorded.
     """
-    if gradient == ACA():  # its gradient is direct's, exactly
-        return Direct()
-    if not gradient.wants_inputs:
+    facts = Facts.of(gradient)
+    if facts.records:
         return gradient
+    if facts.replaceable:
+        return Direct()
     raise NotImplementedError(
         f"gradient={gradient.name!r} with these settings does not run inside torch.func transforms or forward-mode AD, "
         "which keep the graph of all steps: use gradient='aca' without settings, or 'direct'"

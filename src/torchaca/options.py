@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .compiled.door import CUDA_GRAPHS, STEPS, refuse_loops, refuse_steps
-from .core import Problem, Stats, Times
+from .core import Problem, Stats, Times, check_problem
 from .elsewhere import answer
 from .errors import shorten
 from .executors import check_mode
-from .gradients import MALI, Adjoint
-from .gradients.mali import reversible
 from .solve import ON_FAILURE, OPTIONS, StepOptions, find_gradient, find_method, refuse_untraced
-from .state import structure_of
+from .state import of_any_size, structure_of
 from .trace import Trace
 
 
@@ -41,29 +38,16 @@ def check_options(options: Mapping[str, Any], where: str, f: Callable[..., Any])
     gradient = find_gradient(options.get("gradient", "aca"))
     y0 = torch.zeros((), dtype=torch.float64, device="cpu")  # stands for any
     steps = {x.name: options.get(x.name) for x in fields(StepOptions)}
-    steps |= {name: _of_any_size(steps[name]) for name in ("rtol", "atol")}
+    steps |= {name: of_any_size(steps[name]) for name in ("rtol", "atol")}
     control = StepOptions(**steps).control(method, structure_of(y0), y0, options.get("control"))
     trace = Trace(f, (), Stats()) if options.get("debug") else None
     p = Problem(f, y0, Times((0.0, 1.0)), method, control, dense=bool(options.get("dense")), trace=trace)
     if trace is not None:
         refuse_untraced(gradient)
-    if isinstance(gradient, MALI):
-        reversible(p)
-    if isinstance(gradient, Adjoint):
-        tolerances = {name: _of_any_size(getattr(gradient, name)) for name in ("rtol", "atol")}
-        replace(gradient, **tolerances).resolved(p)
+    check_problem(gradient, p)
     mode = options.get("compile", False)
     check_mode(mode if isinstance(mode, str) else bool(mode))
     if isinstance(mode, str):
         refuse_steps(p, gradient, STEPS if mode == CUDA_GRAPHS else mode, False)
     elif mode:
         refuse_loops(p, gradient, False)
-
-
-def _of_any_size(tolerance: Any) -> Any:
-    """The tolerance; if it is for the entries of some y0, another one in its place."""
-    if tolerance is None or isinstance(tolerance, int | float | str):
-        return tolerance
-    if isinstance(tolerance, Tensor) and (tolerance.numel() == 1 or tolerance.requires_grad):
-        return tolerance
-    return 1.0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .control import Adaptive, FixedSteps, Norm, check_control, fitted
-from .core import Control, Gradient, Method, Outcome, Problem, Stats, Times, Watcher, tolerant
+from .core import Control, Facts, Gradient, Method, Outcome, Problem, Stats, Times, Watcher, tolerant
 from .dense import DenseOutput, detached
 from .elsewhere import answer
 from .errors import SolverError, did_you_mean, shorten, warn
@@ -24,7 +24,7 @@ from .executors import Eager, execute, transformed
 from .field.dynamics import Dynamics
 from .field.effects import warn_of_noise
 from .field.precision import floored
-from .gradients import GRADIENTS, TRACED
+from .gradients import GRADIENTS
 from .layout import joined, order_cotangent
 from .methods import ALIASES, METHODS
 from .numbers import host_times
@@ -165,6 +165,8 @@ def solve(
         entry per tensor of y0.
     gradient : str or Gradient
         "aca" (default), "direct", "naive", "adjoint", "mali", or an object with settings, e.g. `Adjoint(rtol=1e-8)`.
+        The default records the steps while their graphs fit 1 GiB, and replays them from their states if they do not;
+        see `ACA`.
     dt, n_steps, grid : float, int, times
         Fixed steps: of this size (the last one shorter), this many equal ones, or from one of these times to the
         next. Exactly one of them; required for a method without error estimate.
@@ -326,7 +328,7 @@ def refuse_untraced(gradient: Gradient) -> None:
     ------
     ValueError
     """
-    if not isinstance(gradient, TRACED):
+    if not Facts.of(gradient).moves:
         raise ValueError(
             f"debug=True follows a gradient from step to step, and gradient={gradient.name!r} is not computed that "
             "way: use gradient='aca' or 'direct'"
@@ -341,7 +343,7 @@ def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
             f"{name} is sharded and gathered in each evaluation of f, of which an adaptive solve makes another number "
             f"on each rank: a deadlock. Instead, {advice}"
         )
-    if torch.is_grad_enabled() and gradient.wants_inputs:
+    if torch.is_grad_enabled() and Facts.of(gradient).records is not True:
         raise ValueError(
             f"{name} is sharded and whole only inside f, so gradient={gradient.name!r} would lose its gradient: "
             f"{advice}, or use gradient='direct'"
@@ -351,7 +353,7 @@ def _refuse_gathered(name: str, p: Problem, gradient: Gradient) -> None:
 def _solution(
     p: Problem, outcome: Outcome, structure: Structure, on_failure: str, ts: Tensor, settings: str
 ) -> Solution:
-    failure, ys, n = outcome.failure, outcome.ys, len(outcome.ys)
+    failure, ys, n = outcome.failure, outcome.ys, len(outcome.ts)
     if ys.requires_grad and not transformed():
         order_cotangent(ys, p.y0)
     if failure is not None:
@@ -414,7 +416,7 @@ def find_gradient(gradient: str | Gradient) -> Gradient:
         raise TypeError(
             _not_a_class("gradient", gradient, [n for n, g in GRADIENTS.items() if g is gradient])
         )
-    if not (callable(gradient) and hasattr(gradient, "wants_inputs")):
+    if not (callable(gradient) and isinstance(getattr(gradient, "name", None), str)):
         raise TypeError(f"gradient must be a name or an object such as ACA(), got {shorten(gradient)}")
     return gradient
 

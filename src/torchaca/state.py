@@ -221,3 +221,12 @@ def _check_leaf(leaf: Any, path: str) -> None:
         )
     if not (leaf.is_floating_point() or leaf.is_complex()):
         raise TypeError(f"{name} has dtype {leaf.dtype}; an ODE state is real or complex: use {name}.float()")
+
+
+def of_any_size(tolerance: Any) -> Any:
+    """The tolerance; if it is for the entries of some y0, another one in its place."""
+    if tolerance is None or isinstance(tolerance, int | float | str):
+        return tolerance
+    if isinstance(tolerance, Tensor) and (tolerance.numel() == 1 or tolerance.requires_grad):
+        return tolerance
+    return 1.0

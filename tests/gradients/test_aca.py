@@ -23,9 +23,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import torchaca
-from torchaca import I_CONTROL, METHODS, PI_CONTROL, PID_CONTROL, Adaptive, SolverError, solve
+from torchaca import I_CONTROL, METHODS, PI_CONTROL, PID_CONTROL, Adaptive, SolverError
 from torchaca.core import Carrying
 from torchaca.gradients.drift import nan_where
+
+REPLAYED = torchaca.ACA(checkpoints="all")
+"""The paper's algorithm, which this file is about: "aca" stands for it here."""
+
+
+def solve(*args, gradient="aca", **options):
+    return torchaca.solve(*args, gradient=REPLAYED if gradient == "aca" else gradient, **options)
+
 
 TIMES = [0.0, 0.1, 0.2, 0.3, 1.1, 1.5]
 STEPS = {"fixed": {"n_steps": 3}, "adaptive": {"rtol": 1e-2, "dt0": 0.9}}
@@ -310,7 +318,9 @@ def test_so_many_states_and_no_more(count):
 NOISY = {"dropout": lambda: nn.Dropout(0.5), "batch-norm": lambda: nn.BatchNorm1d(8)}
 
 
-@pytest.mark.parametrize("setting", [torchaca.ACA(), *SETTINGS.values()], ids=["all", *SETTINGS])
+@pytest.mark.parametrize(
+    "setting", [torchaca.ACA(), REPLAYED, *SETTINGS.values()], ids=["auto", "all", *SETTINGS]
+)
 @pytest.mark.parametrize("layer", NOISY.values(), ids=NOISY)
 def test_side_effects_of_f_are_replayed_and_not_repeated(layer, setting):
     torch.manual_seed(0)
@@ -360,7 +370,9 @@ def test_batch_norm_counts_accepted_evaluations_once(gradient, options):
 
 
 @pytest.mark.filterwarnings("ignore:f draws random numbers")
-@pytest.mark.parametrize("gradient", ["aca", *SETTINGS.values()], ids=["all", *SETTINGS])
+@pytest.mark.parametrize(
+    "gradient", [torchaca.ACA(), "aca", *SETTINGS.values()], ids=["auto", "all", *SETTINGS]
+)
 def test_adaptive_dropout_leaves_the_generator_where_direct_does(gradient):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
@@ -437,9 +449,9 @@ def test_backward_twice(gradient):
 
 def test_two_losses_of_one_solve_add_up():
     case = Everything(TIMES)
-    sol = case.solve("aca", n_steps=3)
+    sol = case.solve(REPLAYED, n_steps=3)
     both = gradients_of(sol.ys, case.inputs, lambda ys: ys["z"].sum() + 3 * ys["l"][2].sum())
-    sol = case.solve("aca", n_steps=3)
+    sol = case.solve(REPLAYED, n_steps=3)
     for x in case.inputs.values():
         x.grad = None
     sol.ys["z"].sum().backward(retain_graph=True)
@@ -770,7 +782,7 @@ def test_the_toy_problem_runs_under_every_method(method):
 
 
 def test_the_name_and_the_object_are_the_same():
-    for gradient in ("aca", torchaca.ACA()):
+    for gradient in ("aca", torchaca.ACA(), REPLAYED):
         case = Everything(TIMES)
         assert_same(case.gradients(gradient, n_steps=2), case.gradients("direct", n_steps=2), 1e-11)
 

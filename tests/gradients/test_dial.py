@@ -40,7 +40,7 @@ def spent(setting, n):
 
 BASE = 13  # y0, the outputs, the last state, one step's graph, cotangents: whatever the number of steps
 SETTINGS = {
-    "all": (ACA(), lambda n: n, lambda n: n),
+    "all": (ACA(checkpoints="all"), lambda n: n, lambda n: n),
     "none": (ACA(checkpoints="none"), lambda n: 0, lambda n: NODES * n),
     "sqrt": (ACA(checkpoints="sqrt"), lambda n: 2 * n, lambda n: 3 * math.sqrt(n)),
     "binomial": (
@@ -140,7 +140,10 @@ def test_between_the_passes_one_state_a_step_is_alive(n):
     w = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
     y0 = torch.ones(SIZE, dtype=DOUBLE, requires_grad=True)
     with Peak([y0, w]) as between:
-        ys = solve(lambda t, y: torch.tanh(w * y), y0, [0.0, 1.0], method="rk4", n_steps=n).ys
+        gradient = ACA(checkpoints="all")
+        ys = solve(
+            lambda t, y: torch.tanh(w * y), y0, [0.0, 1.0], method="rk4", n_steps=n, gradient=gradient
+        ).ys
     assert round(between.now / SIZE) == (n - 1) + 1 + 2  # states behind y0, the last one, the two outputs
     ys[-1].sum().backward()
     del ys

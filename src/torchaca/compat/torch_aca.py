@@ -68,7 +68,9 @@ def odesolve_endtime(
 
 def odesolve_adjoint(func: Func, z0: Any, options: dict[str, Any], **more: Any) -> Any:
     """The value at t1 only, differentiated by ACA: one state a step and one step's graph in memory."""
-    return Solver(func, Options.read({**options, **more, "t_eval": None}), ACA()).integrate(z0)
+    return Solver(func, Options.read({**options, **more, "t_eval": None}), ACA(checkpoints="all")).integrate(
+        z0
+    )
 
 
 @dataclass(frozen=True)

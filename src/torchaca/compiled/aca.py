@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Gradient, Outcome, Problem
+from ..core import Facts, Gradient, Outcome, Problem, tolerant
 from ..field.dynamics import Dynamics
 from ..field.inputs import Inputs
-from ..gradients import ACA
-from ..gradients.replay import Ambience, MaybeTensors, Parts, refuse_derivative, saved_tensors, vjp
+from ..gradients import refuse, solve_with
+from ..gradients.fitting import BUDGET, step_bytes
+from ..gradients.replay import Ambience, MaybeTensors, Parts, vjp
 from ..layout import ordered
 from ..numbers import without_autocast
-from .capture import capture
-from .door import is_timed, refuse_loops
+from .capture import Capture, capture
+from .door import is_timed, keeps_graphs, refuse_loops
+from .failure import CannotCompile
 from .inference import normal, outside_inference
 from .loops import sweep_loop
 from .outputs import Chunk, f1_cotangent, padded, table_of_ends, tables_of_inner
@@ -42,8 +44,7 @@ class Loops:
 
     def __init__(self, p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> None:
         refuse_loops(p, gradient, transformed)
-        self.f = f
-        self.record = gradient != ACA() and torch.is_grad_enabled()  # keep the graph of all steps
+        self.f, self.facts = f, Facts.of(gradient)
 
     def begin(self, p: Problem) -> Problem:
         """Evaluate f through Dynamo."""
@@ -52,9 +53,24 @@ class Loops:
         with outside_inference():
             p = replace(p, y0=normal(p.y0))
             time = f.time(start, nudge=end if start in p.jumps else None)
-            self.seen = capture(f, time, p.y0, self.record)
+            record = torch.is_grad_enabled() and self.facts.records is not False and keeps_graphs(p)
+            self.seen = capture(f, time, p.y0, record)
+            self.record = record and self._keeps(p, self.seen)
+            self.seen = self.seen if self.record else replace(self.seen, recorded=None)
         f.note_precision(self.seen.field.half)
         return replace(p, f0=self.seen.value)
+
+    def _keeps(self, p: Problem, seen: Capture) -> bool:
+        """Whether the graphs of all steps are kept: as it is said, or if those of the most steps possible fit."""
+        first = seen.recorded
+        if self.facts.records:
+            if first is None:
+                raise CannotCompile("f does not depend on the state")
+            return True
+        if first is None or seen.sizes:  # graphs are compiled for one size alone
+            return False
+        control, step = tolerant(p.control), step_bytes(p, Inputs(graph_bytes=first.nbytes), p.method.stages)
+        return control is not None and control.max_steps * step <= BUDGET
 
     def finish(self, p: Problem) -> Outcome:
         """Solve; see `torchaca.executors.Executor`."""
@@ -78,11 +94,10 @@ class Loops:
             with torch.no_grad(), without_autocast(p.y0.device) if run.split else nullcontext():
                 sweep = Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)
                 run.warm_up(("pull" if run.split else "sweep", wanted), sweep.warm_up)
-            ys = _Solve.apply(run, ambience, *parts.flat(), *seen.inputs)
-        else:
-            with torch.no_grad():
-                ys = Forward(run).ys
-        return Outcome(ys, run.failure, run.accepted)
+            # As args: they are exchanged for leaves, so that hooks of the user's do not concern them.
+            return solve_with(CompiledPasses(run, p, Inputs(args=seen.inputs)))
+        with torch.no_grad():
+            return Forward(run).outcome()
 
 
 class Sweep:
@@ -164,46 +179,46 @@ class Sweep:
         self.lam, *self.totals = [a if g is None else a + g for a, g in zip(old, grads, strict=True)]
 
 
-class _Solve(torch.autograd.Function):
-    """Forward: compiled chunks without a graph. Backward: the compiled sweep over them."""
+class CompiledPasses:
+    """The passes of a compiled solve, chunk by chunk; see `torchaca.gradients.Passes`."""
 
-    @staticmethod
-    def forward(ctx: Any, run: Run, ambience: Ambience, *tensors: Any) -> Tensor:
-        forward = Forward(run)
+    def __init__(self, run: Run, problem: Problem, inputs: Inputs) -> None:
+        self.run, self.problem, self.inputs = run, problem, inputs
+
+    def forward(self) -> tuple[Outcome, list[Tensor]]:
+        """Solve chunk by chunk; kept are their states and residuals, the last state, and their interpolants."""
+        run, forward = self.run, Forward(self.run)
         end = run.drop_behind_outputs(forward.y)
-        ctx.run, ctx.ambience = run, ambience
-        # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        bases = (chunk.bases for chunk in run.chunks if chunk.bases is not None)
-        ctx.each = 1 + (len(run.split.like) if run.split else 0)
-        states = (x for chunk in run.chunks for x in (chunk.Y, *chunk.kept))
-        ctx.save_for_backward(*states, end, *tensors[1:], *bases)
+        bases = [chunk.bases for chunk in run.chunks if chunk.bases is not None]
+        states = [x for chunk in run.chunks for x in (chunk.Y, *chunk.kept)]
         for chunk in run.chunks:
             chunk.Y, chunk.bases, chunk.kept = chunk.Y.new_empty(0), None, []
         run.capture = replace(run.capture, inputs=())
-        return forward.ys
+        return forward.outcome(), [*states, end, *bases]
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        (grad_ys,) = cotangents
-        run: Run = ctx.run
-        n = len(run.chunks) * ctx.each
-        saved = saved_tensors(ctx)
-        states, (y1, ts, *rest) = saved[:n], saved[n:]
-        held = len(run.problem.control.tensors)
-        control, rest = rest[:held], rest[held:]
-        inputs, bases = rest[: len(run.wanted)], rest[len(run.wanted) :]
-        second = torch.is_grad_enabled()
+    def backward(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Sweep over the chunks, from the last to the first, or pull through their graphs."""
+        run, (grad_ys, *_) = self.run, cotangents
+        each = 1 + (len(run.split.like) if run.split else 0)
+        n, held = len(run.chunks) * each, len(run.problem.control.tensors)
+        states, (y1, *bases), (_, ts, *rest) = kept[:n], kept[n:], tensors
+        control, inputs = rest[:held], rest[held:]
+        assert grad_ys is not None
         if run.split is None:
-            with torch.no_grad(), ctx.ambience.restored():
-                times = MovingTimes(run, ts, control, bases) if run.spec.timed else None
-                lam, *totals = Sweep(run, inputs, times).over(states, y1, grad_ys)
+            times = MovingTimes(run, ts, control, bases) if run.spec.timed else None
+            lam, *totals = Sweep(run, inputs, times).over(states, y1, grad_ys)
         else:
-            with torch.no_grad(), without_autocast(grad_ys.device):  # f is not evaluated
-                chunks = [states[i : i + ctx.each] for i in range(0, n, ctx.each)]
+            with without_autocast(grad_ys.device):  # f is not evaluated
+                chunks = [states[i : i + each] for i in range(0, n, each)]
                 lam, *totals = Pull(run, inputs).over(chunks, grad_ys)
         grads = iter(totals[1 + held :])
         lam = None if lam is None else ordered(lam, run.problem.y0)
-        found = [lam, *totals[: 1 + held], *(next(grads) if want else None for want in run.wanted)]
-        if second:
-            found = refuse_derivative(found, (grad_ys, ts, *control, *inputs), SECOND)
-        return (None, None, *found)
+        return [lam, *totals[: 1 + held], *(next(grads) if want else None for want in run.wanted)]
+
+    def twice(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Refuse second derivatives."""
+        return refuse(self, SECOND, kept, cotangents, tensors)

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from ..field.dynamics import Dynamics
 from ..field.effects import generator_states, set_generator_states
+from ..field.saved import SavedTensors
 from ..state import Structure
 from ..torch_internals import is_verdict_of_dynamo, mark_dynamic, pytree
 from .compiler import renamed, settings
@@ -79,11 +80,12 @@ class Capture:
 
 @dataclass(frozen=True)
 class FirstEvaluation:
-    """The first evaluation with its graph: the value, and leaves in the places of y and of the inputs."""
+    """The first evaluation with its graph: the value, leaves in the places of y and of the inputs, and its bytes."""
 
     value: Tensor
     y: Tensor
     inputs: tuple[Tensor, ...]
+    nbytes: int
 
 
 @dataclass
@@ -98,6 +100,7 @@ class Call:
     record: bool
     evaluates: bool = True
     found: list[tuple[FieldGraph, list[Tensor], list[Tensor], Tensor]] = field(default_factory=list)
+    saved: SavedTensors = field(default_factory=SavedTensors)
 
     def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the graph is evaluated on."""
@@ -148,8 +151,6 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False, evaluat
     if len(call.found) != 1:
         raise CannotCompile("f has no operation on tensors that could be compiled")
     seen = _pure(call, time, value, modes)
-    if record and seen.recorded is None:
-        raise CannotCompile("f does not depend on the state")
     return seen
 
 
@@ -170,7 +171,8 @@ def _pure(call: Call, time: Tensor, value: Tensor, modes: Modes) -> Capture:
     own = [i for i, x in enumerate(tensors) if x is not time and x is not y]
     seen = Capture(graph, tuple(tensors[i] for i in own), value, sizes, modes)
     if call.record and graph.y_at is not None:
-        seen.recorded = FirstEvaluation(recorded, leaves[graph.y_at], tuple(leaves[i] for i in own))
+        nbytes, own_leaves = call.saved.held_besides(leaves), tuple(leaves[i] for i in own)
+        seen.recorded = FirstEvaluation(recorded, leaves[graph.y_at], own_leaves, nbytes)
     return seen
 
 
@@ -197,7 +199,7 @@ def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[.
         if kept.effects is not None and not call.evaluates:
             call.found.append((kept, tensors, leaves, call.y))
             return (call.y,)
-        with torch.set_grad_enabled(call.record):
+        with torch.set_grad_enabled(call.record), call.saved if call.record else contextlib.nullcontext():
             value, kept.effects = (
                 _watched(kept, leaves) if kept.effects is None else (kept.evaluate(*leaves), kept.effects)
             )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..core import Control, Gradient, Problem, tolerant
-from ..gradients import ACA, MALI, Adjoint, Direct
+from ..core import Control, Facts, Gradient, Problem, tolerant
 from ..methods.staged import staged
 from ..state import Structure
 
@@ -20,15 +19,11 @@ def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> None:
     control = p.control
     norm = getattr(tolerant(control), "norm", "rms")
     known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
-    timed, kept = is_timed(p), gradient in (ACA(checkpoints="none"), Direct())
-    method = staged(p.method)
-    plain = method is not None and method.fsal and method.dense_stages == method.stages
+    facts = Facts.of(gradient)
     reasons = {
-        "gradient='aca' with all checkpoints or none, and 'direct', are compiled so far": gradient != ACA()
-        and not kept,
+        "gradient='aca' with all checkpoints or none, and 'direct', are compiled so far": not facts.replaceable,
         "the graph of all steps is kept compiled for adaptive FSAL methods (dopri5, tsit5, bosh3), times that "
-        "require no gradient and f that do not jump so far": kept
-        and not (plain and control.adaptive and not timed and not p.jumps),
+        "require no gradient and f that do not jump so far": facts.records is True and not keeps_graphs(p),
         "dense output is not compiled": p.dense,
         "debug=True is not compiled": p.trace is not None,
         "callbacks of f are not compiled": p.watch is not None,
@@ -48,14 +43,14 @@ def refuse_steps(p: Problem, gradient: Gradient, mode: str, transformed: bool) -
     ------
     ValueError
     """
-    device = p.y0.device.type
+    device, facts = p.y0.device.type, Facts.of(gradient)
     if mode == CUDA_GRAPHS and device != "cuda":
         raise ValueError(f"compile={mode!r} is for a GPU, and y0 is on {device!r}: use compile={STEPS!r}")
     reasons = {
-        f"gradient={gradient.name!r} integrates backwards, which is not compiled": isinstance(
-            gradient, Adjoint | MALI
+        f"gradient={gradient.name!r} integrates backwards, which is not compiled": not (
+            facts.moves or facts.records
         ),
-        "stagewise=True replays stages, not steps": isinstance(gradient, ACA) and gradient.stagewise,
+        "stagewise=True replays stages, not steps": facts.stagewise,
         "f that jump are not compiled step by step": bool(p.jumps),
     }
     _refuse({**_in_general(p, transformed), **reasons}, "use compile=False")
@@ -74,6 +69,13 @@ def _refuse(reasons: dict[str, bool], possible: str) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise ValueError(f"{reason}: {possible}")
+
+
+def keeps_graphs(p: Problem) -> bool:
+    """Whether there is a compiled loop that keeps the graphs of the steps."""
+    method = staged(p.method)
+    plain = method is not None and method.fsal and method.dense_stages == method.stages
+    return plain and p.control.adaptive and not is_timed(p) and not p.jumps
 
 
 def is_timed(p: Problem) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Problem, tolerant
+from ..core import Outcome, Problem, tolerant
 from ..errors import SolverError
 from ..layout import empty_rows
 from ..loops.adaptive import Adaptive
@@ -46,7 +46,7 @@ class Run:
     """One solve: its problem, f as a graph, and the steps that the forward pass found. Holds none of the outputs.
 
     `wanted` says which of f's inputs are differentiated; `keep`: there will be a backward pass; `times` are the
-    boundaries of the steps that the backward pass goes over, `accepted` those of all accepted ones.
+    boundaries of the steps that the backward pass goes over.
     """
 
     problem: Problem
@@ -56,7 +56,6 @@ class Run:
     keep: bool
     chunks: list[Chunk] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    accepted: Sequence[float] = ()
     failure: SolverError | None = None
     split: Halves | None = None
 
@@ -167,7 +166,12 @@ class Forward:
         except SolverError as error:
             run.failure = error.with_traceback(None)
         self.ys = ys[: self.done]
-        run.accepted = tuple(run.times)
+        self.accepted = tuple(run.times)
+
+    def outcome(self) -> Outcome:
+        """The outputs, and how far they go; the failure is handed over."""
+        failure, self.run.failure = self.run.failure, None
+        return Outcome(self.ys, self.p.ts.first(self.done), failure, self.accepted)
 
     def _buffers(self) -> tuple[Tensor, Tensor, list[Tensor]]:
         """For the times, states and residuals of a chunk; the same again where nobody needs the old contents."""

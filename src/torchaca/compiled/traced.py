@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from ..control import FixedSteps
-from ..core import Stats
+from ..core import Facts, Stats
 from ..field.dynamics import fit
-from ..gradients import ACA, Direct
 from ..layout import joined, stacked
 from ..loops.outputs import emit
 from ..methods import ALIASES, METHODS
@@ -94,9 +93,7 @@ def can_be_unrolled(positional: Sequence[Any], options: Mapping[str, Any]) -> bo
         and times[0][0] == times[-1][0]
         and times[0][-1] == times[-1][-1]
         and staged(_method(method)) is not None
-        and (
-            gradient in ("aca", "direct") if isinstance(gradient, str) else isinstance(gradient, ACA | Direct)
-        )
+        and (gradient in ("aca", "direct") if isinstance(gradient, str) else Facts.of(gradient).replaceable)
     )
 
 

@@ -6,14 +6,14 @@ usual source of the first, BatchNorm's running statistics of the second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Problem
+from ..core import Problem, Step
 from ..errors import warn
 from ..numbers import has_lanes
 from ..torch_internals import Normalization
@@ -71,6 +71,36 @@ class Effects:
         with self.undone():
             self.restore(mark)
             yield
+
+
+def undone(effects: Effects | None) -> AbstractContextManager[None]:
+    """Around evaluations of an f with these effects, if it has any: what they leave behind is undone at the end."""
+    return effects.undone() if effects else nullcontext()
+
+
+class Moments:
+    """The moments at which the steps of a solve were made, so that a replay finds f's side effects as they were."""
+
+    def __init__(self, effects: Effects | None) -> None:
+        self.effects = effects
+        self.marks: list[Mark] = []
+
+    def watch(self, accepted: Iterable[Step]) -> Iterator[Step]:
+        """Pass the steps on, and note for each the moment before it was made."""
+        steps, effects = iter(accepted), self.effects
+        while True:
+            mark = effects.mark() if effects else None
+            step = next(steps, None)
+            if step is None:
+                return
+            if mark is not None:
+                self.marks.append(mark)
+            yield step
+
+    def restore(self, n: int) -> None:
+        """Go back to the moment of step n."""
+        if self.effects:
+            self.effects.restore(self.marks[n])
 
 
 class Watch:

@@ -23,9 +23,10 @@ from ..torch_internals import is_functorch_wrapped_tensor, pytree, sequence_numb
 from .dynamics import Dynamics
 from .effects import Watch
 from .histories import Edge, Keeping, Sign, name_of, used
-from .lost import kept_of, warn_of_lost
+from .lost import Handed, kept_of, kept_of_attached, warn_of_lost
 from .places import Path, Reads, label
 from .reach import Reach, reach
+from .saved import SavedTensors
 
 # What an f that leaves autograd says when it is given a state that requires a gradient.
 LEAVES_AUTOGRAD = ("Can't call numpy()", "don't support automatic differentiation")
@@ -38,8 +39,9 @@ class Inputs:
     `args` are handed to f and can be exchanged for a replay's own leaves; `captured`, which f used at t0, cannot.
     `late` are leaves that f reaches and may use later. `strangers` are tensors with a history that f reaches but
     did not use at t0: a replay that uses one is refused. `blind`: f holds something that cannot be looked into.
-    `graph_bytes` is what autograd saves for one evaluation of f, where somebody asked for it. `reads` are the places
-    that f reads from. `kept` names what f keeps of its first evaluation's graph, an empty string if it keeps nothing.
+    `graph_bytes` is what autograd saves for one evaluation of f, where somebody asked for it. `attached`: the first
+    evaluation is a part of the caller's graph. `reads` are the places that f reads from. `kept` names what f keeps of
+    its first evaluation's graph, an empty string if it keeps nothing.
     `used_at_start` are the captured tensors that the first evaluation used, without those that were only declared;
     `idle` are those that it might have used, if it used none at all.
     """
@@ -50,6 +52,7 @@ class Inputs:
     strangers: dict[Edge, Path] = field(default_factory=dict)
     blind: bool = False
     graph_bytes: int = 0
+    attached: bool = False
     reads: Reads = field(default_factory=Reads)
     kept: str = ""
     used_at_start: tuple[Tensor, ...] = ()
@@ -89,14 +92,17 @@ class Inputs:
 
 
 def first_evaluation(
-    p: Problem, f: Dynamics, *, measure: bool = False, declared: Sequence[Tensor] = ()
+    p: Problem, f: Dynamics, *, measure: bool = False, attach: bool = False, declared: Sequence[Tensor] = ()
 ) -> tuple[Problem, Inputs]:
-    """The problem with f at its start evaluated, and the tensors that f depends on.
+    """Evaluate f at the start and find the tensors that it depends on.
 
     This is the solve's first evaluation: none is extra, except for an f that draws random numbers or moves buffers
     (is it a function all the same?) and for one that seems to depend on nothing (does it?). Runs f once with grad mode
     on, on a detached state; `f.needs_grad` is set where f was seen to differentiate that state itself. `declared` are
     tensors that the user says f depends on.
+
+    `attach`: the evaluation becomes a part of the caller's graph. If it is to be weighed as well (`measure`), an f that
+    may hide a tensor is evaluated apart all the same: what it keeps shows only when its graph is gone.
 
     Raises
     ------
@@ -104,15 +110,17 @@ def first_evaluation(
         If f uses a tensor that has a history and that cannot be found from the function object.
     """
     f.stats.nfe += 1
-    start, end = p.ts.values[0], p.ts.values[-1]
-    time = f.time(start, nudge=end if p.side(start, end)[0] else None)
     if torch.is_inference_mode_enabled():
-        return replace(p, f0=f.evaluate_copy(time, p.y0)), Inputs()
+        return replace(p, f0=f.evaluate_copy(_start(p, f), p.y0)), Inputs()
     reached = reach(f.func, f.args)
+    attach = attach and torch.is_grad_enabled() and not (measure and reached.hides)
     watch, reads = Watch(p.y0.device, reached), Reads(reached.places, reached.containers)
     since = sequence_number()
-    value, inputs, keeping = _evaluated(p, f, time, reached, measure, declared)
-    kept = kept_of(f, reads, since, keeping) if torch.is_grad_enabled() else ""
+    value, inputs, handed = _evaluated(p, f, reached, measure, attach, declared)
+    kept = ""
+    if torch.is_grad_enabled():
+        attached = isinstance(handed, Handed)
+        kept = kept_of_attached(f, reads, since, handed) if attached else kept_of(f, reads, since, handed)
 
     again = partial(_slope_at_start, p)
     p = watch.observed(p, value, again)
@@ -122,21 +130,32 @@ def first_evaluation(
     return p, replace(inputs, reads=reads, kept=kept)
 
 
+def _start(p: Problem, f: Dynamics, attach: bool = False) -> Tensor:
+    """The time of the first evaluation as f gets it; `attach`: with its derivative."""
+    start, end = p.ts.values[0], p.ts.values[-1]
+    return f.time(p.ts[0] if attach else start, nudge=end if p.side(start, end)[0] else None)
+
+
 def _slope_at_start(p: Problem) -> Tensor:
     """One more evaluation of f where the solve starts."""
     return p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach())
 
 
 def _evaluated(
-    p: Problem, f: Dynamics, time: Tensor, reached: Reach, measure: bool, declared: Sequence[Tensor]
-) -> tuple[Tensor, Inputs, Keeping]:
-    """The value of f, its inputs, and whether f keeps a part of the graph, which is gone but for that."""
+    p: Problem, f: Dynamics, reached: Reach, measure: bool, attach: bool, declared: Sequence[Tensor]
+) -> tuple[Tensor, Inputs, Keeping | Handed]:
+    """The value of f, its inputs, and whether f keeps a part of the graph, which is gone but for that.
+
+    With `attach` the graph stays: the last is what f was handed.
+    """
+    time = _start(p, f, attach)
     before = sequence_number()
-    state = p.y0.detach().clone().requires_grad_()  # a copy: f may write into it
-    # With leaves of their own as arguments, what the graph finds of the same tensors is truly captured.
+    # A copy: f may write into it.
+    state = p.y0.clone() if attach and p.y0.requires_grad else p.y0.detach().clone().requires_grad_()
+    # With tensors of their own as arguments, what the graph finds of the same tensors is truly captured.
     args = {id(a): a for a in pytree.tree_leaves(f.args) if isinstance(a, Tensor) and a.requires_grad}
-    own = {key: a.detach().requires_grad_() for key, a in args.items()}
-    weigh = Scale() if measure else nullcontext()
+    own = {key: _alias(a) if attach else a.detach().requires_grad_() for key, a in args.items()}
+    weigh = SavedTensors() if measure else nullcontext()
     try:
         with torch.enable_grad(), weigh, f.observing(state):
             k = f.with_tensors(own).evaluate(time, state)
@@ -146,13 +165,18 @@ def _evaluated(
         k = _without_autograd(f, time, p.y0, error)
     f.note_graph(k, before)
     f.gathered = gathered_inside(k, before, reached)
-    sign = Sign()
-    found = _inputs(
-        args, own, (k, state), before, reached, declared, sign if torch.is_grad_enabled() else None
-    )
-    if isinstance(weigh, Scale):
-        found = replace(found, graph_bytes=weigh.bytes(besides=(state, *found.tensors)))
-    return k.detach(), found, Keeping(sign, state)
+    sign = Sign() if torch.is_grad_enabled() else None
+    found = _inputs(args, own, k, Handed(state, (time, *own.values())), before, reached, declared, sign)
+    if isinstance(weigh, SavedTensors):
+        found = replace(found, graph_bytes=weigh.held_besides((state, *found.tensors)))
+    if attach:
+        return k, replace(found, attached=True), Handed(state, (time, *own.values()))
+    return k.detach(), found, Keeping(sign or Sign(), state)
+
+
+def _alias(x: Tensor) -> Tensor:
+    """Another tensor of the same values, in the graph of `x`."""
+    return x.view_as(x) if x.layout == torch.strided else x.clone()
 
 
 def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
@@ -179,25 +203,6 @@ def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
     return p
 
 
-class Scale(torch.autograd.graph.saved_tensors_hooks):
-    """Weighs what autograd saves inside a `with` block."""
-
-    def __init__(self) -> None:
-        self._storages: dict[int, int] = {}
-        super().__init__(self._put, lambda tensor: tensor)
-
-    def _put(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self._storages[storage.data_ptr()] = storage.nbytes()
-        # Not the tensor itself: where an operation saves its own result that is a cycle which nobody can free.
-        return tensor.detach()
-
-    def bytes(self, besides: Sequence[Tensor]) -> int:
-        """Bytes of all saved storages, each once, without those of `besides`."""
-        known = {tensor.untyped_storage().data_ptr() for tensor in besides}
-        return sum(size for pointer, size in self._storages.items() if pointer not in known)
-
-
 def _without_autograd(f: Dynamics, time: Tensor, y0: Tensor, error: RuntimeError) -> Tensor:
     """For an f that leaves autograd (`y.numpy()`): fine as long as nobody asks for a derivative."""
     given = [y0, *(a for a in pytree.tree_leaves(f.args) if isinstance(a, Tensor))]
@@ -213,7 +218,8 @@ def _without_autograd(f: Dynamics, time: Tensor, y0: Tensor, error: RuntimeError
 def _inputs(
     args: dict[int, Tensor],
     own: dict[int, Tensor],
-    evaluated: tuple[Tensor, Tensor],
+    k: Tensor,
+    handed: Handed,
     before: int,
     reached: Reach,
     declared: Sequence[Tensor],
@@ -221,18 +227,19 @@ def _inputs(
 ) -> Inputs:
     """What a value of f was computed from.
 
-    `own` are the leaves that stood in for the arguments, `evaluated` are the value and the leaf that stood in for y.
+    `own` stood in for the arguments, of which `handed` are a part.
     """
-    k, state = evaluated
+    mine = (handed.state, *handed.others)
     named = [(("declared",), tensor) for tensor in declared]
     reach = [(path, tensor) for path, tensor in (*reached.tensors, *named) if tensor.requires_grad]
     nodes = {tensor.grad_fn: tensor for _, tensor in reach if tensor.grad_fn is not None}
-    leaves, edges = used(k, before, set(nodes), sign)
+    handed_over = {(x.grad_fn, x.output_nr) for x in mine if x.grad_fn is not None}
+    leaves, edges = used(k, before, {*nodes, *(node for node, _ in handed_over)}, sign)
+    own_edges, edges = [e for e in edges if e in handed_over], [e for e in edges if e not in handed_over]
     historic = {
         (tensor.grad_fn, tensor.output_nr): tensor for _, tensor in reach if tensor.grad_fn is not None
     }
-    mine = {id(state), *map(id, own.values())}
-    found = {id(leaf): leaf for leaf in leaves if id(leaf) not in mine}
+    found = {id(leaf): leaf for leaf in leaves if not any(leaf is x for x in mine)}
     for node, output in edges:
         if (node, output) in historic:
             tensor = historic[node, output]
@@ -243,15 +250,17 @@ def _inputs(
                 "object, so its gradient would be lost: hand it over with args=(tensor, ...), or use "
                 "gradient='direct'"
             )
-    handed = {*args, *map(id, declared)}
-    unused = [
-        (path, tensor) for path, tensor in reach if id(tensor) not in found and id(tensor) not in handed
-    ]
+    known = {*args, *map(id, declared)}
+    unused = [(path, tensor) for path, tensor in reach if id(tensor) not in found and id(tensor) not in known]
     strangers = {(t.grad_fn, t.output_nr): path for path, t in unused if t.grad_fn is not None}
     # Leaves behind a tensor with a history would be reached through it in every replay: there, replays are checked.
     late = () if edges else tuple(tensor for _, tensor in unused if tensor.is_leaf)
     captured, seen = tuple(found.values()), {id(leaf) for leaf in leaves}
-    idle = tuple(a for key, a in args.items() if id(own[key]) not in seen)
+    idle = tuple(
+        a
+        for key, a in args.items()
+        if id(own[key]) not in seen and (own[key].grad_fn, own[key].output_nr) not in own_edges
+    )
     lost = (*late, *idle) if len(idle) == len(args) and not captured else ()
     return Inputs(
         tuple(args.values()), captured, late, strangers, reached.blind, used_at_start=captured, idle=lost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..core import Problem
 from ..errors import warn
 from ..torch_internals import pytree
 from .dynamics import Dynamics
+from .effects import undone
 from .histories import Keeping, with_history
 from .places import Reads, label
 from .reach import PLAIN, Reach, opaque, reach
@@ -24,13 +25,47 @@ def kept_of(f: Dynamics, reads: Reads, since: int, keeping: Keeping) -> str:
     changed = any(not isinstance(place.value, PLAIN) for place in reads.renew())
     if not (changed or reads.filled or keeping):
         return ""
+    mine, found = _named(f, since, keeping.state)
+    return mine or ("a tensor (in a cache, by a hook?)" if keeping and not found else "")
+
+
+@dataclass(frozen=True)
+class Handed:
+    """The tensors that f was handed in an evaluation: the state, and the time and the arguments."""
+
+    state: Tensor
+    others: tuple[Tensor, ...]
+
+
+def kept_of_attached(f: Dynamics, reads: Reads, since: int, handed: Handed) -> str:
+    """The same of an evaluation whose graph stays, as far as f's reach shows it."""
+    return _named(f, since, handed.state, handed.others)[0] if _changes(reads) else ""
+
+
+def kept_since(f: object, reads: Reads, since: int) -> str:
+    """The name of a tensor with a graph that f has computed since that sequence number and keeps."""
+    return _named(f, since)[0] if isinstance(f, Dynamics) and _changes(reads) else ""
+
+
+def _changes(reads: Reads) -> bool:
+    """Whether f has changed something that it reads from."""
+    return bool(reads.filled) or any(place.now() is not place.value for place in reads.places)
+
+
+def _named(
+    f: Dynamics, since: int, state: Tensor | None = None, others: Sequence[Tensor] = ()
+) -> tuple[str, bool]:
+    """The first name of a tensor with a graph, or of the state, that f holds; and whether it holds one at all.
+
+    Tensors that belong to torch's own modules have no name; `others` are nobody's business.
+    """
     now = reach(f.func, f.args)
-    found = [(path, t) for path, t in now.tensors if with_history(t, since) or t is keeping.state]
+    known = set(map(id, others))
+    found = [
+        (path, t) for path, t in now.tensors if id(t) not in known and (with_history(t, since) or t is state)
+    ]
     theirs = {id(x) for m in now.modules if opaque(type(m)) for x in vars(m).values()}  # weight_norm's weight
-    mine = [label(path) for path, t in found if id(t) not in theirs]
-    if mine:
-        return min(mine)
-    return "a tensor (in a cache, by a hook?)" if keeping and not found else ""
+    return min((label(path) for path, t in found if id(t) not in theirs), default=""), bool(found)
 
 
 def warn_of_kept(kept: str, gradient: str) -> None:
@@ -65,8 +100,8 @@ def warn_of_lost(p: Problem, unused: Sequence[Tensor], reached: Reach, again: Ca
     """
     if not unused:
         return
-    evaluations, silent = p.stats.nfe, p.effects.undone() if p.effects else nullcontext()
-    with silent, torch.enable_grad(), _Arguments(unused) as arguments:
+    evaluations = p.stats.nfe
+    with undone(p.effects), torch.enable_grad(), _Arguments(unused) as arguments:
         again()
     p.stats.nfe = evaluations
     names = [label(path) for path, t in reached.tensors if id(t) in arguments.seen]

@@ -72,6 +72,8 @@ class Reach:
         Lists, dicts, deques and sets with their lengths.
     blind : bool
         Something on the way (an iterator, a long container) was not looked into.
+    caches : bool
+        Something on the way remembers values where nobody can look (`functools.cache`).
     looked : int
         How many objects were looked at.
     names : set of str
@@ -83,8 +85,14 @@ class Reach:
     places: list[Place] = field(default_factory=list)
     containers: list[tuple[Path, Any, int]] = field(default_factory=list)
     blind: bool = False
+    caches: bool = False
     looked: int = 0
     names: set[str] = field(default_factory=set)
+
+    @property
+    def hides(self) -> bool:
+        """Whether a tensor may be kept where the walk does not find it."""
+        return self.blind or self.caches
 
 
 def reach(root: Callable[..., Any], args: tuple[Any, ...] = ()) -> Reach:
@@ -202,6 +210,7 @@ class _Walk:
         elif isinstance(thing, functools.cached_property):
             self.pending.append((path, thing.func))
         elif isinstance(thing, CACHED):
+            self.found.caches = True
             self.pending.append((path, thing.__wrapped__))
         else:  # a tensor's own: weight.mul
             self.pending.append((path, thing.__self__))

@@ -3,11 +3,17 @@
 from collections.abc import Callable
 
 from ..core import Gradient
+from ..field.effects import Moments
 from .aca import ACA
 from .adjoint import Adjoint
+from .again import differentiate_again
 from .direct import Direct
 from .mali import MALI
 from .naive import Naive
+from .passes import Passes, refuse, solve_with
+from .replay import without_graph
+from .store import Replayed, Store
+from .sweep import Replay
 
 GRADIENTS: dict[str, Callable[[], Gradient]] = {
     "aca": ACA,
@@ -17,7 +23,20 @@ GRADIENTS: dict[str, Callable[[], Gradient]] = {
     "mali": MALI,
 }
 
-TRACED = (ACA, Direct, MALI)
-"""Those whose backward pass goes from step to step and can tell what happens in each (`debug=True`)."""
-
-__all__ = ["ACA", "GRADIENTS", "TRACED", "Adjoint", "Direct", "MALI", "Naive"]
+__all__ = [
+    "ACA",
+    "GRADIENTS",
+    "Adjoint",
+    "Direct",
+    "MALI",
+    "Moments",
+    "Naive",
+    "Passes",
+    "Replay",
+    "Replayed",
+    "Store",
+    "differentiate_again",
+    "refuse",
+    "solve_with",
+    "without_graph",
+]

@@ -5,30 +5,31 @@ in Neural ODE", ICML 2020, algorithm 2. The forward pass keeps `(t, y)` of every
 backward pass goes over the steps from the last to the first; each is computed again from its own state with its own
 step size (no search, nothing re-integrated), differentiated, and forgotten. The result is the exact gradient of the
 computed solution with step sizes held constant, at the memory of one step's graph and one state a step.
+
+That is `checkpoints="all"`. By default nothing is computed again as long as the graphs of all steps fit a budget.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..loops.outputs import gather
-from .checkpoints import parse_bytes
-from .forward import Run, forward
+from .checkpoints import States, parse_bytes
+from .fitting import record_while_it_fits, step_bytes
 from .in_place import guarded
 from .observed import observed
+from .passes import solve_with
 from .refinement import Pull, check_setting, refined
-from .replay import Ambience, MaybeTensors, Parts, saved_tensors
-from .second import DifferentiableSweep
-from .sweep import sweep
+from .replay import Ambience, MaybeTensors, Parts, backward_pass
+from .store import Replayed
 
-CHECKPOINTS = ("all", "none", "sqrt", "binomial")
+CHECKPOINTS = ("auto", "all", "none", "sqrt", "binomial")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ACA:
     ===================  =========================  ======================================
     checkpoints          states kept                steps computed again in backward
     ===================  =========================  ======================================
+    "auto" (default)     the graph of all N steps   0 if the graphs fit 1 GiB, else as "all"
     "all" (the paper)    N                          N
     "none"               the graph of all N steps   0
     "sqrt"               about 3 sqrt(N)            2 N - (states kept)
@@ -51,7 +53,13 @@ class ACA:
 
     Parameters
     ----------
-    checkpoints : "all", "none", "sqrt", "binomial" or int
+    checkpoints : "auto", "all", "none", "sqrt", "binomial" or int
+        "auto" records the steps, as `direct` does, while their graphs take at most 1 GiB: a constant number, and the
+        size of a graph is measured in the first evaluation of f, so that runs are reproducible. When it is spent, all
+        steps are replayed, those before as well: to a loss and to f the solve is then one of "all". An f whose first
+        evaluation leaves a tensor with a graph behind, or that may hide one (in an iterator, a cache, behind a weak
+        reference), is replayed from the first step on, however small it is; so are the steps under `debug=True`, and
+        whatever `memory_budget`, `stagewise` and `grad_rtol` say.
     memory_budget : str or int, optional
         Bytes, "500MB", "2GiB": keep as many states as fit beside the graph of one step, whose size is measured in the
         first evaluation. Instead of `checkpoints`.
@@ -63,7 +71,10 @@ class ACA:
         gradient is accurate?" in docs/gradients.md. `SolverError` of kind "gradient-error" where it cannot be.
     """
 
-    checkpoints: str | int = "all"
+    exact: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
+
+    checkpoints: str | int = "auto"
     memory_budget: str | int | None = None
     stagewise: bool = False
     grad_rtol: float | None = None
@@ -73,12 +84,12 @@ class ACA:
         counted = isinstance(self.checkpoints, int) and self.checkpoints >= 1
         if not named and not counted:
             raise ValueError(
-                "checkpoints must be 'all', 'none', 'sqrt', 'binomial' or a number of states of at least 1, got "
-                f"{self.checkpoints!r}"
+                "checkpoints must be 'auto', 'all', 'none', 'sqrt', 'binomial' or a number of states of at least 1, "
+                f"got {self.checkpoints!r}"
             )
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
-            if self.checkpoints != "all":
+            if self.checkpoints not in ("auto", "all"):
                 raise ValueError("give checkpoints or memory_budget, not both")
         if self.stagewise and self.checkpoints == "none":
             raise ValueError(
@@ -92,47 +103,60 @@ class ACA:
         return "aca"
 
     @property
-    def wants_inputs(self) -> bool:
-        return self.checkpoints != "none"
+    def records(self) -> bool | None:
+        if self.checkpoints == "auto" and self._plain:
+            return None
+        return self.checkpoints == "none"
+
+    @property
+    def substitutable(self) -> bool:
+        return self._plain and self.checkpoints in ("auto", "all", "none")
 
     @property
     def wants_graph_size(self) -> bool:
-        return self.memory_budget is not None
+        return self.memory_budget is not None or self.records is None
+
+    @property
+    def _plain(self) -> bool:
+        """Whether no other setting says that steps are replayed."""
+        return self.memory_budget is None and not self.stagewise and self.grad_rtol is None
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
-        """Solve without a graph, checkpointing accepted states; see `torchaca.core.Gradient`."""
-        if self.checkpoints == "none":
+        """Solve, keeping graphs or states of the accepted steps; see `torchaca.core.Gradient`."""
+        if self.records:
             return guarded(p, gather(p, observed(p)))
+        if self.records is None and inputs.attached and not inputs.kept and p.trace is None:
+            return record_while_it_fits(p, inputs, Replayed(p, inputs, States("all")))
         unreached = None
         if self.grad_rtol is not None:
-            p, unreached = refined(p, self.grad_rtol, partial(self._rehearsed, inputs))
-        run = Run(p, inputs, Ambience.here(p.y0), self._states(p, inputs), self.stagewise)
-        ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
-        failure, run.failure = run.failure, None  # handed over: its traceback may hold ys, and ys the run
-        boundaries = p.control.boundaries(p.ts, run.times) if p.dense else ()
-        return Outcome(ys, failure or unreached, run.accepted, bases, boundaries)
+            p, unreached = refined(p, self.grad_rtol, partial(self._rehearse, inputs))
+        outcome = solve_with(self._passes(p, inputs))
+        return replace(outcome, failure=outcome.failure or unreached)
 
-    def _rehearsed(self, inputs: Inputs, p: Problem) -> tuple[Outcome, Pull]:
-        """A solve without a graph, and the vector-Jacobian product of its outputs."""
-        run = Run(p, inputs, Ambience.here(p.y0), self._states(p, inputs), self.stagewise)
-        outcome, states = forward(run)
+    def _passes(self, p: Problem, inputs: Inputs) -> Replayed:
+        return Replayed(p, inputs, States(self._kept(p, inputs)), stagewise=self.stagewise)
+
+    def _rehearse(self, inputs: Inputs, p: Problem) -> tuple[Outcome, Pull]:
+        """Solve without a graph: the outcome, and the vector-Jacobian product of its outputs."""
+        passes, ambience = self._passes(p, inputs), Ambience.here(p.y0)
+        outcome, states = passes.forward()
         tensors = Parts.of(p, inputs).flat()
         wanted = [i for i, x in enumerate(tensors) if x is not None and x.requires_grad]
 
         def pull(cotangent: Tensor) -> MaybeTensors:
-            grads = sweep(run, states, (cotangent,), tensors)
+            with backward_pass(p, inputs, ambience):
+                grads = passes.backward(states, (cotangent,), tensors)
             return [grads[i] for i in wanted]
 
         return outcome, pull
 
-    def _states(self, p: Problem, inputs: Inputs) -> str | int:
+    def _kept(self, p: Problem, inputs: Inputs) -> str | int:
         """What to keep: as said, or as many states as the budget leaves room for."""
         if self.memory_budget is None:
-            return self.checkpoints
+            return "all" if self.checkpoints == "auto" else self.checkpoints
         rows = len(p.carrying.units(1.0)) if p.carrying else 1
-        budget, state, stages = parse_bytes(self.memory_budget), rows * p.y0.nbytes, p.method.stages
-        graphs = 1 if self.stagewise else stages
-        replay = graphs * inputs.graph_bytes + 2 * stages * state
+        budget, state = parse_bytes(self.memory_budget), rows * p.y0.nbytes
+        replay = step_bytes(p, inputs, graphs=1 if self.stagewise else p.method.stages)
         fit = (budget - replay) // max(state, 1)
         if fit < 1:
             hint = "" if self.stagewise else ", or stagewise=True"
@@ -141,28 +165,3 @@ class ACA:
                 f"state ({state:,} bytes): give more{hint}"
             )
         return fit
-
-
-class _Solve(torch.autograd.Function):
-    """Forward: the whole solve without a graph. Backward: the sweep over its checkpoints."""
-
-    @staticmethod
-    def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
-        outcome, states = forward(run)
-        ctx.run = run
-        # Saved this way they can be offloaded by saved-tensor hooks, and changes in place are noticed.
-        ctx.save_for_backward(*states, *run.inputs.without_late(tensors))
-        ctx.set_materialize_grads(False)
-        run.problem = replace(run.problem, f0=None)
-        return (outcome.ys, *outcome.bases)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        run: Run = ctx.run
-        saved = saved_tensors(ctx)
-        states, tensors = saved[: len(run.kept)], (*saved[len(run.kept) :], *run.inputs.late)
-        if all(g is None for g in cotangents):
-            return (None, *([None] * len(tensors)))
-        if torch.is_grad_enabled():
-            return (None, *DifferentiableSweep.apply(run, len(cotangents), states, *cotangents, *tensors))
-        return (None, *sweep(run, states, cotangents, tensors))

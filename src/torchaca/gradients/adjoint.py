@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,19 +30,12 @@ from ..loops.clock import check_clock, coarse
 from ..loops.outputs import gather
 from ..loops.stepping import steps
 from ..numbers import value
-from ..state import structure_of
+from ..state import of_any_size, structure_of
 from ..torch_internals import is_legacy_batchedtensor
 from ..transforms import is_differentiated
 from .costate import Backward, LateUseError, Recorded
-from .replay import (
-    Ambience,
-    MaybeTensors,
-    Parts,
-    backward_pass,
-    refuse_derivative,
-    saved_tensors,
-    without_graph,
-)
+from .passes import refuse, solve_with
+from .replay import MaybeTensors, Parts, refuse_derivative, without_graph
 
 SECOND = (
     "second derivatives through gradient='adjoint' are not available: use gradient='aca' (exact, little memory) or "
@@ -93,6 +86,8 @@ class Adjoint:
         Gives the error to raise for one of the backward integration; front doors with errors of their own use it.
     """
 
+    records: ClassVar[bool] = False
+
     rtol: float | Tensor | None = None
     atol: float | Tensor | None = None
     norm: str | Callable[[Any], Tensor] = "full"
@@ -103,8 +98,6 @@ class Adjoint:
     quadrature: str = "augmented"
     translate: Callable[[SolverError], SolverError] | None = None
     name: str = "adjoint"
-    wants_graph_size: bool = False
-    wants_inputs: bool = True
 
     def __post_init__(self) -> None:
         if not (self.norm in ("full", "semi") or callable(self.norm)):
@@ -137,13 +130,15 @@ class Adjoint:
                 "gradient='aca', which replays the same ones, or model.eval()"
             )
         recorded = Recorded(p.method) if self.state == "interpolated" else None
-        run = Run(settings, p, inputs, Ambience.here(p.y0), recorded)
-        ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
-        if ys.requires_grad:
-            bases = refuse_derivative(bases, (ys,), DENSE)
-        # Handed over: its traceback may come to hold ys, and ys the run.
-        failure, run.failure = run.failure, None
-        return Outcome(ys, failure, run.times, bases)
+        outcome = solve_with(Run(settings, p, inputs, recorded))
+        if not outcome.ys.requires_grad:
+            return outcome
+        return replace(outcome, bases=refuse_derivative(outcome.bases, (outcome.ys,), DENSE))
+
+    def check(self, p: Problem) -> None:
+        """Refuse settings that do not go with the problem; see `torchaca.core.check_problem`."""
+        tolerances = {name: of_any_size(getattr(self, name)) for name in ("rtol", "atol")}
+        replace(self, **tolerances).resolved(p)
 
     def refuse_sparse(self, tensors: Sequence[Tensor]) -> None:
         """Refuse tensors whose gradient cannot be a part of the backward state.
@@ -206,10 +201,8 @@ class Run:
     settings: Adjoint
     problem: Problem
     inputs: Inputs
-    ambience: Ambience
     recorded: Recorded | None = None
     times: Sequence[float] = ()
-    failure: SolverError | None = None
     f0: Tensor | None = None
     witness: tuple[float, float, Tensor, Tensor] | None = None
 
@@ -220,6 +213,36 @@ class Run:
             yield step
         if step is not None and self.problem.f0 is not None and not self.problem.carrying:
             self.witness = value(step.t0), value(step.t1), step.y0, step.f0
+
+    def forward(self) -> tuple[Outcome, Sequence[Tensor]]:
+        """Solve without a graph; kept are the outputs, and what `recorded` takes. See `Passes`."""
+        p = without_graph(self.problem)
+        kept: list[Tensor] = []
+        accepted = self.witnessed(steps(p))
+        outcome = gather(p, self.recorded.taking(accepted, kept, p.aside) if self.recorded else accepted)
+        self.times, self.f0 = outcome.times, p.f0
+        return outcome, (outcome.ys, *kept)
+
+    def backward(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Integrate the adjoint equation from output to output; see `Passes`."""
+        (ys, *kept), (grad_ys, *_) = kept, cotangents
+        if grad_ys is None or is_legacy_batchedtensor(grad_ys):
+            raise NotImplementedError(BATCHED)
+        held = len(self.problem.control.tensors)
+        known = replace(Parts.join(tensors, held, len(self.inputs.args)), captured=self.inputs.captured)
+        try:
+            return self.gradients(known, ys.detach(), kept, grad_ys.detach())
+        except LateUseError:
+            parts = replace(known, captured=self.inputs.captured + self.inputs.late)
+            return self.gradients(parts, ys.detach(), kept, grad_ys.detach())
+
+    def twice(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Refuse second derivatives; see `Passes`."""
+        return refuse(self, SECOND, kept, cotangents, tensors)
 
     def gradients(self, parts: Parts, ys: Tensor, kept: Sequence[Tensor], grad_ys: Tensor) -> MaybeTensors:
         """One backward integration; its steps are counted, its failure says that it was the backward pass."""
@@ -236,44 +259,5 @@ class Run:
                 raise
             raise self.settings.translate(error) from None
         finally:
-            self.problem.stats.accepted += backward.stats.accepted
-            self.problem.stats.rejected += backward.stats.rejected
-
-
-class _Solve(torch.autograd.Function):
-    """Forward: the whole solve without a graph. Backward: the adjoint equation, from output to output."""
-
-    @staticmethod
-    def forward(ctx: Any, run: Run, *tensors: Any) -> Any:
-        p = without_graph(run.problem)
-        kept: list[Tensor] = []
-        accepted = run.witnessed(steps(p))
-        outcome = gather(p, run.recorded.taking(accepted, kept, p.aside) if run.recorded else accepted)
-        ctx.run, ctx.kept = run, len(kept)
-        ctx.save_for_backward(outcome.ys, *kept, *run.inputs.without_late(tensors))
-        run.times, run.failure = outcome.times, outcome.failure
-        run.f0, run.problem = run.problem.f0, replace(run.problem, f0=None)
-        return (outcome.ys, *outcome.bases)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        run: Run = ctx.run
-        grad_ys: Tensor = cotangents[0]
-        if is_legacy_batchedtensor(grad_ys):
-            raise NotImplementedError(BATCHED)
-        ys, *saved = saved_tensors(ctx)
-        kept, tensors = saved[: ctx.kept], [*saved[ctx.kept :], *run.inputs.late]
-        create_graph = torch.is_grad_enabled()
-        parts = replace(
-            Parts.join(tensors, len(run.problem.control.tensors), len(run.inputs.args)),
-            captured=run.inputs.captured,
-        )
-        with torch.no_grad(), backward_pass(run.problem, run.inputs, run.ambience, integrates=True):
-            try:
-                grads = run.gradients(parts, ys.detach(), kept, grad_ys.detach())
-            except LateUseError:
-                parts = replace(parts, captured=run.inputs.captured + run.inputs.late)
-                grads = run.gradients(parts, ys.detach(), kept, grad_ys.detach())
-        grads += [None] * (len(tensors) - len(grads))
-        anchors = (*tensors, grad_ys)
-        return (None, *(refuse_derivative(grads, anchors, SECOND) if create_graph else grads))
+            self.problem.stats.accepted_backward += backward.stats.accepted
+            self.problem.stats.rejected_backward += backward.stats.rejected

@@ -13,7 +13,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from torch import Tensor
+
+from ..core import Step
+
+if TYPE_CHECKING:
+    from .sweep import Replay
 
 S = TypeVar("S")
 Advance = Callable[[S, int, int], S]
@@ -34,6 +41,30 @@ class Shelf(Generic[S]):
         while len(self.states) > self.limit(n + 1):
             self.spacing *= 2
             self.states = {i: kept for i, kept in self.states.items() if i % self.spacing == 0}
+
+
+class States:
+    """The store of `aca`: the states that steps started from, or some of them, from which others are computed again."""
+
+    def __init__(self, checkpoints: str | int) -> None:
+        self.checkpoints = checkpoints
+        self.shelf = Shelf[Tensor](limit_of(checkpoints))
+        self.kept: Sequence[int] = ()
+
+    def keep(self, n: int, start: Tensor, step: Step) -> None:
+        """See `Store`."""
+        self.shelf.put(n, start)
+
+    def tensors(self, n_steps: int) -> list[Tensor]:
+        """Hand over the states; see `Store`."""
+        states, self.shelf = self.shelf.states, Shelf(limit_of(self.checkpoints))
+        self.kept = worth_keeping([n for n in states if n < n_steps], n_steps, self.checkpoints)
+        return [states[n] for n in self.kept]
+
+    def reversed(self, kept: Sequence[Tensor], replay: Replay) -> Iterator[tuple[int, Tensor]]:
+        """Compute the states between those that were kept; see `Store`."""
+        states = dict(zip(self.kept, kept, strict=True))
+        return reverse(states, replay.n_steps, self.checkpoints, replay.advance)
 
 
 def limit_of(checkpoints: str | int) -> Callable[[int], float]:

@@ -7,6 +7,7 @@ the fastest backward pass, at the memory of all steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
@@ -19,9 +20,11 @@ from .observed import observed
 class Direct:
     """Backpropagation through the accepted steps; step sizes are constants."""
 
+    exact: ClassVar[bool] = True
+    records: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
+
     name: str = "direct"
-    wants_graph_size: bool = False
-    wants_inputs: bool = False
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve with autograd recording; see `torchaca.core.Gradient`."""

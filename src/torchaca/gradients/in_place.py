@@ -15,8 +15,9 @@ from torch.utils.hooks import unserializable_hook
 
 from ..core import Outcome, Problem
 from ..field.inputs import used
+from ..field.saved import CHANGED_IN_PLACE
 from ..torch_internals import is_functorch_wrapped_tensor
-from .replay import CHANGED_IN_PLACE, IN_PLACE
+from .replay import IN_PLACE
 
 
 def guarded(p: Problem, outcome: Outcome) -> Outcome:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -22,22 +22,12 @@ from torch import Tensor
 from ..core import Outcome, Problem, Reversible, Step
 from ..errors import SolverError
 from ..field.inputs import Inputs
-from ..loops.outputs import gather
-from ..loops.stepping import steps
 from ..numbers import value
 from .checkpoints import Shelf, limit_of
 from .evaluations import Evaluations
-from .forward import Run, reached
-from .replay import (
-    Ambience,
-    MaybeTensors,
-    Parts,
-    backward_pass,
-    refuse_derivative,
-    saved_tensors,
-    without_graph,
-)
-from .sweep import Backward
+from .passes import solve_with
+from .store import Replayed
+from .sweep import Replay
 
 if TYPE_CHECKING:
     from ..core import CarryingStep
@@ -70,11 +60,13 @@ class MALI:
         In the solve: for a method that cannot be reversed, and for an f that draws random numbers.
     """
 
+    exact: ClassVar[bool] = True
+    records: ClassVar[bool] = False
+    moves: ClassVar[bool] = True
+
     anchors: int = 8
     tolerance: float | None = None
     name: str = "mali"
-    wants_inputs: bool = True
-    wants_graph_size: bool = False
 
     def __post_init__(self) -> None:
         if not (isinstance(self.anchors, int) and self.anchors >= 1):
@@ -90,10 +82,11 @@ class MALI:
                 "f draws random numbers (Dropout?) or reads buffers that it changes, and would do so anew where a step "
                 "is undone: use gradient='aca', which replays the same ones, or model.eval()"
             )
-        run = Reversal(Run(p, inputs, Ambience.here(p.y0)), method, self)
-        ys, *bases = _Solve.apply(run, *Parts.of(p, inputs).flat())
-        failure, run.solve.failure = run.solve.failure, None  # handed over: its traceback may come to hold ys
-        return Outcome(ys, failure, run.solve.accepted, bases)
+        return solve_with(Replayed(p, inputs, Reconstructed(p, method, self), no_second=SECOND))
+
+    def check(self, p: Problem) -> None:
+        """Refuse a method whose steps cannot be undone; see `torchaca.core.check_problem`."""
+        reversible(p)
 
 
 def reversible(p: Problem) -> Reversible:
@@ -115,120 +108,83 @@ def reversible(p: Problem) -> Reversible:
     return method
 
 
-@dataclass
-class Reversal:
-    """One forward pass: what its backward needs beside the saved tensors.
+class Reconstructed:
+    """The store of `mali`: a few carries, from which the others are reconstructed by undoing steps.
 
-    A carry is numbered by the step that starts from it; `kept` are the numbers of those that are saved.
+    A carry is numbered by the step that starts from it. Kept are anchors, those before jumps, and the last one.
     """
 
-    solve: Run
-    method: Reversible
-    settings: MALI
-    kept: Sequence[int] = ()
-
-    def forward(self) -> tuple[Outcome, list[Tensor]]:
-        """Solve; the outputs, and the carries in the order of `kept`: anchors, those before jumps, and the last."""
-        p = without_graph(self.solve.problem)
-        keeper = Keeper(p, self.settings.anchors)
-        outcome = gather(p, keeper.steps())
-        self.solve.failure, self.solve.accepted = outcome.failure, outcome.times
-        complete = outcome.failure is None or p.dense  # else steps behind the last output have no gradient
-        self.solve.times = outcome.times if complete else reached(p.ts, outcome)
-        carries = keeper.up_to(self.solve.n_steps)
-        self.kept = list(carries)
-        self.solve.problem = replace(self.solve.problem, f0=None)
-        return outcome, list(carries.values())
-
-    def backward(
-        self, carries: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
-    ) -> MaybeTensors:
-        """The gradients of all inputs, in the order of `Parts`."""
-        solve = self.solve
-        with backward_pass(solve.problem, solve.inputs, solve.ambience):
-            undoing = Undoing(self, dict(zip(self.kept, carries, strict=True)), cotangents, tensors)
-            for n in reversed(range(solve.n_steps)):
-                undoing.step(n)
-            return undoing.backward.finish()
-
-
-class Keeper:
-    """Passes the steps of a solve on and keeps some of their carries."""
-
-    def __init__(self, p: Problem, anchors: int) -> None:
-        self.p = p
-        self.shelf = Shelf[Tensor](limit_of(anchors))
+    def __init__(self, p: Problem, method: Reversible, settings: MALI) -> None:
+        self.p, self.method, self.settings = p, method, settings
+        self.shelf = Shelf[Tensor](limit_of(settings.anchors))
         self.before_jumps: dict[int, Tensor] = {}
         self.last: tuple[int, Tensor] | None = None
         self.last_with_output: tuple[int, Tensor] | None = None
+        self.outputs = p.ts.at_start()
+        self.kept: Sequence[int] = ()
 
-    def steps(self) -> Iterator[Step]:
-        """The accepted steps of the problem."""
-        done = self.p.ts.at_start()
-        for n, step in enumerate(steps(self.p), 1):
-            carry = cast("CarryingStep", step).carry
-            self.shelf.put(n, carry)
-            if self.p.fresh(step.t1):
-                self.before_jumps[n] = carry
-            self.last = n, carry
-            if (outputs := self.p.ts.up_to(value(step.t1))) > done:
-                done, self.last_with_output = outputs, self.last
-            yield step
+    def keep(self, n: int, start: Tensor, step: Step) -> None:
+        """See `Store`."""
+        carry = cast("CarryingStep", step).carry
+        self.shelf.put(n + 1, carry)
+        if self.p.fresh(step.t1):
+            self.before_jumps[n + 1] = carry
+        self.last = n + 1, carry
+        if (outputs := self.p.ts.up_to(value(step.t1))) > self.outputs:
+            self.outputs, self.last_with_output = outputs, self.last
 
-    def up_to(self, n_steps: int) -> dict[int, Tensor]:
-        """The kept carries of the first `n_steps` steps, the one that the last of them ended with among them."""
+    def tensors(self, n_steps: int) -> list[Tensor]:
+        """Hand over the carries of the first `n_steps` steps, the one that the last of them ended with among them."""
+        kept = {n: x for n, x in {**self.shelf.states, **self.before_jumps}.items() if n < n_steps}
         ends = dict(end for end in (self.last, self.last_with_output) if end is not None)
-        kept = {**self.shelf.states, **self.before_jumps}
-        return {
-            n: carry
-            for n, carry in sorted({**kept, **ends}.items())
-            if n == n_steps or (n in kept and n < n_steps)
-        }
+        kept.update((n, x) for n, x in ends.items() if n == n_steps)
+        self.kept, carries = sorted(kept), kept
+        self.shelf, self.before_jumps = Shelf(limit_of(1)), {}
+        self.last = self.last_with_output = None
+        return [carries[n] for n in self.kept]
+
+    def reversed(self, kept: Sequence[Tensor], replay: Replay) -> Iterator[tuple[int, Tensor]]:
+        """Undo step by step; see `Store`."""
+        undoing = Undoing(self.method, self.settings, dict(zip(self.kept, kept, strict=True)), replay)
+        for n in reversed(range(replay.n_steps)):
+            yield n, undoing.start_of(n)
 
 
 class Undoing:
-    """The backward pass: undoes step by step, and hands each to ACA's replay.
-
-    `end` is what the step that is undone next ended with.
-    """
+    """Undoes step by step. `end` is what the step that is undone next ended with."""
 
     def __init__(
-        self,
-        run: Reversal,
-        carries: dict[int, Tensor],
-        cotangents: Sequence[Tensor | None],
-        tensors: Sequence[Any],
+        self, method: Reversible, settings: MALI, carries: dict[int, Tensor], replay: Replay
     ) -> None:
-        solve = run.solve
-        self.run, self.carries = run, carries
-        self.backward = backward = Backward(solve, solve.leaves(tensors), cotangents[0], cotangents[1:])
-        timed = any(isinstance(t, Tensor) for t in backward.boundaries)
-        self.f = Evaluations(backward.p.f, solve.inputs, backward.parts, timed)
-        self.p = backward.plain = replace(backward.plain, f=self.f)
-        backward.p = replace(backward.p, f=self.f)
+        self.method, self.settings, self.carries = method, settings, carries
+        self.times, self.stats = replay.times, replay.p.stats
+        timed = any(isinstance(t, Tensor) for t in replay.boundaries)
+        self.f = Evaluations(replay.p.f, replay.inputs, replay.parts, timed)
+        replay.evaluate(self.f)
+        replay.drift = None  # starts are compared here
+        self.p = replay.plain
         # A solution that is not finite says so itself.
         self.finite = all(bool(torch.isfinite(carry).all()) for carry in carries.values())
         dtype = self.p.y0.dtype.to_real()
-        self.tolerance = run.settings.tolerance or torch.finfo(dtype).eps ** 0.5
+        self.tolerance = settings.tolerance or torch.finfo(dtype).eps ** 0.5
         self.worst = 0.0
-        self.end = carries.get(solve.n_steps, self.p.y0)
+        self.end = carries.get(replay.n_steps, self.p.y0)
 
-    def step(self, n: int) -> None:
-        """Reconstruct where step n started, and differentiate it."""
-        method, (t0, t1) = self.run.method, self.run.solve.times[n : n + 2]
+    def start_of(self, n: int) -> Tensor:
+        """Reconstruct where step n started: a carry, or y if it started afresh."""
+        t0, t1 = self.times[n : n + 2]
         f = self.p.between(t0, t1)
         self.f.forget_all_but(t1)
         with torch.no_grad():
             known, start = self.carries.get(n), None
             if self.p.fresh(t0):
                 start = self.p.y0 if known is None else known[0]
-                known = method.lift(f, t0, start)
-            found = method.undo(f, t0, t1, self.end)
+                known = self.method.lift(f, t0, start)
+            found = self.method.undo(f, t0, t1, self.end)
         if known is not None:
             self._compare(n, found, known)
         self.end = self.carries.get(n, found)
-        self.backward.next_state = None  # the comparison is the one above
-        self.backward.replay(n, self.end if start is None else start)
+        return self.end if start is None else start
 
     def _compare(self, n: int, found: Tensor, known: Tensor) -> None:
         """Note how far the reconstruction is from what the forward pass had there.
@@ -238,8 +194,8 @@ class Undoing:
         SolverError
             Where that is too far.
         """
-        t0, t1 = self.run.solve.times[n : n + 2]
-        units = self.run.method.units(t1 - t0)
+        t0, t1 = self.times[n : n + 2]
+        units = self.method.units(t1 - t0)
         off, size = (
             torch.stack([u * torch.linalg.vector_norm(x) for u, x in zip(units, carry, strict=True)])
             .max()
@@ -247,13 +203,12 @@ class Undoing:
             for carry in (found - known, known)
         )
         error = off / max(size, torch.finfo(known.dtype).tiny)
-        stats = self.run.solve.problem.stats
-        self.worst = stats.reconstruction_error = max(self.worst, error)
+        self.worst = self.stats.reconstruction_error = max(self.worst, error)
         if error <= self.tolerance or not self.finite:
             return
-        growth = self.run.method.growth
+        growth = self.method.growth
         cause = (
-            f"{self.run.method!r} amplifies every rounding error {growth:.3g}-fold a step that it undoes"
+            f"{self.method!r} amplifies every rounding error {growth:.3g}-fold a step that it undoes"
             if growth > 1
             else "where the solution contracts, undoing it expands every rounding error (or f reads something that was "
             "changed after the forward pass)"
@@ -265,30 +220,6 @@ class Undoing:
             "state a step), MALI(anchors=...) with more states, a float64 state, or a larger MALI(tolerance=...)",
             t=t0,
             dt=t1 - t0,
-            stats=stats,
+            stats=self.stats,
             backward=True,
         )
-
-
-class _Solve(torch.autograd.Function):
-    """Forward: the whole solve without a graph. Backward: the sweep over undone steps."""
-
-    @staticmethod
-    def forward(ctx: Any, run: Reversal, *tensors: Any) -> Any:
-        outcome, carries = run.forward()
-        ctx.run = run
-        ctx.save_for_backward(*carries, *run.solve.inputs.without_late(tensors))
-        ctx.set_materialize_grads(False)
-        return (outcome.ys, *outcome.bases)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        run: Reversal = ctx.run
-        n, saved = len(run.kept), saved_tensors(ctx)
-        carries, tensors = saved[:n], (*saved[n:], *run.solve.inputs.late)
-        if all(g is None for g in cotangents):
-            return (None, *([None] * len(tensors)))
-        create_graph = torch.is_grad_enabled()
-        with torch.no_grad():
-            grads = run.backward(carries, cotangents, tensors)
-        return (None, *(refuse_derivative(grads, (*tensors, *cotangents), SECOND) if create_graph else grads))

@@ -7,6 +7,7 @@ solution's (m trials a step). It is the exact derivative of the program that was
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
@@ -18,9 +19,9 @@ from .in_place import guarded
 class Naive:
     """Backpropagation through the whole program, the search for step sizes included."""
 
+    records: ClassVar[bool] = True
+
     name: str = "naive"
-    wants_graph_size: bool = False
-    wants_inputs: bool = False
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve with autograd recording everything; see `torchaca.core.Gradient`."""

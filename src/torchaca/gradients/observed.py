@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import Problem, Step
-from ..field.effects import Mark
+from ..field.effects import Moments
 from ..field.inputs import Inputs
 from ..field.places import Reads
 from ..field.reach import reach
@@ -30,50 +30,51 @@ def observed(p: Problem) -> Iterator[Step]:
     found = reach(p.source, getattr(p.f, "args", ()))
     tensors = tuple(x for _, x in found.tensors if x.requires_grad and (x.is_leaf or not x.retains_grad))
     inputs = Inputs(captured=tensors, reads=Reads(found.places, found.containers))
-    replay = Replay(replace(without_graph(p), f0=None, watch=None), p.trace, inputs, Ambience.here(p.y0))
-    mark = p.effects.mark() if p.effects else None
+    moments = Moments(p.effects)
+    again = Again(
+        replace(without_graph(p), f0=None, watch=None), p.trace, inputs, Ambience.here(p.y0), moments
+    )
     start = p.y0
-    for n, step in enumerate(steps(p)):
+    for n, step in enumerate(moments.watch(steps(p))):
         p.trace.n_steps = n + 1
         end = p.handed(step)
         if end.requires_grad:
-            end.register_hook(replay.of(n, step, start, mark))
+            end.register_hook(again.hook(n, step, start))
         yield step
         start = end
-        mark = p.effects.mark() if p.effects else None
     inputs.reads.settle()
 
 
 @dataclass(frozen=True)
-class Replay:
+class Again:
     """What it takes to compute a step of a solve again, and its vector-Jacobian product."""
 
     p: Problem
     trace: Trace
     inputs: Inputs
     ambience: Ambience
+    moments: Moments
 
-    def of(self, n: int, step: Step, start: Tensor, mark: Mark | None) -> Hook:
-        return Hook(self, n, (value(step.t0), value(step.t1)), start.detach(), mark)
+    def hook(self, n: int, step: Step, start: Tensor) -> Hook:
+        """The hook of step n."""
+        return Hook(self, n, (value(step.t0), value(step.t1)), start.detach())
 
 
 @dataclass(frozen=True)
 class Hook:
     """On what step n hands on; `start` is what was handed to it."""
 
-    replay: Replay
+    again: Again
     n: int
     span: tuple[float, float]
     start: Tensor
-    mark: Mark | None
 
     def __call__(self, cotangent: Tensor) -> None:
-        p, inputs, lam = self.replay.p, self.replay.inputs, cotangent.detach()
+        p, inputs, lam = self.again.p, self.again.inputs, cotangent.detach()
         tensors = inputs.captured
-        with backward_pass(p, inputs, self.replay.ambience), torch.enable_grad():
-            if p.effects and self.mark:
-                p.effects.restore(self.mark)
+        with backward_pass(p, inputs, self.again.ambience), torch.enable_grad():
+            self.again.moments.restore(self.n)
             start = self.start.detach().requires_grad_()
             end = p.handed(p.step(*self.span, start))
             grad_y, *grads = vjp([end], [start, *tensors], [lam], keep=True)
-        self.replay.trace.passed(self.n, self.span, [lam], grad_y, list(zip(tensors, grads, strict=True)))
+        self.again.trace.passed(self.n, self.span, [lam], grad_y, list(zip(tensors, grads, strict=True)))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..control import FixedSteps, halved
 from ..core import Outcome, Problem, Times
 from ..errors import SolverError
+from ..field.effects import undone
 from ..transforms import is_differentiated
 
 REFINEMENTS = 8
@@ -155,8 +155,7 @@ def _level(p: Problem, rehearse: Rehearse) -> Level:
     stats, before = p.stats, replace(p.stats)
     stats.accepted = stats.rejected = 0  # max_steps is for one solve
     gradients: list[Sequence[Tensor | None]] = []
-    silent = p.effects.undone() if p.effects else nullcontext()
-    with torch.no_grad(), silent:
+    with torch.no_grad(), undone(p.effects):
         outcome, pull = rehearse(p)
         if outcome.failure is None:
             gradients = [pull(probe) for probe in probes(p.ts, outcome.ys)]

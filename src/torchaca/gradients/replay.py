@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..core import Problem, Stats, Times
 from ..field.dynamics import Dynamics
+from ..field.effects import undone
 from ..field.inputs import Inputs
+from ..field.saved import CHANGED_IN_PLACE
 from ..numbers import without_autocast
 from ..torch_internals import add_in_place, is_legacy_batchedtensor, number_of
 from .hooks import hooks_off
@@ -39,7 +41,6 @@ TROUBLE = {
 }
 """Errors of autograd that f causes in a replay, by a part of their text, and what to do about them."""
 
-CHANGED_IN_PLACE = "modified by an inplace operation"  # as autograd says it
 IN_PLACE = (
     "a parameter, an argument, y0 or an output of the solve was changed in place (optimizer.step(), load_state_dict?) "
     "before its backward pass, which needs it as it was: call backward() first, or change a copy"
@@ -92,36 +93,28 @@ class Ambience:
 
 
 @contextmanager
-def backward_pass(
-    p: Problem, inputs: Inputs, ambience: Ambience, *, integrates: bool = False
-) -> Iterator[None]:
+def backward_pass(p: Problem, inputs: Inputs, ambience: Ambience) -> Iterator[None]:
     """Around a backward pass: the forward's autocast, f as it was then, counts of its own; no hook runs.
 
     No side effect remains.
-
-    `integrates`: its steps are those of a backward integration; replays are none.
     """
-    silent = p.effects.undone() if p.effects else nullcontext()
     with (
-        _counted_as_backward(p.stats, integrates),
+        _counted_as_backward(p.stats),
         ambience.restored(),
         inputs.reads.put_back(),
-        silent,
+        undone(p.effects),
         hooks_off(inputs.captured + inputs.late),
     ):
         yield
 
 
 @contextmanager
-def _counted_as_backward(stats: Stats, integrates: bool) -> Iterator[None]:
+def _counted_as_backward(stats: Stats) -> Iterator[None]:
     nfe, accepted, rejected = stats.nfe, stats.accepted, stats.rejected
     try:
         yield
     finally:
         stats.nfe_backward += stats.nfe - nfe
-        if integrates:
-            stats.accepted_backward += stats.accepted - accepted
-            stats.rejected_backward += stats.rejected - rejected
         stats.nfe, stats.accepted, stats.rejected = nfe, accepted, rejected
 
 
@@ -139,6 +132,15 @@ class Parts:
     def of(p: Problem, inputs: Inputs) -> Parts:
         captured = inputs.captured + inputs.late
         return Parts(p.y0, p.ts.tensor, tuple(p.control.tensors), inputs.args, captured)
+
+    @staticmethod
+    def leaves_for(p: Problem, inputs: Inputs, tensors: Sequence[Any]) -> Parts:
+        """Leaves for a backward pass, from the tensors that it was handed.
+
+        The captured ones are those that f holds, not what saved-tensor hooks made of them.
+        """
+        parts = Parts.join(tensors, len(p.control.tensors), len(inputs.args))
+        return replace(parts, captured=inputs.captured + inputs.late).leaves()
 
     @staticmethod
     def join(tensors: Sequence[Any], n_control: int, n_args: int) -> Parts:

@@ -1,4 +1,4 @@
-"""ACA's backward pass: the accepted steps again, one at a time, from the last to the first."""
+"""A backward pass over the accepted steps: each again by itself, from the last to the first."""
 
 from __future__ import annotations
 
@@ -13,76 +13,108 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..core import Problem, Step, VectorField
-from ..field.inputs import check_replay
+from ..field.effects import Moments
+from ..field.inputs import Inputs, check_replay
 from ..layout import joined, ordered
 from ..loops.outputs import inside
 from ..numbers import Time, value
 from ..trace import Trace
 from .drift import Drift
-from .forward import Run
-from .replay import (
-    MaybeTensors,
-    Parts,
-    backward_pass,
-    rebuilt,
-    totals_for,
-    vjp,
-    without_detours,
-    without_graph,
-)
+from .replay import MaybeTensors, Parts, rebuilt, totals_for, vjp, without_detours, without_graph
 
 
-def sweep(
-    run: Run, states: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
-) -> MaybeTensors:
-    """The backward pass: gradients of all inputs, in the order of `Parts`."""
-    with backward_pass(run.problem, run.inputs, run.ambience):
-        parts = run.leaves(tensors)
-        backward = Backward(run, parts, cotangents[0], cotangents[1:], run.end)
-        for n, state in run.reversed_states(states, backward.plain):
-            backward.replay(n, state)
-        grads = backward.finish()
-    return grads
+class Replay:
+    """The accepted steps again, each computed from its own start, differentiated and forgotten.
 
-
-class Backward:
-    """The sweep's state: the adjoint `lam` of the current state, and the totals of everything else.
+    `replay(n, start)` does step n, from the last to the first; `finish()` the rest. Its state is the adjoint `lam` of
+    the current state, and the totals of everything else.
 
     An interpolated output depends on f1 = f(t1, y1), which is also the first stage of the following step. Its
     cotangent is known beforehand (the interpolant is linear in f1) and is handed to that step's replay, so that
-    outputs cost no evaluations. `end` is what the last step handed on in the forward pass, if that is known.
+    outputs cost no evaluations.
+
+    Parameters
+    ----------
+    problem, inputs
+        Of the solve.
+    times : sequence of float
+        The boundaries of the steps to go over: `Outcome.replayed`.
+    parts : sequence of Tensor or None
+        The tensors that a backward pass is handed, in the order of `Parts`.
+    cotangents : sequence of Tensor or None
+        Of the outputs, and of the interpolants if the output is dense.
+    moments : Moments, optional
+        When the steps were made; needed if f has side effects that change its values.
+    end : Tensor, optional
+        What the last step handed on in the forward pass, to compare with.
+    stagewise : bool
+        Make the graph of each evaluation when it is differentiated.
+
+    Raises
+    ------
+    ValueError
+        Without `moments`, for an f that draws random numbers or reads what it changes.
     """
 
     def __init__(
         self,
-        run: Run,
-        parts: Parts,
-        grad_ys: Tensor | None,
-        grad_dense: Sequence[Tensor | None],
+        problem: Problem,
+        inputs: Inputs,
+        times: Sequence[float],
+        parts: Sequence[Any],
+        cotangents: Sequence[Tensor | None],
+        *,
+        moments: Moments | None = None,
         end: Tensor | None = None,
+        stagewise: bool = False,
     ) -> None:
-        self.run, self.parts = run, parts
-        self.p = rebuilt(run.problem, parts, run.inputs)
+        if moments is None and problem.effects and problem.effects.stateful:
+            raise ValueError(
+                "f draws random numbers (Dropout?) or reads buffers that it changes: a replay without the moments of "
+                "the forward pass would find others. Use gradient='aca', which replays the same ones, or model.eval()"
+            )
+        self.inputs, self.times, self.n_steps = inputs, times, len(times) - 1
+        self.parts = leaves = Parts.leaves_for(problem, inputs, parts)
+        self.moments = moments or Moments(None)
+        self.p = rebuilt(problem, leaves, inputs)
         self.plain = without_graph(self.p)
-        if run.stagewise:
-            self.p = replace(self.p, f=stagewise(self.p))
+        if stagewise:
+            self.p = replace(self.p, f=evaluated_stagewise(self.p))
         with torch.enable_grad():
-            self.boundaries = list(self.p.control.boundaries(self.p.ts, run.times))
-        self.ys_grad, self.dense_grad = grad_ys, grad_dense
+            self.boundaries = list(self.p.control.boundaries(self.p.ts, times))
+        self.ys_grad, self.dense_grad = cotangents[0], cotangents[1:]
         self.lam: Tensor | None = None
-        self.wrt = [parts.ts, *parts.control, *parts.args, *parts.captured]
-        self.totals = totals_for(len(self.wrt), (grad_ys, *grad_dense))
+        self.wrt = [leaves.ts, *leaves.control, *leaves.args, *leaves.captured]
+        self.totals = totals_for(len(self.wrt), cotangents)
         self.time_grads: list[tuple[Tensor, Tensor]] = []
-        self.keep = run.inputs.shared
         self.next_f0: Tensor | None = None
-        self.next_state = end
-        self.drift, self.kept = Drift(parts.y0), set(run.kept)
-        self.ends = [self.p.ts.at_start(), *(self.p.ts.up_to(t) for t in run.times[1:])]
+        self.next_start = end
+        self.drift: Drift | None = Drift(leaves.y0)
+        self.advanced: set[int] = set()
+        self.ends = [self.p.ts.at_start(), *(self.p.ts.up_to(t) for t in times[1:])]
 
-    def replay(self, n: int, state: Tensor) -> None:
-        """One accepted step again, and its vector-Jacobian product."""
+    def evaluate(self, f: VectorField) -> None:
+        """Evaluate this f in place of the problem's."""
+        self.p, self.plain = replace(self.p, f=f), replace(self.plain, f=f)
+
+    def advance(self, start: Tensor, first: int, last: int) -> Tensor:
+        """Compute where step `last` starts from where step `first` starts, without a graph."""
+        with torch.no_grad():
+            for n in range(first, last):
+                self.moments.restore(n)
+                start = self.plain.handed(self.plain.step(self.times[n], self.times[n + 1], start))
+        self.advanced.add(last)
+        return start
+
+    def replay(self, n: int, start: Tensor) -> None:
+        """Compute step n again from where it started, and its vector-Jacobian product.
+
+        `start` is y or, for a method that carries more from step to step, what the step before handed on.
+        """
+        self.moments.restore(n)
+        last = n + 1 == self.n_steps
         with torch.enable_grad():
-            y = state.detach().requires_grad_()
+            y = start.detach().requires_grad_()
             t0, t1 = (self._leaf(t) for t in self.boundaries[n : n + 2])
             step = self.p.step(t0, t1, y)
             end = self.p.handed(step)
@@ -93,28 +125,26 @@ class Backward:
                 outs.append(step.f0)
                 cotangents.append(carried)
         times = [t if isinstance(t, Tensor) else None for t in (t0, t1)]
-        if self.run.inputs.watched:
+        if self.inputs.watched:
             span = f"from t = {value(t0):g} to {value(t1):g}"
-            last = n + 1 == self.run.n_steps
-            check_replay(outs, self.run.inputs, (y, *times, *self.wrt), span, complete=last)
-        if self.next_state is not None:
-            kept = n + 1 == self.run.n_steps or n + 1 in self.kept
-            self.drift.note(end, self.next_state, again=not kept)
-        grad_y, *grads = vjp(outs, [y, *times, *self.wrt], cotangents, keep=self.keep)
+            check_replay(outs, self.inputs, (y, *times, *self.wrt), span, complete=last)
+        if self.drift and self.next_start is not None:
+            self.drift.note(end, self.next_start, again=n + 1 in self.advanced)
+        grad_y, *grads = vjp(outs, [y, *times, *self.wrt], cotangents, keep=self.inputs.shared)
         for boundary, grad in zip(self.boundaries[n : n + 2], grads[:2], strict=True):
             if grad is not None and isinstance(boundary, Tensor):
                 self.time_grads.append((boundary, grad))
         if self.p.trace is not None:
             self._tell(self.p.trace, n, cotangents, grad_y, grads[3 + len(self.parts.control) :])
-        self.lam = grad_y if grad_y is not None else torch.zeros_like(state)
+        self.lam = grad_y if grad_y is not None else torch.zeros_like(start)
         self.totals.add(grads[2:])
-        self.next_f0, self.next_state = step.f0.detach(), state
+        self.next_f0, self.next_start = step.f0.detach(), start
 
     def _tell(
         self, trace: Trace, n: int, cotangents: list[Tensor], grad_y: Tensor | None, grads: MaybeTensors
     ) -> None:
-        trace.n_steps, tensors = self.run.n_steps, self.run.inputs.tensors
-        span = (self.run.times[n], self.run.times[n + 1])
+        trace.n_steps, tensors = self.n_steps, self.inputs.tensors
+        span = (self.times[n], self.times[n + 1])
         trace.passed(n, span, cotangents, grad_y, list(zip(tensors, grads, strict=True)))
 
     @staticmethod
@@ -146,7 +176,7 @@ class Backward:
     def _f1_weights(self, n: int) -> Tensor | None:
         """d outputs / d f1 of the outputs inside step n, where f1 is the first stage of step n + 1, else None."""
         within = self._inside(n)
-        last = n + 1 == self.run.n_steps
+        last = n + 1 == self.n_steps
         if not within or last or self.dense_grad or not self.p.reuses(self.boundaries[n + 1]):
             return None
         times = [self.p.ts[i] for i in within]
@@ -180,10 +210,10 @@ class Backward:
         sums = self.totals.sums
         lam = ordered(lam, self.parts.y0)
         grads = [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
-        return self.drift.settled(grads, self.p, self.run.inputs, self.parts)
+        return self.drift.settled(grads, self.p, self.inputs, self.parts) if self.drift else grads
 
 
-def stagewise(p: Problem) -> VectorField:
+def evaluated_stagewise(p: Problem) -> VectorField:
     """f of a problem so that each evaluation's graph is made when it is differentiated, at the moment of the first."""
     if p.effects is None:
         return partial(checkpoint, p.f, use_reentrant=False, preserve_rng_state=False)

@@ -29,6 +29,11 @@ class Variant:
         return f"{self.name} ({self.method.name})" if isinstance(self.method, Reversible) else self.name
 
 
+def gradient_of(name: str) -> Gradient:
+    """The gradient method of that name; "aca" is the paper's, which keeps states and takes every step again."""
+    return aca.ACA(checkpoints="all") if name == "aca" else aca.GRADIENTS[name]()
+
+
 def variants(names: Iterable[str], method: str, reversible: Method) -> list[Variant]:
     """One row per name, two for "adjoint": integrating the state back, and reading it from the forward steps.
 
@@ -37,7 +42,7 @@ def variants(names: Iterable[str], method: str, reversible: Method) -> list[Vari
     rows = []
     for name in names:
         solver = reversible if name == "mali" else aca.METHODS[method]
-        rows.append(Variant(name, aca.GRADIENTS[name](), solver))
+        rows.append(Variant(name, gradient_of(name), solver))
         if name == "adjoint":
             rows.append(Variant(INTERPOLATED, Adjoint(state="interpolated"), solver))
     return rows

@@ -107,7 +107,7 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alo
     if resting is not None:
         outputs.fill(len(rows) - 1)
     failure, search.failure = search.failure, None  # handed over: its traceback would hold the search
-    return Outcome(stacked(outputs.ys), failure)
+    return Outcome(stacked(outputs.ys), p.ts, failure)
 
 
 @dataclass

@@ -34,7 +34,7 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
     except SolverError as error:
         failure = error.with_traceback(None)  # its frames hold all states
     ys = joined(parts, p.y0) if len(parts) > 1 else parts[0]
-    return Outcome(ys, failure, times, bases, boundaries)
+    return Outcome(ys, p.ts.first(done), failure, times, bases, boundaries)
 
 
 def inside(ts: Times, t1: Time, first: int, last: int) -> list[int]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import Gradient
+from ..core import Facts, Gradient
 from ..errors import SolverError
-from ..gradients import GRADIENTS, Adjoint, Naive
+from ..gradients import GRADIENTS
 from ..solve import find_gradient
 from .advice import Advice, advise, free_memory, nbytes
 from .memory import SavedTensors
@@ -257,7 +257,7 @@ def _row(
     return GradientRow(
         name,
         None,
-        isinstance(gradient, Adjoint | Naive),
+        not Facts.of(gradient).exact,
         distance(first.grads, true),
         distance(first.grads, ode) if ode else None,
         {

@@ -15,6 +15,7 @@ from ..cifar import Data, Kind, load, place
 from ..engine import SHARDED, check_hardware
 from ..experiment import UsageError, check_name
 from ..rows import Row
+from ..variants import gradient_of
 from .models import Classifier, node18, resnet18
 
 MODELS = ("resnet18", "node18", "anode18")
@@ -100,12 +101,12 @@ def rows(settings: Settings) -> list[Row]:
 def solver(settings: Settings, row: Row) -> dict[str, Any]:
     """The options of `torchaca.solve` that the row's blocks are trained with."""
     if row.model == "anode18":
-        return {"method": "euler", "n_steps": settings.euler_steps, "gradient": "aca"}
+        return {"method": "euler", "n_steps": settings.euler_steps, "gradient": gradient_of("aca")}
     return {
         "method": settings.method,
         "rtol": settings.rtol,
         "atol": settings.atol,
-        "gradient": row.gradient or "aca",
+        "gradient": gradient_of(row.gradient or "aca"),
     }
 
 

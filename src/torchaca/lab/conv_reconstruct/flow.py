@@ -13,7 +13,7 @@ import torchaca as aca
 
 from ..cifar import find, first_images
 from ..experiment import UsageError, check_name
-from ..variants import StartSeen, relative_distance
+from ..variants import StartSeen, gradient_of, relative_distance
 
 DTYPE = torch.float64
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "linear": lambda x: x}
@@ -101,7 +101,7 @@ def there_and_back(settings: Settings, z0: Tensor, activation: str, seed: int, T
         "atol": settings.atol,
         "max_steps": settings.max_steps,
     }
-    forward = aca.solve(f, z0.clone().requires_grad_(), [0.0, T], gradient="aca", **options)
+    forward = aca.solve(f, z0.clone().requires_grad_(), [0.0, T], gradient=gradient_of("aca"), **options)
     f.start = None
     end = forward.ys[-1]
     end.square().sum().backward()

@@ -14,6 +14,7 @@ from torchaca.nn import LatentLoss, LatentODE
 
 from ..distances import When, flat_gradient, relative_distances
 from ..engine import Trained
+from ..variants import gradient_of
 from .data import Data, seen
 from .networks import CELLS, Recurrent, latent_parameters
 
@@ -68,7 +69,7 @@ def network(name: str, settings: Settings, features: int, seed: int) -> LatentOD
             method=settings.method,
             rtol=settings.rtol,
             atol=settings.atol,
-            gradient=gradient,
+            gradient=gradient_of(gradient),
         )
         if name in CELLS:
             return Recurrent(name, features, latent_parameters(latent), settings.std)

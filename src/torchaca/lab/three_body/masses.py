@@ -12,6 +12,7 @@ from torch import Tensor
 import torchaca as aca
 
 from ...report.memory import SavedTensors
+from ..variants import gradient_of
 from .problem import DTYPE, MASSES, Data, ThreeBody, distances, initial_state, test_errors
 from .settings import COUNTS, Settings
 
@@ -48,7 +49,7 @@ class MassFit:
             method=s.method,
             rtol=s.rtol,
             atol=s.atol,
-            gradient=self.gradient,
+            gradient=gradient_of(self.gradient),
         )
         return sol.ys[1:, :3], sol.stats
 

@@ -13,6 +13,7 @@ import torchaca as aca
 from torchaca.errors import SolverError
 
 from ...report.memory import SavedTensors
+from ..variants import gradient_of
 from .models import NeuralMotion
 from .problem import DTYPE, Data, distances, initial_state, test_errors
 from .segments import Segments, segments
@@ -70,7 +71,7 @@ class MotionFit:
             method=self.settings.method,
             rtol=tolerance,
             atol=tolerance,
-            gradient=self.gradient,
+            gradient=gradient_of(self.gradient),
         )
         return sol.ys[..., :3, :], sol.stats
 

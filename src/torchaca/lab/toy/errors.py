@@ -14,6 +14,7 @@ import torchaca as aca
 
 from ..cases import attempt
 from ..run import Run
+from ..variants import gradient_of
 
 PARAMETERS = ("dz0", "dk")
 
@@ -117,7 +118,7 @@ def gradients(settings: Settings, case: Case, gradient: str, method: str) -> dic
         method=method,
         rtol=settings.rtol,
         atol=settings.atol,
-        gradient=gradient,
+        gradient=gradient_of(gradient),
     )
     dz0, dk = torch.autograd.grad(sol.ys[-1] ** 2, (z0, k))
     return {"dz0": dz0.item(), "dk": dk.item(), **asdict(sol.stats)}

@@ -1,0 +1,102 @@
+"""Gradients that replay their steps: one pair of passes, which differ in where a replayed step starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..core import Outcome, Problem, Step
+from ..field.effects import Moments
+from ..field.inputs import Inputs
+from ..loops.outputs import gather
+from ..loops.stepping import steps
+from .again import differentiate_again
+from .passes import refuse
+from .replay import MaybeTensors, without_graph
+from .sweep import Replay
+
+
+class Store(Protocol):
+    """Where the starts of replayed steps come from; one for each solve.
+
+    After the forward pass it holds numbers alone: its tensors are handed over, and come back in `reversed`.
+    """
+
+    def keep(self, n: int, start: Tensor, step: Step) -> None:
+        """See step n, which was made from `start`, and keep of it what `reversed` will need."""
+        ...
+
+    def tensors(self, n_steps: int) -> list[Tensor]:
+        """Hand over what was kept of the first `n_steps` steps, over which the backward pass will go."""
+        ...
+
+    def reversed(self, kept: Sequence[Tensor], replay: Replay) -> Iterator[tuple[int, Tensor]]:
+        """Yield `(n, start of step n)` from the last step to the first, from the tensors handed over.
+
+        `replay.advance(start, m, n)` computes the start of step n from that of step m.
+        """
+        ...
+
+
+class Replayed:
+    """The passes of a gradient that replays its steps from what a store keeps. Holds none of the outputs.
+
+    `stagewise` is as in `Replay`; `no_second` says why there are no second derivatives, if there are none.
+    """
+
+    def __init__(
+        self, problem: Problem, inputs: Inputs, store: Store, *, stagewise: bool = False, no_second: str = ""
+    ) -> None:
+        self.problem, self.inputs, self.store = problem, inputs, store
+        self.stagewise, self.no_second = stagewise, no_second
+        self.moments = Moments(problem.effects)
+        self.times: Sequence[float] = ()
+        self.end: Tensor | None = None
+
+    def forward(self) -> tuple[Outcome, list[Tensor]]:
+        """Solve without a graph; see `Passes`."""
+        p = without_graph(self.problem)
+        outcome = gather(p, self.watch(p, steps(p)))
+        return outcome, self.close(outcome)
+
+    def watch(self, p: Problem, accepted: Iterable[Step]) -> Iterator[Step]:
+        """Pass the steps of p on; the store sees each of them."""
+        start = p.y0
+        for n, step in enumerate(self.moments.watch(accepted)):
+            self.store.keep(n, start, step)
+            yield step
+            start = p.handed(step)
+        self.end = start
+
+    def close(self, outcome: Outcome) -> list[Tensor]:
+        """End the forward pass: what the store hands over."""
+        self.times = outcome.replayed
+        return self.store.tensors(len(self.times) - 1)
+
+    def backward(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Replay all steps, from the last to the first; see `Passes`."""
+        replay = Replay(
+            self.problem,
+            self.inputs,
+            self.times,
+            tensors,
+            cotangents,
+            moments=self.moments,
+            end=self.end,
+            stagewise=self.stagewise,
+        )
+        for n, start in self.store.reversed(kept, replay):
+            replay.replay(n, start)
+        return replay.finish()
+
+    def twice(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Differentiate the steps once more, or refuse it; see `Passes`."""
+        if self.no_second:
+            return refuse(self, self.no_second, kept, cotangents, tensors)
+        return differentiate_again(self, self.times, kept, cotangents, tensors, moments=self.moments)
