@@ -188,6 +188,21 @@ def test_a_change_that_the_first_evaluation_alone_saw_is_told_of():
 
 
 @fits
+def test_a_buffer_changed_in_place_is_told_of(fit, monkeypatch):
+    net, y0 = mlp(), torch.ones(3, dtype=DOUBLE)
+    net.register_buffer("gain", torch.ones(3, dtype=DOUBLE))
+
+    def solved():
+        return solve(lambda t, y: net(y) * net.gain, y0, TIMES, n_steps=4).ys
+
+    limit(monkeypatch, fit, solved)
+    ys = solved()
+    net.gain.mul_(2.0)
+    with pytest.raises(RuntimeError, match=r"was changed in place|f gave other values"):
+        ys.sum().backward()
+
+
+@fits
 def test_states_and_graphs_can_be_offloaded(fit, monkeypatch):
     net, y0 = mlp(), torch.ones(3, dtype=DOUBLE, requires_grad=True)
     inputs = {"y0": y0, **dict(net.named_parameters())}

@@ -295,7 +295,7 @@ def test_memory_does_not_grow_with_the_number_of_steps(method):
         assert bytes_held(MALI(anchors=1), n_steps, method) <= state * (
             3 + 2 * rows
         )  # y0, the copy that f got first, f0, the anchor, the end
-    assert bytes_held("aca", 100, method) > 90 * rows * state
+    assert bytes_held(ACA(checkpoints="all"), 100, method) > 90 * rows * state
     assert bytes_held("direct", 100, method) > 90 * state
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from gradient_cases import ALL, DOUBLE, EXACT, FROZEN, assert_same, gradients_of, others
+from gradient_cases import ALL, DOUBLE, EXACT, FROZEN, REPLAYED, assert_same, gradients_of, others
 from torch import nn
 
 from torchaca import solve
@@ -371,7 +371,7 @@ def test_a_leaf_that_is_first_used_later_is_found(gradient, place):
 @pytest.mark.parametrize("gradient", FINDS)
 def test_a_tensor_with_a_history_that_is_first_used_later_is_found_or_named(gradient):
     refused = same_or_refused(late(in_dict), gradient, True)
-    if gradient == "aca":
+    if gradient == REPLAYED:
         assert re.search(r"first used .*ws.*a.*b.* in the step", refused)
 
 

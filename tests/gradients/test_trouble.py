@@ -11,12 +11,13 @@ from torchaca import GRADIENTS, solve
 
 T = [0.0, 0.25, 0.5]
 CASES = {name: {"gradient": name, "method": "alf" if name == "mali" else "dopri5"} for name in GRADIENTS} | {
+    "all": {"gradient": aca.ACA(checkpoints="all")},
     "kept": {"gradient": aca.ACA(checkpoints="none")},
     "stagewise": {"gradient": aca.ACA(stagewise=True)},
     "interpolated": {"gradient": aca.Adjoint(state="interpolated", quadrature="gauss")},
     "debug": {"debug": True},
 }
-IN_THE_CALLERS_GRAPH = {"direct", "naive", "kept"}
+IN_THE_CALLERS_GRAPH = {"aca", "direct", "naive", "kept"}
 
 
 class Field(nn.Module):

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 Path = tuple[Any, ...]
 """Where something was found, `(path of its owner, key)`; written out by `label` when somebody has to read it."""
 
@@ -99,6 +101,11 @@ class Reads:
     places: list[Place] = field(default_factory=list)
     containers: list[tuple[Path, Any, int]] = field(default_factory=list)
     settled: bool = False
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that stand in these places."""
+        return [place.value for place in self.places if isinstance(place.value, Tensor)]
 
     @property
     def filled(self) -> list[Any]:

@@ -58,8 +58,8 @@ class ACA:
         size of a graph is measured in the first evaluation of f, so that runs are reproducible. When it is spent, all
         steps are replayed, those before as well: to a loss and to f the solve is then one of "all". An f whose first
         evaluation leaves a tensor with a graph behind, or that may hide one (in an iterator, a cache, behind a weak
-        reference), is replayed from the first step on, however small it is; so are the steps under `debug=True`, and
-        whatever `memory_budget`, `stagewise` and `grad_rtol` say.
+        reference), is replayed from the first step on, however small it is. With `memory_budget`, `stagewise` or
+        `grad_rtol` all steps are replayed, too.
     memory_budget : str or int, optional
         Bytes, "500MB", "2GiB": keep as many states as fit beside the graph of one step, whose size is measured in the
         first evaluation. Instead of `checkpoints`.
@@ -125,7 +125,7 @@ class ACA:
         """Solve, keeping graphs or states of the accepted steps; see `torchaca.core.Gradient`."""
         if self.records:
             return guarded(p, gather(p, observed(p)))
-        if self.records is None and inputs.attached and not inputs.kept and p.trace is None:
+        if self.records is None and inputs.attached and not inputs.kept:
             return record_while_it_fits(p, inputs, Replayed(p, inputs, States("all")))
         unreached = None
         if self.grad_rtol is not None:

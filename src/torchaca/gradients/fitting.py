@@ -17,9 +17,9 @@ from ..core import Outcome, Problem, Step
 from ..field.inputs import Inputs
 from ..field.lost import kept_since, warn_of_kept
 from ..loops.outputs import gather
-from ..loops.stepping import steps
 from ..numbers import value
 from .in_place import guarded
+from .observed import observed
 from .passes import attach
 from .store import Replayed
 
@@ -58,9 +58,9 @@ def record_while_it_fits(p: Problem, inputs: Inputs, passes: Replayed) -> Outcom
     """Solve, recorded by autograd as in `direct`; if the graphs do not fit, by the passes."""
     budget, since = Budget(p, inputs), torch.autograd._get_sequence_nr()
     with torch.set_grad_enabled(not budget.spent):
-        outcome = gather(p, passes.watch(p, budget.watch(steps(p))))
+        outcome = gather(p, passes.watch(p, budget.watch(observed(p))))
     if not budget.spent:
-        return guarded(p, outcome)
+        return guarded(p, outcome, inputs.reads.tensors)
     # What f kept of its first evaluation is known. Of later ones, some now have a graph and others do not.
     warn_of_kept(kept_since(p.f, inputs.reads, since), "aca")
     outcome = replace(outcome, ys=outcome.ys.detach(), bases=[x.detach() for x in outcome.bases])

@@ -6,7 +6,7 @@ the solve, the tensors that f started with are looked at; if one has changed, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from functools import partial
 
 from torch import Tensor
@@ -20,8 +20,10 @@ from ..torch_internals import is_functorch_wrapped_tensor
 from .replay import IN_PLACE
 
 
-def guarded(p: Problem, outcome: Outcome) -> Outcome:
+def guarded(p: Problem, outcome: Outcome, others: Iterable[Tensor] = ()) -> Outcome:
     """The outcome; its backward pass says what to do about a tensor that was changed in place since.
+
+    `others` may have been saved as well: buffers, say.
 
     Holds the nodes behind the outputs, not that of the outputs, which holds the hook: no cycle.
     """
@@ -30,7 +32,8 @@ def guarded(p: Problem, outcome: Outcome) -> Outcome:
         return outcome
     outside: Set[Node] = {x.grad_fn for x in (p.y0,) if x.grad_fn is not None}
     leaves = used(p.f0, 0, outside)[0] if p.f0 is not None else []
-    watched = [(x, x._version) for x in (p.y0, *leaves) if not x.is_inference()]
+    seen = {id(x): x for x in (p.y0, *leaves, *others) if not x.is_inference()}
+    watched = [(x, x._version) for x in seen.values()]
     nodes = [node for node, _ in ys.grad_fn.next_functions]
     ys.register_hook(unserializable_hook(partial(_check, watched, nodes, outside)))
     return outcome
