@@ -176,6 +176,21 @@ FAILURES = {
 }
 
 
+def test_an_f_that_jumps_where_the_solution_is_is_noticed():
+    """As in the eager loop: long before the steps are used up, at the end of a chunk."""
+
+    def f(t, y):
+        return torch.sin(t) - 10 * torch.sign(y)
+
+    y0 = torch.tensor([0.5, 0.3], dtype=torch.float64)
+    eager, compiled = (
+        torchaca.solve(f, y0, [0.0, 2.0], on_failure="status", compile=c) for c in (False, True)
+    )
+    assert compiled.status == eager.status == "jump"
+    assert "it jumps where the solution is" in str(compiled.failure)
+    assert compiled.stats.accepted < 2000
+
+
 @pytest.mark.parametrize("kind", FAILURES)
 def test_failures_are_those_of_the_eager_loop(kind):
     f, options = FAILURES[kind]

@@ -32,7 +32,7 @@ from .inference import normal
 from .kept import split_stages
 from .loops import march_loop
 from .outputs import Chunk, emit, inner_times, padded, step_times
-from .search import Goal, State, search_loop
+from .search import State, search_loop
 from .spec import Spec
 from .steps import beside
 
@@ -233,9 +233,9 @@ class Forward:
         ]
         limits = Limits.of(p, control)
         for stop in stops:
-            goals = Goal(limits, stop, reach).packed()
+            bounds = torch.tensor([*vars(limits).values(), stop, reach], dtype=DOUBLE, device="cpu")
             while now != stop:
-                seen, chunk = self._search_chunk(now, goals, tolerances)
+                seen, chunk = self._search_chunk(now, bounds, tolerances)
                 p.stats.nfe = evaluated + int(seen.calls)
                 p.stats.rejected = int(seen.trials) - p.stats.accepted - chunk.n
                 self._finish(chunk, ys)
@@ -253,10 +253,11 @@ class Forward:
         for a, b in pairwise(chunk.times):
             history.accept(abs(b - a))
         history.rejections, history.rejected_size = int(seen.rejections), seen.rejected_size
-        if seen.t != p.ts.values[-1] and chatters(p, control, history, seen.t, self.y):
+        due = history.slow >= history.next_look and seen.t != p.ts.values[-1]
+        if due and chatters(p, control, history, seen.t, self.y):
             raise stopped(p, control, history, "slow", seen.t, history.sizes[-1], self.y)
 
-    def _search_chunk(self, now: float, goals: Tensor, tolerances: Sequence[Tensor]) -> tuple[State, Chunk]:
+    def _search_chunk(self, now: float, bounds: Tensor, tolerances: Sequence[Tensor]) -> tuple[State, Chunk]:
         """One chunk of steps from `now` on, and where the search is after it."""
         run = self.run
         T, Y, kept = self._buffers()
@@ -264,7 +265,7 @@ class Forward:
         self.y, self.f0, self.state = run.call(
             "search",
             lambda: search_loop(run.capture.field, run.spec, run.split),
-            *(goals, self.signed, tolerances, T, Y, kept, self.bases),
+            *(bounds, self.signed, tolerances, T, Y, kept, self.bases),
             *(self.y, self.f0, self.state, self.jumps, self.inputs),
         )
         seen = State(*self.state.tolist())

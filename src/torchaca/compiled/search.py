@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core import VectorField
-from ..loops.pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
+from ..loops import pace
+from ..loops.pace import BAD_RATIO, accepts, first_dt, next_dt, propose, refusals
 from ..loops.rule import StepRule
 from . import compiler
 from .field_graph import FieldGraph
@@ -18,27 +19,37 @@ from .halves import Halves
 from .spec import Spec
 from .steps import basis_and_f1, one_sided, step_of
 
-N_LIMITS = len(fields(Limits))
-
 
 @dataclass
-class Goal:
-    """What a search reads from one tensor, in this order: the limits, the stop, and the reach of the first guess."""
+class Limits:
+    """What a search reads from one tensor, in this order: the limits of its pace, the stop, the first guess's reach."""
 
-    limits: Limits
+    sign: Any
+    smallest: Any
+    dt_min: Any
+    dt_max: Any
+    max_trials: Any
+    most_rejections: Any
+    fallback: Any
     stop: Any
     reach: Any
 
-    def packed(self) -> Tensor:
-        """Put the numbers into a tensor, float64."""
-        numbers = [*vars(self.limits).values(), self.stop, self.reach]
-        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
-
     @staticmethod
-    def of(vector: Tensor) -> Goal:
-        """Read the tensor."""
-        numbers = vector.unbind()
-        return Goal(Limits(*numbers[:N_LIMITS]), *numbers[N_LIMITS:])
+    def of(vector: Tensor) -> Limits:
+        return Limits(*vector.unbind())
+
+    @property
+    def pace(self) -> pace.Limits:
+        """The limits of the pace."""
+        return pace.Limits(
+            self.sign,
+            self.smallest,
+            self.dt_min,
+            self.dt_max,
+            self.max_trials,
+            self.most_rejections,
+            self.fallback,
+        )
 
 
 @dataclass
@@ -63,20 +74,21 @@ class State:
 
 
 def guessed_dt(
-    rule: StepRule, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, goal: Goal, order: int
+    rule: StepRule, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, limit: Limits, order: int
 ) -> Tensor:
     """Choose the first step size; zero, which ends the search, where f has no finite value."""
-    guess = rule.guessed_step(f, t, y, f0, goal.limits.sign, goal.reach, order)
+    guess = rule.guessed_step(f, t, y, f0, limit.sign, limit.reach, order)
     hopeless = ~torch.isfinite(guess) & ~torch.isfinite(f0).all()
-    return torch.where(hopeless, 0.0, first_dt(guess, t, goal.limits))
+    return torch.where(hopeless, 0.0, first_dt(guess, t, limit.pace))
 
 
-def may_go_on(s: State, goal: Goal, room: int) -> Tensor:
+def may_go_on(s: State, limit: Limits, room: int) -> Tensor:
     """Say whether another trial makes sense, and its step has a place in the chunk."""
-    t1, _ = propose(s.t, s.dt, goal.stop, goal.limits)
-    goes, lands = (s.n < room) & (s.t != goal.stop), t1 == goal.stop
-    size = (t1 - s.t).abs()
-    for refused in refusals(s.t, size, lands, s.rejections, s.rejected_size, s.trials, goal.limits).values():
+    limits = limit.pace
+    t1, _ = propose(s.t, s.dt, limit.stop, limits)
+    goes, size, lands = (s.n < room) & (s.t != limit.stop), (t1 - s.t).abs(), t1 == limit.stop
+    found = refusals(s.t, size, lands, s.rejections, s.rejected_size, s.trials, limits)
+    for refused in found.values():
         goes = goes & ~refused
     return goes
 
@@ -84,7 +96,7 @@ def may_go_on(s: State, goal: Goal, room: int) -> Tensor:
 def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[..., Any]:
     """Steps whose sizes follow the error estimate, until the stop, or the chunk's end, or where no trial makes sense.
 
-    `(goals, ts, tolerances, T, Y, kept, bases, y, f0, state, jumps, inputs)` -> y, f0, the state. `kept` get the
+    `(bounds, ts, tolerances, T, Y, kept, bases, y, f0, state, jumps, inputs)` -> y, f0, the state. `kept` get the
     residuals of the steps, where they are `split`.
     """
     method, rule = spec.method, spec.rule
@@ -94,7 +106,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
     norm = rule.norm if spec.structure is None else spec.structure.mixed_rms
 
     def search(
-        goals: Tensor,
+        bounds: Tensor,
         ts: Tensor,
         tolerances: Sequence[Tensor],
         T: Tensor,
@@ -117,12 +129,12 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
             return StepRule(rtol, atol, pid, safety, low, high, norm)
 
         def goes_on(y: Tensor, f0: Tensor, state: Tensor) -> Tensor:
-            return may_go_on(State(*state.unbind()), Goal.of(goals), room)
+            return may_go_on(State(*state.unbind()), Limits.of(bounds), room)
 
         def trial(y: Tensor, f0: Tensor, state: Tensor) -> Any:
-            s, goal = State(*state.unbind()), Goal.of(goals)
-            limits = goal.limits
-            t1, clipped = propose(s.t, s.dt, goal.stop, limits)
+            s, limit = State(*state.unbind()), Limits.of(bounds)
+            limits = limit.pace
+            t1, clipped = propose(s.t, s.dt, limit.stop, limits)
             size = (t1 - s.t).abs()
             f = one_sided(func, inputs, jumps, s.t, t1) if spec.jumps else plain
             calls = s.calls + (method.stages - 1)
@@ -170,7 +182,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
             )
 
         def first(t: Tensor, y: Tensor, f0: Tensor) -> Tensor:
-            return guessed_dt(ruled(), plain, t, y, f0, Goal.of(goals), order)
+            return guessed_dt(ruled(), plain, t, y, f0, Limits.of(bounds), order)
 
         start = State(*state.unbind())
         dt, guessed = start.dt, torch.isnan(start.dt)

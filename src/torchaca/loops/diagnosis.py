@@ -71,9 +71,10 @@ class History:
 def chatters(p: Problem, control: Adaptive, history: History, t: float, y: Tensor) -> bool:
     """Whether a solve goes on in tiny steps because f jumps, again and again, where the solution is.
 
-    It looks after `PATIENCE` tiny steps in a row. One look is not enough: any solution may cross a jump.
+    To be asked when `history.next_look` tiny steps in a row are reached. One look is not enough: any solution may cross
+    a jump.
     """
-    if history.slow < history.next_look or history.rejections:
+    if history.rejections:
         return False
     history.next_look = history.slow + BETWEEN_LOOKS
     with p.effects.undone() if p.effects else nullcontext():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import End, Problem, Stats, Step, Times
 from ..numbers import Time, value
-from .diagnosis import PATIENCE, RECENT, History, chatters, diagnose
+from .diagnosis import RECENT, History, chatters, diagnose
 from .pace import (
     BAD_RATIO,
     HOPELESS,
@@ -178,7 +178,8 @@ def _why_not(
     found = refusals(*trial, history.rejections, history.rejected_size, made, limits)
     if True in found.values():
         return next(reason for reason, holds in found.items() if holds)
-    return "slow" if history.slow >= PATIENCE and chatters(p, control, history, trial[0], y) else None
+    slow = history.slow >= history.next_look and chatters(p, control, history, trial[0], y)
+    return "slow" if slow else None
 
 
 class _GivenUp(Exception):
