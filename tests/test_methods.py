@@ -10,8 +10,11 @@ from problems import COSINE, DOUBLE, SPIRAL, ClosedForm
 from rooted_trees import dense_residuals, largest, residuals, rooted_trees, rooted_trees_up_to
 from stubs import Counted
 
+import torchaca
+from tools import list_methods
 from torchaca import METHODS, RungeKutta, solve
-from torchaca.methods import ALIASES, BOSH3, DOPRI5, FEHLBERG5, HEUN_EULER, RK4
+from torchaca.core import Carrying
+from torchaca.methods import ALIASES, BOSH3, CONSTRUCTORS, DOPRI5, FEHLBERG5, HEUN_EULER, RK4
 
 NAMES = list(METHODS)
 TABLEAUS = [name for name, method in METHODS.items() if isinstance(method, RungeKutta)]
@@ -34,6 +37,8 @@ PUBLISHED = {
     "tsit5": (5, 4, 4, 7, True),
     "dopri8": (8, 7, 7, 13, False),
 }
+WITH_F1 = [name for name in TABLEAUS if METHODS[name].f1_index is not None]
+"""Methods one of whose stages is f(t1, y1)."""
 ROUNDED = {"tsit5": Fraction(1, 10**29), "dopri8": Fraction(2, 10**17)}
 """Coefficients that their authors rounded; those of all other methods are exact."""
 
@@ -41,13 +46,27 @@ DENSE_ROUNDED = {"tsit5": Fraction(1, 10**27), "dopri8": Fraction(2, 10**15)}
 
 
 def test_every_method_is_listed():
-    assert set(TABLEAUS) == set(PUBLISHED)
-    assert set(NAMES) - set(TABLEAUS) == {"alf", "reversible_heun"}  # test_reversible_methods.py
+    assert set(TABLEAUS) >= set(PUBLISHED)
+    carrying = {name for name, method in METHODS.items() if isinstance(method, Carrying)}
+    assert set(NAMES) - set(TABLEAUS) == carrying  # test_reversible_methods.py
     assert all(METHODS[name].name == name for name in NAMES)
     assert all(method in METHODS.values() for method in ALIASES.values())
 
 
-@pytest.mark.parametrize("name", TABLEAUS)
+def test_which_methods_evaluate_f_at_their_end():
+    known = {"bosh3", "dopri5", "tsit5", "fehlberg5", "dopri8"}
+    assert set(WITH_F1) & set(PUBLISHED) == known
+
+
+def test_names_follow_from_the_table():
+    """`torchaca.Dopri5()`, and the page of all methods."""
+    assert list(METHODS.values()) == [getattr(torchaca, name)() for name in CONSTRUCTORS]
+    assert CONSTRUCTORS.keys() <= set(torchaca.__all__)
+    assert {"Rk4_38", "HeunEuler", "ReversibleHeun", "ALF", "Dopri8"} <= CONSTRUCTORS.keys()
+    assert list_methods.PAGE.read_text() == list_methods.page(), "run `python tools/list_methods.py`"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_declared_as_published(name):
     method = METHODS[name]
     declared = (method.order, method.embedded_order, method.dense_order, method.stages, method.fsal)
@@ -107,7 +126,7 @@ def test_f1_is_f_at_the_end(name, t0, t1):
         assert step.error.shape == step.y0.shape
     late = step.known_f1
     assert early is None
-    assert (late is not None) == (name in {"bosh3", "dopri5", "tsit5", "fehlberg5", "dopri8"})
+    assert (late is not None) == (name in WITH_F1)
     if late is not None:
         assert torch.equal(late, f.f(torch.tensor(t1, dtype=DOUBLE), step.y1))
         assert f.times[method.f1_index] == t1
@@ -194,7 +213,7 @@ def test_interpolant_meets_both_ends(name):
 def test_f1_weights_are_the_derivative_by_f1(name):
     method, times = METHODS[name], [0.35, 0.5]
     weights = method.f1_weights(0.3, 0.55, times)
-    if name not in {"bosh3", "dopri5", "tsit5", "fehlberg5"}:
+    if name not in WITH_F1 or method.f1_index + 1 < len(method.nodes):
         assert weights is None
         return
     calls, shift = [0], torch.tensor([1.0, -2.0], dtype=DOUBLE)
@@ -210,7 +229,7 @@ def test_f1_weights_are_the_derivative_by_f1(name):
     assert difference.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["fehlberg5", "dopri8"])
+@pytest.mark.parametrize("name", [name for name in WITH_F1 if not METHODS[name].fsal])
 def test_given_f1_saves_an_evaluation_and_changes_no_bit(name):
     method = METHODS[name]
     alone, f = one_step(method)
