@@ -27,7 +27,6 @@ from .tableau import (
     Row,
     check_interpolant,
     check_method,
-    hermite,
     is_fsal,
     linear,
     parse_row,
@@ -105,7 +104,8 @@ class RungeKutta:
         b_hat = parse_row(self.b_hat)
         check_method(self.name, c, a, b, b_hat)
         fsal = is_fsal(c, a, b)
-        self._complete_interpolant(c, a, b)
+        given = Interpolant(self.dense, self.dense_order, self.dense_c, self.dense_a)
+        self._put(**asdict(given.complete(self.name, self.order, c, a, b)))
         nodes, matrix = c + parse_row(self.dense_c), (*a, *parse_rows(self.dense_a))
         polynomials = parse_rows(self.dense)
         check_interpolant(self.name, nodes, matrix, b, polynomials)
@@ -117,20 +117,6 @@ class RungeKutta:
     def _put(self, **fields: object) -> None:
         for name, x in fields.items():
             object.__setattr__(self, name, x)
-
-    def _complete_interpolant(self, c: Row, a: Sequence[Row], b: Row) -> None:
-        """Take Hermite's cubic if there is no other interpolant."""
-        if not self.dense:
-            if self.dense_order or self.dense_c or self.dense_a:
-                raise ValueError(
-                    f"{self.name}: dense_order, dense_c and dense_a describe the interpolant in dense: give dense "
-                    "as well, or none of them for Hermite's cubic"
-                )
-            self._put(**asdict(hermite(self.order, c, a, b)))
-        elif self.dense_order < 1:
-            raise ValueError(
-                f"{self.name}: dense needs dense_order, the interpolant's order, got {self.dense_order}"
-            )
 
     def _put_floats(self, difference: Sequence[Fraction]) -> None:
         terms = [nonzero(row) for row in self.matrix]

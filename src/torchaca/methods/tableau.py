@@ -42,6 +42,27 @@ class Interpolant:
     dense_c: str = ""
     dense_a: str = ""
 
+    def complete(self, name: str, order: int, c: Row, a: Sequence[Row], b: Row) -> Interpolant:
+        """Take Hermite's cubic if no other is given.
+
+        Raises
+        ------
+        ValueError
+            If only a part of it is given.
+        """
+        if self == Interpolant():
+            return hermite(order, c, a, b)
+        if not self.dense:
+            raise ValueError(
+                f"{name}: dense_order, dense_c and dense_a describe the interpolant in dense: give dense as well, or "
+                "none of them for Hermite's cubic"
+            )
+        if self.dense_order < 1:
+            raise ValueError(
+                f"{name}: dense needs dense_order, the interpolant's order, got {self.dense_order}"
+            )
+        return self
+
 
 def hermite(order: int, c: Row, a: Sequence[Row], b: Row) -> Interpolant:
     """Hermite's cubic through y0, y1, f0 and f1 for a method of `order`.
