@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from torchaca import GRADIENTS, METHODS, FixedSteps, solve
-from torchaca.core import Facts
+from torchaca.gradients import Facts
 
 RECORDED = [name for name, g in GRADIENTS.items() if Facts.of(g()).records or Facts.of(g()).replaceable]
 """The gradients that run inside of transforms."""

@@ -10,7 +10,7 @@ from torch import nn
 
 import torchaca as aca
 from torchaca import ACA, NeuralODE, SolverError, solve
-from torchaca.core import Facts
+from torchaca.gradients import Facts
 
 WALKING = {
     "aca": "aca",

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from .compiled import CannotCompile, Loops, in_steps
 from .compiled.door import CUDA_GRAPHS, STEPS, refuse_steps
-from .core import Facts, Gradient, Outcome, Problem, check_problem, tolerant
+from .core import Gradient, Outcome, Problem, tolerant
 from .errors import warn
 from .field.dynamics import Dynamics
 from .field.inputs import Inputs, evaluated_in_graph, first_evaluation
 from .field.lost import warn_of_kept
 from .field.reach import reach
-from .gradients import Direct
+from .gradients import Direct, Facts, check_problem
 from .layout import stacked
 from .loops.clock import check_clock
 from .loops.lanes import solve_in_lanes, solves_in_lanes

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from .compiled.door import CUDA_GRAPHS, STEPS, refuse_loops, refuse_steps
-from .core import Problem, Stats, Times, check_problem
+from .core import Problem, Stats, Times
 from .elsewhere import answer
 from .errors import shorten
 from .executors import check_mode
+from .gradients import check_problem
 from .solve import ON_FAILURE, OPTIONS, StepOptions, find_gradient, find_method, refuse_untraced
 from .state import of_any_size, structure_of
 from .trace import Trace

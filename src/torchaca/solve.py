@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .control import Adaptive, FixedSteps, Norm, check_control, fitted
-from .core import Control, Facts, Gradient, Method, Outcome, Problem, Stats, Times, Watcher, tolerant
+from .core import Control, Gradient, Method, Outcome, Problem, Stats, Times, Watcher, tolerant
 from .dense import DenseOutput, detached
 from .elsewhere import answer
 from .errors import SolverError, did_you_mean, shorten, warn
@@ -24,7 +24,7 @@ from .executors import Eager, execute, transformed
 from .field.dynamics import Dynamics
 from .field.effects import warn_of_noise
 from .field.precision import floored
-from .gradients import GRADIENTS
+from .gradients import GRADIENTS, Facts
 from .layout import joined, order_cotangent
 from .methods import ALIASES, METHODS
 from .numbers import host_times

@@ -12,7 +12,7 @@ from torch import nn
 
 import torchaca as aca
 from torchaca import GRADIENTS, solve
-from torchaca.core import Facts
+from torchaca.gradients import Facts
 from torchaca.solve import find_gradient
 
 T = [0.0, 0.25, 0.5]

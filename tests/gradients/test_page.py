@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from page_gradients import ROWS, page_classes
 
-from torchaca.core import Facts
+from torchaca.gradients import Facts
 
 TESTS = Path(__file__).resolve().parents[1]
 CLASSES = {row: page_classes()[name] for row, name in ROWS.items()}

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Facts, Gradient, Outcome, Problem, tolerant
+from ..core import Gradient, Outcome, Problem, tolerant
 from ..field.dynamics import Dynamics
 from ..field.inputs import Inputs
-from ..gradients import refuse, solve_with
+from ..gradients import Facts, refuse, solve_with
 from ..gradients.fitting import BUDGET, step_bytes
 from ..gradients.replay import Ambience, MaybeTensors, Parts, vjp
 from ..layout import ordered

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..core import Control, Facts, Gradient, Problem, tolerant
+from ..core import Control, Gradient, Problem, tolerant
+from ..gradients import Facts
 from ..methods.staged import staged
 from ..state import Structure
 

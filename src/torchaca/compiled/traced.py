@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..control import FixedSteps
-from ..core import Facts, Stats
+from ..core import Stats
 from ..field.dynamics import fit
+from ..gradients import Facts
 from ..layout import joined, stacked
 from ..loops.outputs import emit
 from ..methods import ALIASES, METHODS

@@ -8,6 +8,7 @@ from .aca import ACA
 from .adjoint import Adjoint
 from .again import differentiate_again
 from .direct import Direct
+from .facts import Facts, check_problem
 from .mali import MALI
 from .naive import Naive
 from .passes import Passes, refuse, solve_with
@@ -28,6 +29,7 @@ __all__ = [
     "GRADIENTS",
     "Adjoint",
     "Direct",
+    "Facts",
     "MALI",
     "Moments",
     "Naive",
@@ -35,6 +37,7 @@ __all__ = [
     "Replay",
     "Replayed",
     "Store",
+    "check_problem",
     "differentiate_again",
     "refuse",
     "solve_with",

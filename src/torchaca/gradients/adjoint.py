@@ -136,7 +136,7 @@ class Adjoint:
         return replace(outcome, bases=refuse_derivative(outcome.bases, (outcome.ys,), DENSE))
 
     def check(self, p: Problem) -> None:
-        """Refuse settings that do not go with the problem; see `torchaca.core.check_problem`."""
+        """Refuse settings that do not go with the problem; see `torchaca.gradients.check_problem`."""
         tolerances = {name: of_any_size(getattr(self, name)) for name in ("rtol", "atol")}
         replace(self, **tolerances).resolved(p)
 

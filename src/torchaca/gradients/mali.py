@@ -85,7 +85,7 @@ class MALI:
         return solve_with(Replayed(p, inputs, Reconstructed(p, method, self), no_second=SECOND))
 
     def check(self, p: Problem) -> None:
-        """Refuse a method whose steps cannot be undone; see `torchaca.core.check_problem`."""
+        """Refuse a method whose steps cannot be undone; see `torchaca.gradients.check_problem`."""
         reversible(p)
 
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..core import Facts, Gradient
+from ..core import Gradient
 from ..errors import SolverError
-from ..gradients import GRADIENTS
+from ..gradients import GRADIENTS, Facts
 from ..solve import find_gradient
 from .advice import Advice, advise, free_memory, nbytes
 from .memory import SavedTensors
 from .model import Grads, Model, Pass, differentiate, distance, model_of
 from .reference import METHOD, Reference, reference_of
-
-WIDTH = 100
-COLUMNS = ("gradient", "error: solution", "error: ODE", "forward", "backward", "evaluations", "memory")
-WIDTHS = (24, 15, 10, 9, 9, 13, 8)
+from .table import COLUMNS, WIDTH, WIDTHS, duration, line, wrapped
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,8 @@ class GradientRow:
         above = [name] if len(name) > WIDTHS[0] else []
         first = "" if above else name
         if self.failure is None:
-            return [*above, _line([first, *cells])]
-        return [*above, *_wrapped(self.failure, f"{first:<{WIDTHS[0]}}  ", " " * (WIDTHS[0] + 2))]
+            return [*above, line([first, *cells])]
+        return [*above, *wrapped(self.failure, f"{first:<{WIDTHS[0]}}  ", " " * (WIDTHS[0] + 2))]
 
 
 @dataclass(frozen=True)
@@ -138,12 +134,12 @@ class GradientReport:
         ]
 
     def __str__(self) -> str:
-        lines = [_line(COLUMNS), "-" * WIDTH]
+        lines = [line(COLUMNS), "-" * WIDTH]
         for row in self.rows:
             lines += row.lines()
         lines.append("")
         for note in self.notes:
-            lines += _wrapped(note, "", "  ")
+            lines += wrapped(note, "", "  ")
         return "\n".join(lines)
 
 
@@ -284,22 +280,3 @@ def _name(gradient: str | Gradient) -> str:
     given = [(field.name, getattr(gradient, field.name), field.default) for field in fields]
     settings = ", ".join(f"{name}={value!r}" for name, value, default in given if value is not default)
     return f"{type(gradient).__name__}({settings})"
-
-
-def duration(seconds: float) -> str:
-    """`"12.3 ms"`."""
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
-
-
-def _line(cells: Sequence[str]) -> str:
-    numbers = zip(cells[1:], WIDTHS[1:], strict=True)
-    return f"{cells[0]:<{WIDTHS[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in numbers)
-
-
-def _wrapped(text: str, first: str, rest: str) -> list[str]:
-    wrapper = textwrap.TextWrapper(
-        WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
-    )
-    return wrapper.wrap(" ".join(text.split())) or [first.rstrip()]

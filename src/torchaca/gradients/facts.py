@@ -1,0 +1,61 @@
+"""What others have to know of a gradient, so that nobody has to ask which one it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core import Gradient, Problem
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What others have to know of a gradient: attributes of these names, each with a default.
+
+    Attributes
+    ----------
+    exact : bool
+        Its gradient is that of the computed solution, step sizes held constant: the one of `direct`.
+    records : bool or None
+        Autograd records the steps (True), so that nobody has to find the tensors that f depends on; or they have no
+        graph (False), and `p.f0` has none either. None: it decides in the solve, and gets both, `p.f0` as a part of the
+        caller's graph and the tensors.
+    moves : bool
+        Its backward pass goes from step to step and tells `p.trace` of each (`debug=True`).
+    substitutable : bool
+        If it is exact: `direct` or a compiled loop may stand in for it where it cannot run itself, since it promises
+        nothing else, such as less memory. Not needed if it records the steps.
+    stagewise : bool
+        It makes the graph of one evaluation of f at a time, so that no graph of a whole step can be compiled for it.
+    wants_graph_size : bool
+        `inputs.graph_bytes` has to be measured.
+    """
+
+    exact: bool = False
+    records: bool | None = None
+    moves: bool = False
+    substitutable: bool = False
+    stagewise: bool = False
+    wants_graph_size: bool = False
+
+    @staticmethod
+    def of(gradient: Gradient) -> Facts:
+        """The facts of a gradient."""
+        names = Facts.__dataclass_fields__
+        return Facts(**{name: getattr(gradient, name) for name in names if hasattr(gradient, name)})
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether the graph of all accepted steps may stand in for it."""
+        return self.exact and (self.records is True or self.substitutable)
+
+
+def check_problem(gradient: Gradient, p: Problem) -> None:
+    """Let a gradient with a method `check` refuse a problem that it could not differentiate.
+
+    Raises
+    ------
+    ValueError
+    """
+    check = getattr(gradient, "check", None)
+    if check is not None:
+        check(p)
