@@ -8,7 +8,6 @@ sample.
 
 from __future__ import annotations
 
-import dis
 import functools
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .code import mentions
 from .places import Path, Place
 
 OPAQUE_PACKAGES = frozenset(sys.stdlib_module_names) | {
@@ -37,16 +37,8 @@ PLAIN = (str, bytes, int, float, complex, type(None))
 CLOSED = (Iterator, weakref.ReferenceType)  # may hold a tensor and do not say so
 CACHED = type(functools.cache(int))
 CALLABLES = (
-    *(
-        types.MethodType,
-        types.FunctionType,
-        types.BuiltinMethodType,
-        partial,
-        property,
-        staticmethod,
-        classmethod,
-    ),
-    *(functools.cached_property, CACHED),
+    *(types.MethodType, types.FunctionType, types.BuiltinMethodType),
+    *(partial, property, staticmethod, classmethod, functools.cached_property, CACHED),
 )
 MODULE_INTERNALS = frozenset(vars(nn.Module()))
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
@@ -100,28 +92,6 @@ def reach(root: Callable[..., Any], args: tuple[Any, ...] = ()) -> Reach:
     walk = _Walk()
     walk.follow((("args",), args), (("f",), root))
     return walk.found
-
-
-@dataclass(frozen=True)
-class Mentions:
-    """The names in a function's code, nested functions included."""
-
-    variables: frozenset[str]
-    attributes: frozenset[str]
-
-
-@functools.lru_cache(maxsize=4096)
-def mentions(code: types.CodeType) -> Mentions:
-    """Read the names of global variables and of attributes from a function's code."""
-    loads = ("LOAD_GLOBAL", "LOAD_NAME")
-    variables = {x.argval for x in dis.get_instructions(code) if x.opname in loads}
-    attributes = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            inner = mentions(constant)
-            variables |= inner.variables
-            attributes |= inner.attributes
-    return Mentions(frozenset(variables), frozenset(attributes))
 
 
 Entry = tuple[Path, Any]
