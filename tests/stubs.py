@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchaca.control import Adaptive
-from torchaca.core import Carrying, Problem, Stats, Times
+from torchaca.core import Carrying, Problem, Times
+from torchaca.field.field import Field
 from torchaca.numbers import Numbers, Time
 
 
@@ -152,7 +153,7 @@ def problem(
     """A problem without a front door; one component of float64, from zero, by default."""
     start = torch.zeros(1, dtype=torch.float64) if y0 is None else y0
     jumps = frozenset(getattr(control, "jump_ts", ()))
-    return Problem(f, start, Times(tuple(times)), method, control, Stats(), jumps=jumps)
+    return Problem(Field(f, jumps=jumps), start, Times(tuple(times)), method, control)
 
 
 def evaluations_of(method: Any, n: int) -> int:

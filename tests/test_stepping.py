@@ -22,6 +22,7 @@ from stubs import (
 
 from torchaca import ACA, METHODS, RungeKutta, SolverError, solve
 from torchaca.control import Adaptive, FixedSteps
+from torchaca.core import Log
 from torchaca.loops.stepping import BAD_RATIO, TOO_SMALL, steps
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
@@ -144,7 +145,7 @@ def test_no_span_no_work(times, control):
     taken, method, _, p = run(times, control=control)
     assert taken == []
     assert method.trials == []
-    assert p.f.nfe == 0
+    assert p.f.call.nfe == 0
     assert (p.stats.accepted, p.stats.rejected) == (0, 0)
 
 
@@ -156,7 +157,7 @@ def test_first_step_sizes():
     _, chosen, _, q = run((0.0, 1.0), control=ScriptedControl(dt0=None))
     assert given_dt0.sizes[0] == 0.25
     assert chosen.sizes[0] == 0.125
-    assert p.f.times[0] == q.f.times[0] == 0.0
+    assert p.f.call.times[0] == q.f.call.times[0] == 0.0
 
 
 def test_dt_max_limits_every_trial():
@@ -244,7 +245,7 @@ def test_accepted_steps_come_before_the_failure():
 def test_a_step_starts_with_the_last_one_s_f1():
     _, method, _, p = run((0.0, 1.0), ScriptedMethod((0.5,), fsal=True), ScriptedControl(grow=1.0))
     assert method.given_f0 == [True] * 4
-    assert p.f.times == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert p.f.call.times == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize("fsal", [True, False])
@@ -254,9 +255,9 @@ def test_rejected_trials_do_not_evaluate_f0_again(fsal):
     starts = [start for start, _ in method.spans]
     assert starts[:5] == [0.0, 0.0, 0.0, 0.0625, 0.0625]
     if fsal:  # the slope at t0, then the end of every trial
-        assert p.f.times == [0.0, *(end for _, end in method.spans)]
+        assert p.f.call.times == [0.0, *(end for _, end in method.spans)]
     else:
-        assert p.f.times == sorted(set(starts))
+        assert p.f.call.times == sorted(set(starts))
 
 
 def trials(p):
@@ -557,7 +558,7 @@ def test_output_steps_equal_a_grid_by_hand():
 def test_watchers_see_every_trial():
     seen = []
     p = problem(Counted(), (1.0, 0.0), ScriptedMethod((0.5, 2.0, 0.5)), ScriptedControl(grow=1.0))
-    list(steps(replace(p, watch=lambda *what: seen.append(what))))
+    list(steps(replace(p, log=Log(watch=lambda *what: seen.append(what)))))
     assert [(event, t0, dt) for event, t0, _, dt in seen[:6]] == [
         ("trial", 1.0, -0.25),
         ("accepted", 1.0, -0.25),

@@ -7,116 +7,28 @@ autograd can differentiate. None of them knows another's inside.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast, runtime_checkable
 
 from torch import Tensor
 
+from .log import Log, Stats, Watcher
 from .numbers import Time, value
+from .times import Times
 
 if TYPE_CHECKING:
     from .errors import SolverError
     from .field.effects import Effects
+    from .field.field import Field
     from .field.inputs import Inputs
     from .trace import Trace
 
 VectorField: TypeAlias = Callable[[Time, Tensor], Tensor]
 """`f(t, y) -> dy/dt` on packed states."""
-
-Watcher: TypeAlias = Callable[[str, float, Tensor, float], None]
-"""Called as `watch(event, t0, y0, dt)` with the events "trial", "accepted" and "rejected"."""
-
-
-@dataclass
-class Stats:
-    """What a solve cost; the only mutable record of the library.
-
-    Attributes
-    ----------
-    nfe : int
-        Evaluations of f in the forward pass, rejected trials included.
-    accepted, rejected : int
-        Steps that became part of the solution, and trials that did not.
-    nfe_backward : int
-        Evaluations of f in backward passes so far (filled in by `backward()`).
-    accepted_backward, rejected_backward : int
-        Steps of the backward integration; only the continuous adjoint has one.
-    reconstruction_error : float
-        The largest relative difference between the states that the last backward pass reconstructed and those that the
-        forward pass had kept; only the gradient "mali" reconstructs states.
-    gradient_error : float or None
-        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it. What it took is in
-        `nfe`; only the final steps are in `accepted`.
-    """
-
-    nfe: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    nfe_backward: int = 0
-    accepted_backward: int = 0
-    rejected_backward: int = 0
-    reconstruction_error: float = 0.0
-    gradient_error: float | None = None
-
-
-@dataclass(frozen=True)
-class Times:
-    """The output times: host values that steer, and the tensor that carries their derivative, if wanted.
-
-    `moving`: somebody differentiates with respect to them, also where a forward pass goes without the tensor.
-    """
-
-    values: tuple[float, ...]
-    tensor: Tensor | None = None
-    moving: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "moving", self.moving or self.tensor is not None)
-
-    @cached_property
-    def sign(self) -> float:
-        """+1.0 where time increases from the first to the last value, else -1.0."""
-        return -1.0 if self.values[-1] < self.values[0] else 1.0
-
-    @cached_property
-    def _ordered(self) -> list[float]:
-        return [self.sign * t for t in self.values]
-
-    @cached_property
-    def _unbound(self) -> Sequence[Time]:
-        return self.values if self.tensor is None else self.tensor.unbind()
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, i: int) -> Time:
-        return self._unbound[i]
-
-    def up_to(self, t: float) -> int:
-        """The number of output times that are at or before `t` in the direction of the solve."""
-        return bisect_right(self._ordered, self.sign * t)
-
-    def at_start(self) -> int:
-        """The number of outputs that are the initial state.
-
-        Where the times carry derivatives, only the first: one that shares its value moves along the solution.
-        """
-        if self.moving and self.values[0] != self.values[-1]:
-            return 1
-        return self.up_to(self.values[0])
-
-    def first(self, n: int) -> Times:
-        """The first `n` of them."""
-        if n == len(self):
-            return self
-        return Times(self.values[:n], None if self.tensor is None else self.tensor[:n], moving=self.moving)
-
-    def detached(self) -> Times:
-        return Times(self.values, moving=self.moving) if self.tensor is not None else self
 
 
 class Step(Protocol):
@@ -303,45 +215,42 @@ def tolerant(control: Control) -> Any:
     return control if hasattr(control, "step_rule") else None
 
 
+def _from(path: str) -> Any:
+    """An attribute of an attribute, without a call in Python: some are read in every step."""
+    return property(attrgetter(path))
+
+
 @dataclass(frozen=True)
 class Problem:
     """An initial value problem, ready to be solved: everything packed, checked and counted.
 
-    `f` maps (time, packed state) to the packed derivative and counts its calls in `stats`; `f0` is its first
-    evaluation where the door has made it already. At the times in `jumps` f may jump: steps next to one
-    evaluate f strictly on their own side (`one_sided`: all steps do). `source` is the user's function and
-    `locate` names a flat component of the state, for messages. `effects` is what evaluations of f leave behind.
-    `trace` is told of every step of the backward pass. `stepper` makes the steps in place of the method.
+    `f` maps (time, packed state) to the packed derivative, counts its calls in `stats`, and holds what is known of it;
+    `dense`: somebody wants the interpolants; `gradient` is the method that the caller asked for, None in problems that
+    the library makes for itself.
     """
 
-    f: VectorField
+    f: Field
     y0: Tensor
     ts: Times
     method: Method
     control: Control
-    stats: Stats = field(default_factory=Stats)
-    f0: Tensor | None = None
-    jumps: frozenset[float] = frozenset()
-    one_sided: bool = False
-    watch: Watcher | None = None
     dense: bool = False
-    source: Callable[..., Any] | None = None
-    locate: Callable[[int], str] = "component {}".format
-    effects: Effects | None = None
-    trace: Trace | None = None
-    stepper: Stepper | None = None
+    log: Log = field(default_factory=Log)
+    gradient: Gradient | None = None
 
-    def side(self, t0: Time, t1: Time) -> tuple[bool, bool]:
-        """Whether f has to be evaluated strictly inside the step at its start, and at its end."""
-        if not self.jumps:
-            return self.one_sided, self.one_sided
-        return self.one_sided or value(t0) in self.jumps, self.one_sided or value(t1) in self.jumps
-
-    def between(self, t0: Time, t1: Time) -> VectorField:
-        """The f of the step from t0 to t1: on the right side of jumps."""
-        if not (self.jumps or self.one_sided):
-            return self.f
-        return inside(self.f, t0, t1, *self.side(t0, t1))
+    # What others have noted, read through.
+    stats: ClassVar[Stats] = _from("log.stats")
+    watch: ClassVar[Watcher | None] = _from("log.watch")
+    trace: ClassVar[Trace | None] = _from("log.trace")
+    f0: ClassVar[Tensor | None] = _from("f.f0")
+    effects: ClassVar[Effects | None] = _from("f.effects")
+    jumps: ClassVar[frozenset[float]] = _from("f.jumps")
+    one_sided: ClassVar[bool] = _from("f.one_sided")
+    source: ClassVar[Callable[..., Any] | None] = _from("f.source")
+    locate: ClassVar[Callable[[int], str]] = _from("f.locate")
+    between: ClassVar[Callable[[Time, Time], VectorField]] = _from("f.between")
+    aside: ClassVar[Callable[[], AbstractContextManager[None]]] = _from("f.aside")
+    undone: ClassVar[Callable[[], AbstractContextManager[None]]] = _from("f.undone")
 
     @cached_property
     def carrying(self) -> Carrying | None:
@@ -351,53 +260,55 @@ class Problem:
 
     def fresh(self, t: Time) -> bool:
         """Whether the step at `t` starts from y alone, whatever the method carries: first of all, or after a jump."""
-        return value(t) == self.ts.values[0] or value(t) in self.jumps
+        return value(t) == self.ts.values[0] or value(t) in self.f.jumps
 
-    def step(self, t0: Time, t1: Time, start: Tensor, f0: Tensor | None = None) -> Step:
-        """One step of the method from `start`: y0 or, inside a solve, what the step before `handed` on."""
-        if self.stepper is not None:
-            return self.stepper(self, t0, t1, start, f0)
-        f = self.between(t0, t1)
+    @cached_property
+    def step(self) -> Callable[..., Step]:
+        """One step, `step(t0, t1, start, f0=None)`, from y0 or, inside a solve, what the step before `handed` on."""
+        f = self.f
+        if f.stepper is not None:
+            return partial(f.stepper, self)
+        if self.carrying or f.jumps or f.one_sided:
+            return self._step
+        return partial(self.method.step, f.call)
+
+    def _step(self, t0: Time, t1: Time, start: Tensor, f0: Tensor | None = None) -> Step:
+        f = self.f.between(t0, t1)
         if self.carrying and not self.fresh(t0):
             return self.carrying.resume(f, t0, t1, start)
         return self.method.step(f, t0, t1, start, f0)
 
-    def handed(self, step: Step) -> Tensor:
-        """What the step after this one starts from."""
-        if self.carrying is None or self.fresh(step.t1):
-            return step.y1
-        return cast("CarryingStep", step).carry
+    @cached_property
+    def handed(self) -> Callable[[Step], Tensor]:
+        """What the step after this one starts from, `handed(step)`."""
+        return attrgetter("y1") if self.carrying is None else self._handed
 
-    def slope(self, t0: Time, t1: Time, y0: Tensor) -> Tensor:
-        """f at the start of a step from t0 to t1."""
-        return self.between(t0, t1)(t0, y0)
+    def _handed(self, step: Step) -> Tensor:
+        return step.y1 if self.fresh(step.t1) else cast("CarryingStep", step).carry
 
-    def aside(self) -> AbstractContextManager[None]:
-        """Around evaluations that outputs alone need: a stateful f, evaluated anew in the next step, forgets them."""
-        return self.effects.undone() if self.effects and self.effects.stateful else nullcontext()
+    @cached_property
+    def continuous(self) -> bool:
+        """Whether f at the end of a step is always f at the start of the next one."""
+        f = self.f
+        return not (f.jumps or f.one_sided or (f.effects is not None and f.effects.stateful))
 
     def reuses(self, t: Time) -> bool:
         """Whether f at the end of a step that ends at `t` is f at the start of the next one."""
-        stateful = self.effects is not None and self.effects.stateful
-        return not (stateful or self.one_sided or (self.jumps and value(t) in self.jumps))
+        f = self.f
+        stateful = f.effects is not None and f.effects.stateful
+        return not (stateful or f.one_sided or (f.jumps and value(t) in f.jumps))
 
+    def slope(self, t0: Time, t1: Time, y0: Tensor) -> Tensor:
+        """f at the start of a step from t0 to t1."""
+        return self.f.between(t0, t1)(t0, y0)
 
-def inside(f: VectorField, t0: Time, t1: Time, start: bool, end: bool) -> VectorField:
-    """`f` evaluated just after `t0` (if `start`) and just before `t1` (if `end`), never at them.
+    def knowing(self, f0: Tensor | None) -> Problem:
+        """The problem with f at its start, or without."""
+        return replace(self, f=replace(self.f, f0=f0))
 
-    The shift is one representable time of the state's precision, made where time becomes a tensor: a packed f
-    takes `nudge`, the direction to shift in.
-    """
-
-    def shifted(t: Time, y: Tensor) -> Tensor:
-        nudge: Callable[..., Tensor] = f
-        if start and t is t0:
-            return nudge(t, y, nudge=t1)
-        if end and t is t1:
-            return nudge(t, y, nudge=t0)
-        return f(t, y)
-
-    return shifted
+    def calling(self, f: VectorField) -> Problem:
+        """The problem with another function to be called in place of f; what is known of f stays."""
+        return replace(self, f=replace(self.f, call=f))
 
 
 @dataclass

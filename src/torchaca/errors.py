@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .core import Stats
+from .log import Stats
 
 if TYPE_CHECKING:
-    from .solve import Solution
+    from .solution import Solution
 
 OURS = ("torchaca", "torch_ACA")
 

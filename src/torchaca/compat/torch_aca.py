@@ -19,8 +19,11 @@ from ..core import Control, Gradient, Times
 from ..errors import did_you_mean
 from ..gradients import ACA, Direct
 from ..numbers import Time, host_times, value
-from ..solve import Solution, find_method, run, times_of
+from ..options import Request, find_method
+from ..solution import Solution
+from ..solve import run
 from ..state import structure_of
+from ..times import times_of
 from ..torch_internals import pytree
 from ..transforms import is_differentiated, refuse_lanes, tensors_in
 
@@ -172,17 +175,9 @@ class Solver:
             raise ValueError("t_eval must run from t0 towards t1")
         structure = structure_of(z0)
         steps = None if predefined is None else _up_to(predefined, t0, ts)
-        self.solution = run(
-            self.func,
-            structure.pack(z0),
-            structure,
-            ts,
-            method=find_method(options.method),
-            control=options.control(steps),
-            gradient=self.gradient,
-            dense=options.dense_output,
-            lenient=True,
-        )
+        method, control = find_method(options.method), options.control(steps)
+        asked = Request(method, control, self.gradient, dense=options.dense_output)
+        self.solution = run(self.func, structure.pack(z0), structure, ts, asked, lenient=True)
         ys = pytree.tree_map(lambda y: y[1] if len(ts) == 2 else y[1:], self.solution.ys)
         return (ys, list(self.solution.steps[1:])) if return_steps else ys
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Gradient, Outcome, Problem, tolerant
+from ..core import Outcome, Problem, tolerant
 from ..field.dynamics import Dynamics
 from ..field.inputs import Inputs
 from ..gradients import Facts, refuse, solve_with
@@ -18,6 +18,7 @@ from ..gradients.fitting import BUDGET, step_bytes
 from ..gradients.replay import Ambience, MaybeTensors, Parts, vjp
 from ..layout import ordered
 from ..numbers import without_autocast
+from ..transforms import transformed
 from .capture import Capture, capture
 from .door import is_timed, keeps_graphs, refuse_loops
 from .failure import CannotCompile
@@ -34,21 +35,20 @@ SECOND = "second derivatives of a compiled solve are not available: use compile=
 
 
 class Loops:
-    """`compile=True`; see `torchaca.executors.Executor`. `transformed`: a torch.func transform is active.
+    """`compile=True`; see `torchaca.executors.Executor`."""
 
-    Raises
-    ------
-    ValueError
-        For options that the compiled solve does not have yet.
-    """
-
-    def __init__(self, p: Problem, f: Dynamics, gradient: Gradient, transformed: bool) -> None:
-        refuse_loops(p, gradient, transformed)
-        self.f, self.facts = f, Facts.of(gradient)
+    def refusal(self, p: Problem) -> str | None:
+        """What the compiled solve does not have yet; see `torchaca.executors.Executor`."""
+        assert p.gradient is not None
+        return refuse_loops(p, p.gradient, transformed())
 
     def begin(self, p: Problem) -> Problem:
         """Evaluate f through Dynamo."""
-        f, start, end = self.f, p.ts.values[0], p.ts.values[-1]
+        f: Any = p.f.call
+        self.f: Dynamics = f
+        assert p.gradient is not None
+        self.facts = Facts.of(p.gradient)
+        start, end = p.ts.values[0], p.ts.values[-1]
         p.stats.nfe += 1
         with outside_inference():
             p = replace(p, y0=normal(p.y0))
@@ -58,7 +58,7 @@ class Loops:
             self.record = record and self._keeps(p, self.seen)
             self.seen = self.seen if self.record else replace(self.seen, recorded=None)
         f.note_precision(self.seen.field.half)
-        return replace(p, f0=self.seen.value)
+        return p.knowing(self.seen.value)
 
     def _keeps(self, p: Problem, seen: Capture) -> bool:
         """Whether the graphs of all steps are kept: as it is said, or if those of the most steps possible fit."""

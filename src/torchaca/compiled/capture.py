@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..field.dynamics import Dynamics
+from ..field.dynamics import Dynamics, packed
 from ..field.effects import generator_states, set_generator_states
 from ..field.saved import SavedTensors
-from ..state import Structure
 from ..torch_internals import is_verdict_of_dynamo, mark_dynamic, pytree
 from .compiler import renamed, settings
 from .failure import CannotCompile, Modes, attempt, first_line
@@ -224,18 +223,6 @@ def _watched(f: FieldGraph, tensors: Sequence[Tensor]) -> tuple[Tensor, str]:
     return out, "f changes a tensor in place (BatchNorm in training mode?)" if moved else ""
 
 
-def evaluate(
-    func: Callable[..., Any], structure: Structure, fit: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]
-) -> Tensor:
-    """What Dynamo sees: one call of the user's function, packed and checked."""
-    if not structure.plain:
-        return structure.pack(fit(func(t, structure.unpack(y), *args), structure, func))
-    k = func(t, y, *args)
-    if not isinstance(k, Tensor) or k.shape != y.shape or k.dtype != y.dtype:
-        k = fit(k, structure, func)
-    return k
-
-
 def _identity(func: Any) -> Any:
     """What two objects share that have the same Python code: functions by their code, other callables by class."""
     if isinstance(func, functools.partial):
@@ -246,5 +233,5 @@ def _identity(func: Any) -> Any:
 
 @functools.cache
 def _entry(key: Any) -> Callable[..., Tensor]:
-    """`evaluate` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
-    return torch.compile(renamed(evaluate, f"evaluate_{hash(key):x}"), backend=_backend, fullgraph=True)
+    """`packed` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
+    return torch.compile(renamed(packed, f"evaluate_{hash(key):x}"), backend=_backend, fullgraph=True)

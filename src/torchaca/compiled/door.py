@@ -10,13 +10,8 @@ from ..state import Structure
 STEPS, CUDA_GRAPHS = "steps", "cuda-graphs"
 
 
-def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> None:
-    """Raise where the solve has no compiled loop.
-
-    Raises
-    ------
-    ValueError
-    """
+def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> str | None:
+    """Say why the solve has no compiled loop; None if it has one."""
     control = p.control
     norm = getattr(tolerant(control), "norm", "rms")
     known_norm = isinstance(norm, str) or getattr(norm, "__func__", None) is Structure.mixed_rms
@@ -34,19 +29,14 @@ def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> None:
         f"the device {p.y0.device.type!r} has no compiled loop": p.y0.device.type != "cpu",
     }
     possible = "use compile=False, or compile='steps' where that can be"
-    _refuse({**_in_general(p, transformed), **reasons}, possible)
+    return _first({**_in_general(p, transformed), **reasons}, possible)
 
 
-def refuse_steps(p: Problem, gradient: Gradient, mode: str, transformed: bool) -> None:
-    """Raise where the steps of the solve cannot be graphs.
-
-    Raises
-    ------
-    ValueError
-    """
+def refuse_steps(p: Problem, gradient: Gradient, mode: str, transformed: bool) -> str | None:
+    """Say why the steps of the solve cannot be graphs; None if they can."""
     device, facts = p.y0.device.type, Facts.of(gradient)
     if mode == CUDA_GRAPHS and device != "cuda":
-        raise ValueError(f"compile={mode!r} is for a GPU, and y0 is on {device!r}: use compile={STEPS!r}")
+        return f"compile={mode!r} is for a GPU, and y0 is on {device!r}: use compile={STEPS!r}"
     reasons = {
         f"gradient={gradient.name!r} integrates backwards, which is not compiled": not (
             facts.moves or facts.records
@@ -54,7 +44,7 @@ def refuse_steps(p: Problem, gradient: Gradient, mode: str, transformed: bool) -
         "stagewise=True replays stages, not steps": facts.stagewise,
         "f that jump are not compiled step by step": bool(p.jumps),
     }
-    _refuse({**_in_general(p, transformed), **reasons}, "use compile=False")
+    return _first({**_in_general(p, transformed), **reasons}, "use compile=False")
 
 
 def _in_general(p: Problem, transformed: bool) -> dict[str, bool]:
@@ -66,10 +56,9 @@ def _in_general(p: Problem, transformed: bool) -> dict[str, bool]:
     }
 
 
-def _refuse(reasons: dict[str, bool], possible: str) -> None:
-    for reason, holds in reasons.items():
-        if holds:
-            raise ValueError(f"{reason}: {possible}")
+def _first(reasons: dict[str, bool], possible: str) -> str | None:
+    """The first reason that holds, and what is possible instead."""
+    return next((f"{reason}: {possible}" for reason, holds in reasons.items() if holds), None)
 
 
 def keeps_graphs(p: Problem) -> bool:

@@ -29,9 +29,9 @@ from .field_graph import FieldGraph
 from .inference import normal, outside_inference
 
 
-def in_steps(p: Problem, f: Dynamics, mode: str) -> Problem:
+def in_steps(p: Problem, mode: str) -> Problem:
     """The problem with graphs for steps; `mode` is "steps" or "cuda-graphs"."""
-    return replace(p, stepper=Steps(p, f, mode))
+    return replace(p, f=replace(p.f, stepper=Steps(p, mode)))
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,16 @@ class Found:
 
 
 class Steps:
-    """The steps of one solve, see `Problem.stepper`; the graphs are made when they are first needed.
+    """The steps of one solve, see `Field.stepper`; the graphs are made when they are first needed.
 
     Where they cannot be made, one warning says why, and the method makes its steps.
     """
 
-    def __init__(self, p: Problem, f: Dynamics, mode: str) -> None:
+    def __init__(self, p: Problem, mode: str) -> None:
         method = staged(p.method)
         assert method is not None
-        self.method, self.f, self.mode = method, f, mode
+        assert isinstance(p.f.call, Dynamics)
+        self.method, self.f, self.mode = method, p.f.call, mode
         self.here = Ambience.here(p.y0)
         self.seen: Capture | None = None
         self.places: list[int | None] = []
@@ -80,15 +81,15 @@ class Steps:
         """The method's step, from a graph; `p` is the problem of the solve, or of a replay."""
         if not self.given_up:
             try:
-                assert isinstance(p.f, Dynamics)
+                assert isinstance(p.f.call, Dynamics)
                 with outside_inference():
                     known = [] if f0 is None else [normal(f0)]
-                    found = self._found(p, p.f, (t0, t1), normal(y0), known)
-                return self.method.complete(p.f, t0, t1, y0, found.stages, found.y1, found.error)
+                    found = self._found(p, p.f.call, (t0, t1), normal(y0), known)
+                return self.method.complete(p.f.call, t0, t1, y0, found.stages, found.y1, found.error)
             except CannotCompile as reason:
                 self.given_up = True
                 warn(f"compile={self.mode!r}: {reason}; this solve runs without graphs, in the eager loop")
-        return self.method.step(p.f, t0, t1, y0, f0)
+        return self.method.step(p.f.call, t0, t1, y0, f0)
 
     def _found(
         self, p: Problem, f: Dynamics, span: tuple[Time, Time], y0: Tensor, known: Sequence[Tensor]

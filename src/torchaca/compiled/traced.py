@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..control import FixedSteps
 from ..core import Stats
-from ..field.dynamics import fit
+from ..field.dynamics import packed
+from ..field.fitting import fit
 from ..gradients import Facts
 from ..layout import joined, stacked
 from ..loops.outputs import emit
@@ -27,7 +28,6 @@ from ..methods.staged import staged
 from ..numbers import Time
 from ..state import structure_of
 from ..torch_internals import graph_break
-from .capture import evaluate
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -125,15 +125,15 @@ def unrolled(
     ts: Any = HostTimes(tuple(map(float, t)))
     stats, structure = Stats(), structure_of(y0)
 
-    def packed(time: Time, y: Tensor) -> Tensor:
+    def field(time: Time, y: Tensor) -> Tensor:
         stats.nfe += 1
-        return evaluate(f, structure, fit, torch.as_tensor(time, dtype=y.dtype, device=y.device), y, args)
+        return packed(f, structure, fit, torch.as_tensor(time, dtype=y.dtype, device=y.device), y, args)
 
     boundaries = [float(time) for time in control.times(ts)]
     done, y, f0 = ts.at_start(), y0, None
     parts = [stacked([y0] * done)]
     for t0, t1 in pairwise(boundaries):
-        step = method.step(packed, t0, t1, y, f0)
+        step = method.step(field, t0, t1, y, f0)
         reached = ts.up_to(t1)
         if reached > done:
             parts.append(emit(ts, step, done, reached))

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from ..errors import shorten
 from ..torch_internals import ORIGINAL_MODULE, plain_results
 
 FLAG: Any = Tensor.requires_grad
@@ -35,6 +37,18 @@ class FlagSettable(Tensor):
     def requires_grad(self, value: bool) -> None:
         if value != self.requires_grad:
             FLAG.__set__(self, value)
+
+
+def call_with_flags(func: Callable[..., Any], t: Tensor, y: Any, *args: Any) -> Any:
+    """Call f on tensors to which it may write `requires_grad = True`."""
+    return func(FlagSettable.of(t), pytree.tree_map(FlagSettable.of, y), *args)
+
+
+def not_f(f: Any) -> str:
+    """What is wrong with an f that is no function."""
+    if isinstance(f, type):
+        return f"f is the class {f.__name__}: pass an object of it, {f.__name__}(...)"
+    return f"f must be callable as f(t, y), got {shorten(f)}"
 
 
 def refuse_signature(func: Callable[..., Any], n_args: int, cause: Exception) -> None:

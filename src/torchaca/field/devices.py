@@ -17,29 +17,32 @@ WORDS = ("device", "weight type")  # of PyTorch's errors; the second are a convo
 OTHERS = ("CUDA error", "out of memory")  # which name a device for other reasons
 
 
-def explain_devices(error: RuntimeError, f: Callable[..., Any], args: tuple[Any, ...], y: Any) -> None:
+def explain_devices(
+    error: RuntimeError, f: Callable[..., Any], args: tuple[Any, ...], device: torch.device
+) -> None:
     """Explain an error of f, if it is about devices.
 
     Raises
     ------
     ValueError
-        Naming the tensors that f reads on other devices than y, and what to do.
+        Naming the tensors that f reads on another device than the state's, and what to do.
     """
     text = str(error)
     if any(word in text for word in OTHERS) or not any(word in text for word in WORDS):
         return
-    if elsewhere := _elsewhere(f, args, _device(y)):
+    if elsewhere := _elsewhere(f, args, device):
         raise ValueError(f"f failed: {elsewhere}. ({text.splitlines()[0]})") from error
 
 
-def refuse_result_elsewhere(out: Any, f: Callable[..., Any], args: tuple[Any, ...], y: Any) -> None:
+def refuse_result_elsewhere(
+    out: Any, f: Callable[..., Any], args: tuple[Any, ...], device: torch.device
+) -> None:
     """Refuse a derivative on another device than the state's.
 
     Raises
     ------
     ValueError
     """
-    device = _device(y)
     for k in pytree.tree_leaves(out):
         if isinstance(k, Tensor) and k.device != device:
             cure = _elsewhere(f, args, device) or "f has to return it where y is: k.to(y.device)"
@@ -63,7 +66,3 @@ def _elsewhere(f: Callable[..., Any], args: tuple[Any, ...], device: torch.devic
 
 def _kind(x: Tensor) -> str:
     return "f's parameter " if isinstance(x, nn.Parameter) else ""
-
-
-def _device(y: Any) -> torch.device:
-    return pytree.tree_leaves(y)[0].device

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..core import Problem, Step
+from ..core import Step
 from ..errors import warn
 from ..numbers import has_lanes
 from ..torch_internals import Normalization
@@ -104,7 +104,7 @@ class Moments:
 
 
 class Watch:
-    """Finds the effects of an evaluation: `watch = Watch(...)`, evaluate f, `watch.effects()`."""
+    """Finds the effects of an evaluation: `watch = Watch(...)`, evaluate f, `watch.effects(...)`."""
 
     def __init__(self, device: torch.device, reached: Reach) -> None:
         self.device = device
@@ -113,19 +113,19 @@ class Watch:
         tensors = [tensor for _, tensor in reached.tensors]
         self.versions = [(t, t._version) for t in tensors if not (t.requires_grad or t.is_inference())]
 
-    def observed(self, p: Problem, f0: Tensor, again: Callable[[], Tensor]) -> Problem:
-        """The problem with its first evaluation and the effects of it.
+    def effects(self, f0: Tensor, again: Callable[[], Tensor]) -> tuple[Tensor | None, Effects | None]:
+        """The first evaluation as far as a solve may use it, and its effects, None if there are none.
 
         Each step of a stateful f evaluates all its stages, so that it can be replayed by itself: the first evaluation
         is not used, and the random numbers it drew are drawn again. `again` evaluates f once more, at the same place;
         it is called where that has to be found out.
         """
-        effects = self.effects(f0, again)
+        effects = self._found(f0, again)
         if effects is None or not effects.stateful:
-            return replace(p, f0=f0, effects=effects)
+            return f0, effects
         if effects.random:
             set_generator_states(self.device, self.generators)
-        return replace(p, effects=effects)
+        return None, effects
 
     def changes(self) -> tuple[bool, list[Tensor]]:
         """Whether random numbers were drawn since, and the tensors that were moved."""
@@ -133,7 +133,7 @@ class Watch:
         drew = any(not torch.equal(a, b) for a, b in zip(self.generators, now, strict=True))
         return drew, [tensor for tensor, version in self.versions if tensor._version != version]
 
-    def effects(self, f0: Tensor, again: Callable[[], Tensor]) -> Effects | None:
+    def _found(self, f0: Tensor, again: Callable[[], Tensor]) -> Effects | None:
         """What f leaves behind, None if nothing.
 
         An f that drew random numbers, or moved a tensor, is a function all the same if a second evaluation draws none

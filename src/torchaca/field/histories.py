@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
-from collections.abc import Set
-from typing import Any
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..torch_internals import number_of, saved_tensors_are_hooked
+from ..state import HALF
+from ..torch_internals import number_of, results_of, saved_tensors_are_hooked
+from .places import label
+
+if TYPE_CHECKING:
+    from .reach import Reach
 
 # Names of classes; those of custom Functions' nodes end in "Backward".
 LEAF = "AccumulateGrad"
@@ -29,41 +36,72 @@ def is_leaf_node(node: Node) -> bool:
     return type(node).__name__ == LEAF
 
 
+@dataclass
+class Graph:
+    """What a value was computed from.
+
+    `leaves` are tensors, `edges` those to older parts of the graph, which are not followed; `half` is the coarsest half
+    precision among the results inside, None if there is none.
+    """
+
+    leaves: list[Tensor] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+    half: torch.dtype | None = None
+
+    def note(self, node: Node) -> None:
+        """Note the precision of what a node takes cotangents of."""
+        for made in results_of(node):
+            if made.dtype in HALF:
+                self.half = made.dtype if self.half is None else coarser(self.half, made.dtype)
+
+
 def used(
     out: Tensor, since: int, boundary: Set[Node] = frozenset(), sign: Sign | None = None
 ) -> tuple[list[Tensor], list[Edge]]:
-    """The leaves and the older graph edges that `out` was computed from.
+    """The leaves and the older graph edges that `out` was computed from; see `walked`."""
+    graph = walked(out, since, boundary, sign)
+    return graph.leaves, graph.edges
+
+
+def walked(out: Tensor, since: int, boundary: Set[Node] = frozenset(), sign: Sign | None = None) -> Graph:
+    """Walk over the graph that `out` was computed in.
 
     A node belongs to out's own computation if its sequence number is at least `since` and it is not in `boundary`; the
     `sign` is put on it. Edges to other nodes are returned, not followed.
     """
+    if out.grad_fn is None:
+        return Graph([out] if out.requires_grad else [])
+    found = Graph()
     leaves: dict[int, Tensor] = {}
     edges: dict[Edge, None] = {}
     visited: set[Node] = set()
-    pending: list[Node] = []
-
-    def reach(node: Node | None, output: int) -> None:
-        if node is None:
-            return
-        kind = type(node).__name__
-        if kind == LEAF:
-            leaf = node.variable  # pyright: ignore[reportAttributeAccessIssue]
-            leaves[id(leaf)] = leaf
-        elif node in boundary or (number_of(node) < since and kind != CAST):
-            edges[node, output] = None
-        elif node not in visited:
-            visited.add(node)
-            pending.append(node)
-            if sign is not None and kind != CAST:  # autocast keeps the weights that it casts
-                sign.put_on(node)
-
-    if out.grad_fn is None and out.requires_grad:
-        return [out], []
-    reach(out.grad_fn, out.output_nr)
+    pending: list[Sequence[tuple[Node | None, int]]] = [[(out.grad_fn, out.output_nr)]]
     while pending:
-        for node, output in pending.pop().next_functions:
-            reach(node, output)
-    return list(leaves.values()), list(edges)
+        for node, output in pending.pop():
+            if node is None:
+                continue
+            kind = type(node).__name__
+            if kind == LEAF:
+                leaf = node.variable  # pyright: ignore[reportAttributeAccessIssue]
+                leaves[id(leaf)] = leaf
+                continue
+            late = number_of(node) >= since
+            if node in boundary or not (late or kind == CAST):
+                edges[node, output] = None
+            elif node not in visited:
+                visited.add(node)
+                pending.append(node.next_functions)
+                if sign is not None and kind != CAST:  # autocast keeps the weights that it casts
+                    sign.put_on(node)
+                if late:
+                    found.note(node)
+    found.leaves, found.edges = list(leaves.values()), list(edges)
+    return found
+
+
+def coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The dtype with fewer digits."""
+    return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 class Sign:
@@ -107,3 +145,17 @@ class Keeping:
 def with_history(value: object, since: int) -> bool:
     """Whether a value is a tensor that was computed, in a graph, since that sequence number."""
     return isinstance(value, Tensor) and value.grad_fn is not None and number_of(value.grad_fn) >= since
+
+
+def gathered_inside(k: Tensor, since: int, reached: Reach) -> str:
+    """The name of a sharded parameter (FSDP2) whose whole exists during f only, or an empty string."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None:
+        return ""
+    dtensor = distributed.DTensor
+    sharded = [path for path, t in reached.tensors if isinstance(t, dtensor) and t.requires_grad]
+    known = {id(tensor) for _, tensor in reached.tensors}
+    # A DTensor that f uses as such (tensor parallelism) is a leaf of the graph itself.
+    if not sharded or all(id(leaf) in known for leaf in walked(k, since).leaves):
+        return ""
+    return min(label(path) for path in sharded)

@@ -8,11 +8,11 @@ tensors behind those graph nodes, names them, and finds leaves that f uses only 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -22,12 +22,13 @@ from ..core import Problem
 from ..torch_internals import is_functorch_wrapped_tensor, pytree, sequence_number
 from .dynamics import Dynamics
 from .effects import Watch
-from .histories import Edge, Keeping, Sign, name_of, used
+from .histories import Edge, Graph, Keeping, Sign, gathered_inside, name_of, walked
 from .lost import Handed, kept_of, kept_of_attached, warn_of_lost
-from .places import Path, Reads, label
+from .places import Path, Reads
 from .reach import Reach, reach
 from .saved import SavedTensors
 
+GRAD_FN, SECOND = attrgetter("grad_fn"), itemgetter(1)
 # What an f that leaves autograd says when it is given a state that requires a gradient.
 LEAVES_AUTOGRAD = ("Can't call numpy()", "don't support automatic differentiation")
 
@@ -41,7 +42,8 @@ class Inputs:
     did not use at t0: a replay that uses one is refused. `blind`: f holds something that cannot be looked into.
     `graph_bytes` is what autograd saves for one evaluation of f, where somebody asked for it. `attached`: the first
     evaluation is a part of the caller's graph. `reads` are the places that f reads from. `kept` names what f keeps of
-    its first evaluation's graph, an empty string if it keeps nothing.
+    its first evaluation's graph, an empty string if it keeps nothing. `wanted`: somebody asks for a derivative of the
+    solution.
     `used_at_start` are the captured tensors that the first evaluation used, without those that were only declared;
     `idle` are those that it might have used, if it used none at all.
     """
@@ -55,6 +57,7 @@ class Inputs:
     attached: bool = False
     reads: Reads = field(default_factory=Reads)
     kept: str = ""
+    wanted: bool = False
     used_at_start: tuple[Tensor, ...] = ()
     idle: tuple[Tensor, ...] = ()
 
@@ -92,86 +95,104 @@ class Inputs:
 
 
 def first_evaluation(
-    p: Problem, f: Dynamics, *, measure: bool = False, attach: bool = False, declared: Sequence[Tensor] = ()
-) -> tuple[Problem, Inputs]:
-    """Evaluate f at the start and find the tensors that it depends on.
+    p: Problem, *, recorded: bool = False, measure: bool = False, attach: bool = False
+) -> Problem:
+    """Evaluate f at the start, and find out what it leaves behind and which tensors it depends on.
 
     This is the solve's first evaluation: none is extra, except for an f that draws random numbers or moves buffers
-    (is it a function all the same?) and for one that seems to depend on nothing (does it?). Runs f once with grad mode
-    on, on a detached state; `f.needs_grad` is set where f was seen to differentiate that state itself. `declared` are
-    tensors that the user says f depends on.
+    (is it a function all the same?) and for one that seems to depend on nothing (does it?).
 
-    `attach`: the evaluation becomes a part of the caller's graph. If it is to be weighed as well (`measure`), an f that
-    may hide a tensor is evaluated apart all the same: what it keeps shows only when its graph is gone.
+    Parameters
+    ----------
+    recorded : bool
+        As a part of the caller's graph. Else f runs with grad mode on, on a detached state, and its graph is dropped.
+    measure : bool
+        Find `Inputs.graph_bytes`.
+    attach : bool
+        Keep the graph, as a part of the caller's, all the same. If the evaluation is to be weighed as well, that of an
+        f that may hide a tensor is dropped: what it keeps shows only when its graph is gone.
+
+    Returns
+    -------
+    Problem
+        Its field has `f0`, `effects` and, unless autograd records them itself, `inputs`; the field's `Dynamics` has
+        noted how f is to be called.
 
     Raises
     ------
     ValueError
         If f uses a tensor that has a history and that cannot be found from the function object.
     """
-    f.stats.nfe += 1
     if torch.is_inference_mode_enabled():
-        return replace(p, f0=f.evaluate_copy(_start(p, f), p.y0)), Inputs()
+        with torch.inference_mode(False), torch.no_grad():
+            y = p.y0.clone()  # counts its changes, as what is made in inference mode does not
+        f0 = p.slope(p.ts.values[0], p.ts.values[-1], y)
+        return replace(p, f=replace(p.f, f0=f0, inputs=None if recorded else Inputs()))
+    return _recorded(p) if recorded else _searched(p, measure, attach and torch.is_grad_enabled())
+
+
+def _searched(p: Problem, measure: bool, attach: bool) -> Problem:
+    """The first evaluation, whose graph is searched; of it remains what f itself keeps, unless it is to `attach`."""
+    f: Any = p.f.call
     reached = reach(f.func, f.args)
-    attach = attach and torch.is_grad_enabled() and not (measure and reached.hides)
+    attach = attach and not (measure and reached.hides)
     watch, reads = Watch(p.y0.device, reached), Reads(reached.places, reached.containers)
-    since = sequence_number()
-    value, inputs, handed = _evaluated(p, f, reached, measure, attach, declared)
-    kept = ""
-    if torch.is_grad_enabled():
-        attached = isinstance(handed, Handed)
-        kept = kept_of_attached(f, reads, since, handed) if attached else kept_of(f, reads, since, handed)
-
-    again = partial(_slope_at_start, p)
-    p = watch.observed(p, value, again)
-    if torch.is_grad_enabled():
-        warn_of_lost(p, inputs.late if f.detached else inputs.idle, reached, again)
-    reads.renew()
-    return p, replace(inputs, reads=reads, kept=kept)
-
-
-def _start(p: Problem, f: Dynamics, attach: bool = False) -> Tensor:
-    """The time of the first evaluation as f gets it; `attach`: with its derivative."""
-    start, end = p.ts.values[0], p.ts.values[-1]
-    return f.time(p.ts[0] if attach else start, nudge=end if p.side(start, end)[0] else None)
-
-
-def _slope_at_start(p: Problem) -> Tensor:
-    """One more evaluation of f where the solve starts."""
-    return p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach())
-
-
-def _evaluated(
-    p: Problem, f: Dynamics, reached: Reach, measure: bool, attach: bool, declared: Sequence[Tensor]
-) -> tuple[Tensor, Inputs, Keeping | Handed]:
-    """The value of f, its inputs, and whether f keeps a part of the graph, which is gone but for that.
-
-    With `attach` the graph stays: the last is what f was handed.
-    """
-    time = _start(p, f, attach)
-    before = sequence_number()
-    # A copy: f may write into it.
     state = p.y0.clone() if attach and p.y0.requires_grad else p.y0.detach().clone().requires_grad_()
-    # With tensors of their own as arguments, what the graph finds of the same tensors is truly captured.
-    args = {id(a): a for a in pytree.tree_leaves(f.args) if isinstance(a, Tensor) and a.requires_grad}
-    own = {key: _alias(a) if attach else a.detach().requires_grad_() for key, a in args.items()}
-    weigh = SavedTensors() if measure else nullcontext()
+    args, own = _stand_ins(f.args, attach) if f.args else ({}, {})
+    sided = p.f.jumps or p.f.one_sided
+    start, end = p.ts[0] if attach else p.ts.values[0], p.ts.values[-1]
+    if isinstance(start, Tensor) and not sided:
+        start = f.time(start)
+    handed = Handed(state, (*([start] if isinstance(start, Tensor) else []), *own.values()))
+    since, weigh = sequence_number(), SavedTensors() if measure else nullcontext()
+    call = p.f.with_tensors(own).between(start, end) if own or sided else f
     try:
         with torch.enable_grad(), weigh, f.observing(state):
-            k = f.with_tensors(own).evaluate(time, state)
+            k = call(start, state)
     except RuntimeError as error:
-        if not any(text in str(error) for text in LEAVES_AUTOGRAD):
-            raise
-        k = _without_autograd(f, time, p.y0, error)
-    f.note_graph(k, before)
-    f.gathered = gathered_inside(k, before, reached)
-    sign = Sign() if torch.is_grad_enabled() else None
-    found = _inputs(args, own, k, Handed(state, (time, *own.values())), before, reached, declared, sign)
+        k = _without_autograd(p, f, error)
+    sign, with_grad = Sign(), torch.is_grad_enabled()
+    known = (*map(SECOND, reached.tensors), *p.f.declared, state, *handed.others)
+    graph = walked(k, since, {*map(GRAD_FN, known)}, sign if with_grad else None)
+    f.gathered = gathered_inside(k, since, reached)
+    inputs = _inputs(args, own, handed, graph, reached, p.f.declared)
+    if graph.half is not None:
+        f.note_precision(graph.half)
     if isinstance(weigh, SavedTensors):
-        found = replace(found, graph_bytes=weigh.held_besides((state, *found.tensors)))
-    if attach:
-        return k, replace(found, attached=True), Handed(state, (time, *own.values()))
-    return k.detach(), found, Keeping(sign or Sign(), state)
+        inputs = replace(inputs, graph_bytes=weigh.held_besides((state, *inputs.tensors)))
+    wanted = _is_wanted(p, inputs)
+    value, again = k if attach and wanted else k.detach(), partial(_slope_at_start, p)
+    if wanted and attach:
+        kept = kept_of_attached(f, reads, since, handed)
+        inputs = replace(inputs, kept=kept, wanted=True, attached=True)
+    elif wanted:
+        keeping = Keeping(sign, state)
+        del k, graph, state, sign, handed, known  # but for what f keeps of them
+        inputs = replace(inputs, kept=kept_of(f, reads, since, keeping), wanted=True)
+    f0, effects = watch.effects(value, again)
+    if wanted:
+        if unused := inputs.late if f.detached else inputs.idle:
+            warn_of_lost(replace(p, f=replace(p.f, effects=effects)), unused, reached, again)
+        reads.renew()
+        inputs = replace(inputs, reads=reads).declaring(p.f.declared, alone=p.f.declared_alone)
+    return replace(p, f=replace(p.f, f0=f0, effects=effects, inputs=inputs))
+
+
+def _is_wanted(p: Problem, inputs: Inputs) -> bool:
+    """Whether somebody asks for a derivative with respect to the start, the times, or a tensor that f depends on."""
+    if not torch.is_grad_enabled():
+        return False
+    sources = (p.y0, p.ts.tensor, *p.control.tensors, *inputs.tensors, *p.f.declared)
+    return any(x is not None and x.requires_grad for x in sources)
+
+
+def _stand_ins(args: tuple[Any, ...], attach: bool) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The arguments that require a gradient, by id, and what is handed to f in their place: leaves, or aliases.
+
+    With those, what the graph finds of the same tensors is truly captured.
+    """
+    found = {id(a): a for a in pytree.tree_leaves(args) if isinstance(a, Tensor) and a.requires_grad}
+    return found, {key: _alias(a) if attach else a.detach().requires_grad_() for key, a in found.items()}
 
 
 def _alias(x: Tensor) -> Tensor:
@@ -179,38 +200,48 @@ def _alias(x: Tensor) -> Tensor:
     return x.view_as(x) if x.layout == torch.strided else x.clone()
 
 
-def evaluated_in_graph(p: Problem, f: Dynamics) -> Problem:
-    """The problem with f at its start evaluated as a part of the caller's graph."""
+def _slope_at_start(p: Problem) -> Tensor:
+    """One more evaluation of f where the solve starts."""
+    return p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach())
+
+
+def _recorded(p: Problem) -> Problem:
+    """The first evaluation, as a part of the caller's graph."""
+    f: Any = p.f.call
     reached = reach(f.func, f.args)
     watch = Watch(p.y0.device, reached)
-    before = sequence_number()
+    since = sequence_number()
     state = p.y0.clone()  # f may write into it
     with f.observing(state):
         k = p.slope(p.ts[0], p.ts[len(p.ts) - 1], state)
-    f.note_graph(k, before)
-    f.gathered = gathered_inside(k, before, reached)
-
+    graph = walked(k, since)
+    f.note_precision(graph.half)
+    f.gathered = gathered_inside(k, since, reached)
     again = partial(_slope_at_start, p)
-    p = watch.observed(p, k, again)
+    f0, effects = watch.effects(k, again)
+    p = replace(p, f=replace(p.f, f0=f0, effects=effects))
     if torch.is_grad_enabled() and not is_functorch_wrapped_tensor(k):
-        leaves, edges = used(k, before)
-        others = [leaf for leaf in leaves if leaf is not p.y0]
-        behind = [edge for edge in edges if edge != (p.y0.grad_fn, p.y0.output_nr)]
+        others = [leaf for leaf in graph.leaves if leaf is not p.y0]
+        behind = [edge for edge in graph.edges if edge != (p.y0.grad_fn, p.y0.output_nr)]
         if f.detached or not (others or behind):
-            known = {id(leaf) for leaf in leaves}
+            known = {id(leaf) for leaf in graph.leaves}
             late = [t for _, t in reached.tensors if t.requires_grad and t.is_leaf and id(t) not in known]
-            warn_of_lost(p, late, reached, again)
+            if late:
+                warn_of_lost(p, late, reached, again)
     return p
 
 
-def _without_autograd(f: Dynamics, time: Tensor, y0: Tensor, error: RuntimeError) -> Tensor:
+def _without_autograd(p: Problem, f: Dynamics, error: RuntimeError) -> Tensor:
     """For an f that leaves autograd (`y.numpy()`): fine as long as nobody asks for a derivative."""
-    given = [y0, *(a for a in pytree.tree_leaves(f.args) if isinstance(a, Tensor))]
+    if not any(text in str(error) for text in LEAVES_AUTOGRAD):
+        raise error
+    given = [p.y0, *(a for a in pytree.tree_leaves(f.args) if isinstance(a, Tensor))]
     if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         raise error
+    f.stats.nfe -= 1  # f is evaluated now
     try:
         with torch.no_grad():
-            return f.evaluate(time, y0.detach())
+            return _slope_at_start(p)
     except Exception:
         raise error from None
 
@@ -218,24 +249,22 @@ def _without_autograd(f: Dynamics, time: Tensor, y0: Tensor, error: RuntimeError
 def _inputs(
     args: dict[int, Tensor],
     own: dict[int, Tensor],
-    k: Tensor,
     handed: Handed,
-    before: int,
+    graph: Graph,
     reached: Reach,
     declared: Sequence[Tensor],
-    sign: Sign | None,
 ) -> Inputs:
     """What a value of f was computed from.
 
     `own` stood in for the arguments, of which `handed` are a part.
     """
-    mine = (handed.state, *handed.others)
     named = [(("declared",), tensor) for tensor in declared]
     reach = [(path, tensor) for path, tensor in (*reached.tensors, *named) if tensor.requires_grad]
-    nodes = {tensor.grad_fn: tensor for _, tensor in reach if tensor.grad_fn is not None}
+    mine = (handed.state, *handed.others)
     handed_over = {(x.grad_fn, x.output_nr) for x in mine if x.grad_fn is not None}
-    leaves, edges = used(k, before, {*nodes, *(node for node, _ in handed_over)}, sign)
-    own_edges, edges = [e for e in edges if e in handed_over], [e for e in edges if e not in handed_over]
+    leaves = graph.leaves
+    own_edges = [edge for edge in graph.edges if edge in handed_over]
+    edges = [edge for edge in graph.edges if edge not in handed_over]
     historic = {
         (tensor.grad_fn, tensor.output_nr): tensor for _, tensor in reach if tensor.grad_fn is not None
     }
@@ -265,62 +294,3 @@ def _inputs(
     return Inputs(
         tuple(args.values()), captured, late, strangers, reached.blind, used_at_start=captured, idle=lost
     )
-
-
-def gathered_inside(k: Tensor, since: int, reached: Reach) -> str:
-    """The name of a sharded parameter (FSDP2) whose whole exists during f only, or an empty string."""
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is None:
-        return ""
-    dtensor = distributed.DTensor
-    sharded = [path for path, t in reached.tensors if isinstance(t, dtensor) and t.requires_grad]
-    known = {id(tensor) for _, tensor in reached.tensors}
-    # A DTensor that f uses as such (tensor parallelism) is a leaf of the graph itself.
-    if not sharded or all(id(leaf) in known for leaf in used(k, since, set())[0]):
-        return ""
-    return min(label(path) for path in sharded)
-
-
-def check_replay(
-    outs: Sequence[Tensor], inputs: Inputs, own: Sequence[Tensor | None], span: str, *, complete: bool = False
-) -> None:
-    """Refuse a replayed step that uses a tensor which the solve does not know as an input.
-
-    `complete`: if f keeps values from its first evaluation, this step has to use all that the first evaluation used.
-
-    Raises
-    ------
-    ValueError
-        Naming the tensor: its gradient would be lost, or its history differentiated once per step.
-    """
-    history = {(t.grad_fn, t.output_nr) for t in inputs.captured if t.grad_fn is not None}
-    known = {id(tensor) for tensor in (*inputs.tensors, *own) if tensor is not None}
-    reached: set[Any] = set()
-    for out in outs:
-        leaves, edges = used(out, 0, {node for node, _ in (*history, *inputs.strangers)})
-        names = [label(inputs.strangers[edge]) for edge in edges if edge in inputs.strangers]
-        names += [f"a tensor of shape {tuple(leaf.shape)}" for leaf in leaves if id(leaf) not in known]
-        reached |= {*map(id, leaves), *edges}
-        if names and inputs.kept:
-            raise ValueError(
-                f"f keeps {inputs.kept} from its first call, computed from y or from an argument, and uses it in the "
-                f"step {span}: its gradient would be lost. Compute it before the solve, or use gradient='direct'"
-            )
-        if names:
-            raise ValueError(
-                f"f first used {names[0]} in the step {span}, not at t0, so it is no input of the solve and "
-                "its gradient would be lost: hand it over with args=(tensor, ...), or use gradient='direct'"
-            )
-    if complete and inputs.kept:
-        _refuse_forgotten(inputs, reached, span)
-
-
-def _refuse_forgotten(inputs: Inputs, reached: Set[Any], span: str) -> None:
-    """Refuse an f that remembers values which it computed without a graph."""
-    for t in inputs.used_at_start:
-        if id(t) not in reached and (t.grad_fn, t.output_nr) not in reached:
-            raise ValueError(
-                f"f used a tensor of shape {tuple(t.shape)} at t0, and not in the step {span}, and it keeps "
-                f"{inputs.kept}: a cache that was filled without a graph has no gradient. Compute what f keeps before "
-                "the solve and hand it over with args=(tensor, ...), or use gradient='direct'"
-            )

@@ -14,7 +14,6 @@ from ..core import Problem
 from ..errors import warn
 from ..torch_internals import pytree
 from .dynamics import Dynamics
-from .effects import undone
 from .histories import Keeping, with_history
 from .places import Reads, label
 from .reach import PLAIN, Reach, opaque, reach
@@ -98,10 +97,8 @@ def warn_of_lost(p: Problem, unused: Sequence[Tensor], reached: Reach, again: Ca
 
     f is evaluated `again` to find that out; that leaves no effect and is not counted.
     """
-    if not unused:
-        return
     evaluations = p.stats.nfe
-    with undone(p.effects), torch.enable_grad(), _Arguments(unused) as arguments:
+    with p.undone(), torch.enable_grad(), _Arguments(unused) as arguments:
         again()
     p.stats.nfe = evaluations
     names = [label(path) for path, t in reached.tensors if id(t) in arguments.seen]

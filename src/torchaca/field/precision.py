@@ -31,7 +31,7 @@ WIDEST = 2.0  # h |k| over |y| in the largest step that keeps its sign
 
 
 def floored(p: Problem, f: Dynamics) -> Problem:
-    """The problem with tolerances that f can meet; warns where they are not those that were given."""
+    """Raise tolerances that f cannot meet, with a warning."""
     control = tolerant(p.control)
     if control is None:
         return p

@@ -184,8 +184,8 @@ class Adjoint:
         for_state = {name: spread(given, name, p.y0) for name, given in tolerances.items()}
         control = control.with_settings(**for_state)  # which refuses negative ones
         control = fitted(control, p.ts, p.y0.dtype.to_real())
-        if isinstance(p.f, Dynamics):
-            control: Any = floored(replace(p, control=control, method=method), p.f).control
+        if isinstance(p.f.call, Dynamics):
+            control: Any = floored(replace(p, control=control, method=method), p.f.call).control
         own = self.control if self.control is None else control
         return replace(self, control=own, **{name: getattr(control, name) for name in for_state})
 

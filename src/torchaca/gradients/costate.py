@@ -21,9 +21,11 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
-from ..core import Control, Method, Problem, Stats, Step, Times, tolerant
+from ..core import Control, Log, Method, Problem, Stats, Step, Times, tolerant
 from ..dense import find_steps, interpolate
-from ..field.inputs import Inputs, check_replay
+from ..field.field import Field
+from ..field.inputs import Inputs
+from ..field.replays import check_replay
 from ..layout import ordered
 from ..loops.stepping import steps
 from ..numbers import Time, combined, value
@@ -179,15 +181,12 @@ class Backward:
     ) -> tuple[Tensor, list[Tensor]]:
         """The adjoint and the totals at `end`, integrated from `start`, where the state is `y`."""
         problem = Problem(
-            f=self._augmented,
+            f=Field(self._augmented, jumps=self.p.jumps, one_sided=self.p.one_sided),
             y0=self.structure.pack(self._integrated(y, lam, totals)),
             ts=Times((start, end)),
             method=self.method,
             control=self._control(start, end),
-            stats=self.stats,
-            jumps=self.p.jumps,
-            one_sided=self.p.one_sided,
-            watch=self._watch if self.settings.watch else None,
+            log=Log(self.stats, self._watch if self.settings.watch else None),
         )
         z = problem.y0
         self.times = self.times or [start]

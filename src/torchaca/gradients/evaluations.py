@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..field.inputs import Inputs, check_replay
+from ..field.inputs import Inputs
+from ..field.replays import check_replay
 from ..numbers import Time, value
 from .replay import Parts, vjp, without_detours
 

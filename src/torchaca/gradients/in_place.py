@@ -14,7 +14,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import unserializable_hook
 
 from ..core import Outcome, Problem
-from ..field.inputs import used
+from ..field.histories import used
 from ..field.saved import CHANGED_IN_PLACE
 from ..torch_internals import is_functorch_wrapped_tensor
 from .replay import IN_PLACE

@@ -27,13 +27,12 @@ def observed(p: Problem) -> Iterator[Step]:
     if p.trace is None or p.source is None:
         yield from steps(p)
         return
-    found = reach(p.source, getattr(p.f, "args", ()))
+    found = reach(p.source, p.f.args)
     tensors = tuple(x for _, x in found.tensors if x.requires_grad and (x.is_leaf or not x.retains_grad))
     inputs = Inputs(captured=tensors, reads=Reads(found.places, found.containers))
     moments = Moments(p.effects)
-    again = Again(
-        replace(without_graph(p), f0=None, watch=None), p.trace, inputs, Ambience.here(p.y0), moments
-    )
+    alone = replace(without_graph(p).knowing(None), log=replace(p.log, watch=None))
+    again = Again(alone, p.trace, inputs, Ambience.here(p.y0), moments)
     start = p.y0
     for n, step in enumerate(moments.watch(steps(p))):
         p.trace.n_steps = n + 1

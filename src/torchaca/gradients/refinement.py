@@ -21,7 +21,6 @@ from torch import Tensor
 from ..control import FixedSteps, halved
 from ..core import Outcome, Problem, Times
 from ..errors import SolverError
-from ..field.effects import undone
 from ..transforms import is_differentiated
 
 REFINEMENTS = 8
@@ -83,7 +82,7 @@ def refined(p: Problem, grad_rtol: float, rehearse: Rehearse) -> tuple[Problem, 
         For problems whose gradients cannot be compared from grid to grid.
     """
     _check(p, grad_rtol)
-    coarse = _level(replace(p, dense=False, watch=None), rehearse)
+    coarse = _level(replace(p, dense=False, log=replace(p.log, watch=None)), rehearse)
     if coarse.failure is not None:
         p.stats.rejected = 0  # the solve that follows fails in the same way, and says so
         return p, None
@@ -155,7 +154,7 @@ def _level(p: Problem, rehearse: Rehearse) -> Level:
     stats, before = p.stats, replace(p.stats)
     stats.accepted = stats.rejected = 0  # max_steps is for one solve
     gradients: list[Sequence[Tensor | None]] = []
-    with torch.no_grad(), undone(p.effects):
+    with torch.no_grad(), p.undone():
         outcome, pull = rehearse(p)
         if outcome.failure is None:
             gradients = [pull(probe) for probe in probes(p.ts, outcome.ys)]

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from ..core import Problem, Stats, Times
-from ..field.dynamics import Dynamics
-from ..field.effects import undone
 from ..field.inputs import Inputs
 from ..field.saved import CHANGED_IN_PLACE
 from ..numbers import without_autocast
@@ -102,7 +100,7 @@ def backward_pass(p: Problem, inputs: Inputs, ambience: Ambience) -> Iterator[No
         _counted_as_backward(p.stats),
         ambience.restored(),
         inputs.reads.put_back(),
-        undone(p.effects),
+        p.undone(),
         hooks_off(inputs.captured + inputs.late),
     ):
         yield
@@ -162,12 +160,10 @@ class Parts:
 
 def rebuilt(p: Problem, parts: Parts, inputs: Inputs) -> Problem:
     """The problem as a function of other tensors of the same values."""
-    f = p.f
-    if isinstance(f, Dynamics):
-        swap = {id(old): new for old, new in zip(inputs.args, parts.args, strict=True)}
-        f = f.with_tensors(swap)
-    control = p.control.with_tensors(parts.control)
-    return replace(p, f=f, y0=parts.y0, ts=Times(p.ts.values, parts.ts), control=control, f0=None, watch=None)
+    swap = {id(old): new for old, new in zip(inputs.args, parts.args, strict=True)}
+    f, control = replace(p.f.with_tensors(swap), f0=None), p.control.with_tensors(parts.control)
+    ts, log = Times(p.ts.values, parts.ts), replace(p.log, watch=None)
+    return replace(p, f=f, y0=parts.y0, ts=ts, control=control, log=log)
 
 
 def without_graph(p: Problem) -> Problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import Problem, Step, VectorField
 from ..field.effects import Moments
-from ..field.inputs import Inputs, check_replay
+from ..field.inputs import Inputs
+from ..field.replays import check_replay
 from ..layout import joined, ordered
 from ..loops.outputs import inside
 from ..numbers import Time, value
@@ -79,7 +79,7 @@ class Replay:
         self.p = rebuilt(problem, leaves, inputs)
         self.plain = without_graph(self.p)
         if stagewise:
-            self.p = replace(self.p, f=evaluated_stagewise(self.p))
+            self.p = self.p.calling(evaluated_stagewise(self.p))
         with torch.enable_grad():
             self.boundaries = list(self.p.control.boundaries(self.p.ts, times))
         self.ys_grad, self.dense_grad = cotangents[0], cotangents[1:]
@@ -95,7 +95,7 @@ class Replay:
 
     def evaluate(self, f: VectorField) -> None:
         """Evaluate this f in place of the problem's."""
-        self.p, self.plain = replace(self.p, f=f), replace(self.plain, f=f)
+        self.p, self.plain = self.p.calling(f), self.plain.calling(f)
 
     def advance(self, start: Tensor, first: int, last: int) -> Tensor:
         """Compute where step `last` starts from where step `first` starts, without a graph."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from ..core import Problem, Times
 from ..errors import warn
 from ..field.dynamics import Dynamics
 from ..torch_internals import TorchDispatchMode, pytree
+from ..transforms import transformed
 from .pace import TOO_SMALL
 
 if TYPE_CHECKING:
@@ -131,17 +131,17 @@ def warn_of_coarse_clock(found: Coarse, reads_time: bool | None) -> None:
     )
 
 
-def check_clock(p: Problem, times: Any, *, failed: bool = False, hidden: bool = False) -> None:
+def check_clock(p: Problem, times: Any, *, failed: bool = False) -> None:
     """Warn if f got its times too coarsely for the steps between `times`.
 
-    `failed`: see `coarse`. `hidden`: a transform is active, in which f is not asked whether it reads the time.
+    `failed`: see `coarse`. Inside a transform f is not asked whether it reads the time.
     """
     dtype = p.y0.dtype.to_real()
     if isinstance(times, list | tuple) and times and is_fine(times, dtype):
         return  # nearly always; it costs a hundredth of the rest
     found = coarse(times, dtype, failed=failed)
     if found is not None:
-        asked = p.f if isinstance(p.f, Dynamics) and not hidden else None
+        asked = p.f.call if isinstance(p.f.call, Dynamics) and not transformed() else None
         warn_of_coarse_clock(found, None if asked is None else reads_time(asked, p))
 
 
@@ -150,7 +150,7 @@ def reads_time(f: Dynamics, p: Problem) -> bool:
     seen = Seen(f.time(p.ts.values[0]).clone())
     try:
         with (
-            p.effects.undone() if p.effects else nullcontext(),
+            p.undone(),
             torch.set_grad_enabled(f.needs_grad),
             seen.watched(),
         ):

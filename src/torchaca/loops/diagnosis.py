@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -77,7 +76,7 @@ def chatters(p: Problem, control: Adaptive, history: History, t: float, y: Tenso
     if history.rejections:
         return False
     history.next_look = history.slow + BETWEEN_LOOKS
-    with p.effects.undone() if p.effects else nullcontext():
+    with p.undone():
         found = find_jump(p, control, t, y, AHEAD * max(history.sizes))
     history.jumps = history.jumps + 1 if found and not found.in_time else 0
     return history.jumps == LOOKS
@@ -96,7 +95,7 @@ def diagnose(
 ) -> SolverError:
     """The `SolverError` that says where the solve stopped, what was seen there, and what to try."""
     stats, (start, end) = p.stats, (p.ts.values[0], p.ts.values[-1])
-    with p.effects.undone() if p.effects else nullcontext():
+    with p.undone():
         kind, seen, advice = _first_match(p, control, history, reason, t, dt, y, again)
     message = (
         f"stopped at t = {t:.10g} of [{start:g}, {end:g}] after {stats.accepted} accepted and {stats.rejected} "
@@ -168,7 +167,7 @@ def _of_f(p: Problem, t: float, bad: str) -> tuple[str, str, str]:
         if tensor.is_floating_point() and tensor.requires_grad and not torch.isfinite(tensor).all():
             advice = "look at the step before this call: your optimizer diverged, or the weights were loaded broken."
             return "parameter", f"{label(path)} holds nan or inf.", advice
-    for path, tensor in pytree.tree_flatten_with_path(getattr(p.f, "args", ()))[0]:
+    for path, tensor in pytree.tree_flatten_with_path(p.f.args)[0]:
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return "parameter", f"args{pytree.keystr(path)} holds nan or inf.", "look at what made it."
     advice = "a guard in f (clamp, eps in a division or a root), or end the solve before this time."

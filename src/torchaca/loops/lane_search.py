@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..control import Adaptive
-from ..core import Problem
+from ..core import Log, Problem
 from ..errors import SolverError
 from ..torch_internals import (
     as_lane,
@@ -113,7 +113,7 @@ class Search:
         assert f0 is not None
         with torch.no_grad(), forward_grad(False):
             y0, f0 = p.y0.detach(), f0.detach()
-            p = replace(p, y0=y0, f0=f0, watch=None)
+            p = replace(p.knowing(f0), y0=y0, log=Log(p.stats))
             dt0 = lanes.gathered(control.initial_step(p, f0)) if control.dt0 is None else None
         limits = Limits.of(p, control)
         with plain():

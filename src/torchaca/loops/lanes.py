@@ -86,12 +86,13 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alo
     )
     f0 = p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0) if p.f0 is None else p.f0
     zero = zero.detach().real.to(p.y0)
-    p = replace(p, y0=p.y0 + zero, f0=f0 + zero)
+    y0 = p.y0 + zero
+    p = replace(p, y0=y0, f=replace(p.f, f0=f0 + zero, batch=len(Lanes.of(y0).shape)))
     search = Search.of(p, control, alone)
     boundaries, lanes = search.boundaries(), search.lanes
     with plain():
         times = boundaries.cpu().numpy()[:, ~search.failed.cpu().numpy()]
-    check_clock(p, times, hidden=True)
+    check_clock(p, times)
     outputs = _Outputs.of(p, lanes, boundaries)
     resting = Resting.of(p, search, boundaries) if search.failure is not None else None
     with plain():
@@ -131,7 +132,7 @@ class Resting:
         with plain():
             start = boundaries[0]
             y, k = (lanes.gathered(x).detach() for x in (p.y0, f0))
-            n = len(lanes.shape)
+            n = p.f.batch
             good = (torch.isfinite(y) & torch.isfinite(k)).reshape(*lanes.shape, -1).all(-1)
             at_once = failed & (search.t == start) & ~good
             healthy = y.flatten(0, n - 1)[good.flatten().int().argmax()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..core import End, Problem, Stats, Step, Times
+from ..core import End, Log, Problem, Step, Times
 from ..numbers import Time, value
 from .diagnosis import RECENT, History, chatters, diagnose
 from .pace import (
@@ -48,16 +48,18 @@ def steps(p: Problem) -> Generator[Step, None, End]:
 
 def march(p: Problem, boundaries: Sequence[Time]) -> Generator[Step, None, End]:
     """Yield steps between given times, without looking at errors and without reading the device."""
-    y, start, f0 = p.y0, p.y0, p.f0
+    step, y, start, f0 = None, p.y0, p.y0, p.f0
+    make, handed, continuous = p.step, p.handed, p.continuous
     for t0, t1 in pairwise(boundaries):
+        if step is not None:
+            y, start = step.y1, handed(step)
+            # Where an output of the step needed f1, that is the next step's first stage.
+            f0 = step.known_f1 if continuous or p.reuses(t0) else None
         if p.watch:
             p.watch("trial", value(t0), y, value(t1 - t0))
-        step = p.step(t0, t1, start, f0)
+        step = make(t0, t1, start, f0)
         p.stats.accepted += 1
         yield step
-        y, start = step.y1, p.handed(step)
-        # Where an output of the step needed f1, that is the next step's first stage.
-        f0 = step.known_f1 if p.reuses(t1) else None
     return End("reached")
 
 
@@ -116,7 +118,7 @@ def search(
     if p.ts.values[0] == p.ts.values[-1]:
         return End("reached")
     walk, last = Walk(p), p.ts[len(p.ts) - 1]
-    with p.effects.undone() if p.effects and p.f0 is None else nullcontext():
+    with p.undone() if p.f0 is None else nullcontext():
         slope = p.slope(walk.t, last, walk.y) if p.f0 is None else p.f0
     walk.f0 = slope if not (p.effects and p.effects.stateful) else None
     order = p.carrying.error_order if p.carrying else p.method.order
@@ -157,8 +159,7 @@ def _first(p: Problem, control: Adaptive, limits: Limits, f0: Tensor, numbers: A
     """Choose the first step size: the user's, or Hairer's."""
     if control.dt0 is not None:
         return max(control.dt0, control.dt_min)
-    silent = p.effects.undone() if p.effects else nullcontext()
-    with silent, numbers.recording():
+    with p.undone(), numbers.recording():
         guess = numbers.time(control.initial_step(p, f0, numbers.read))
     if not math.isfinite(value(guess)) and not bool(torch.isfinite(f0).all()):
         raise diagnose(p, control, History(), "first-step", p.ts.values[0], 0.0, p.y0)
@@ -205,9 +206,8 @@ def _solve_again(p: Problem, control: Adaptive, t: float) -> tuple[float, Tensor
     until = min(until, end) if p.ts.sign > 0 else max(until, end)
     trials = p.stats.accepted + p.stats.rejected + RECENT
     finer = replace(control, rtol=control.rtol / FINER, atol=control.atol / FINER, dt0=None, max_steps=trials)
-    stepper = _step_afresh if p.carrying else None
-    ts, stats = Times((start, until)), Stats()
-    q = replace(p, ts=ts, control=finer, stats=stats, f0=None, watch=None, trace=None, stepper=stepper)
+    f = replace(p.f, f0=None, stepper=_step_afresh if p.carrying else None)
+    q = replace(p, f=f, ts=Times((start, until)), control=finer, log=Log())
     y, history = p.y0, History()
     try:
         for step in search(q, finer, explain=_give_up):

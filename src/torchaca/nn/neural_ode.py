@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
@@ -17,8 +16,9 @@ from ..core import Stats
 from ..errors import shorten, warn
 from ..field.places import label
 from ..field.reach import reach
-from ..options import check_options
-from ..solve import OPTIONS, solve, times_of
+from ..options import OPTIONS, Options, check_options
+from ..solve import solve
+from ..times import times_of
 from ..torch_internals import pytree
 from ..trace import Trace
 
@@ -140,7 +140,7 @@ def _option(name: str) -> property:
     def read(block: NeuralODE) -> Any:
         if name == "compile":
             return functools.partial(torch.nn.Module.compile, block)
-        return block.options.get(name, DEFAULTS[name])
+        return block.options.get(name, getattr(Options, name))
 
     def write(block: NeuralODE, value: Any) -> None:
         others = {key: other for key, other in block.options.items() if key != name}
@@ -152,7 +152,6 @@ def _option(name: str) -> property:
     return property(read, write, delete)
 
 
-DEFAULTS = {name: p.default for name, p in inspect.signature(solve).parameters.items() if name in OPTIONS}
 for _name in OPTIONS:
     setattr(NeuralODE, _name, _option(_name))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core import Gradient
 from ..errors import SolverError
 from ..gradients import GRADIENTS, Facts
-from ..solve import find_gradient
+from ..options import find_gradient
 from .advice import Advice, advise, free_memory, nbytes
 from .memory import SavedTensors
 from .model import Grads, Model, Pass, differentiate, distance, model_of

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from ..control import Adaptive
 from ..core import Gradient, Problem, Stats
+from ..field.calling import not_f
 from ..field.dynamics import Dynamics
 from ..field.effects import generator_states, set_generator_states
-from ..field.inputs import first_evaluation
+from ..field.field import Field
+from ..field.inputs import Inputs, first_evaluation
 from ..field.places import label
 from ..field.reach import reach
 from ..methods import METHODS
-from ..solve import solve, times_of
+from ..solve import solve
 from ..state import structure_of
+from ..times import times_of
 from ..torch_internals import pytree
 
 Grads = dict[str, Tensor]
@@ -92,14 +95,17 @@ def model_of(
     """
     if not callable(loss):
         raise TypeError(f"loss must be callable as loss(ys), got {loss!r}")
+    if not callable(f) or isinstance(f, type):
+        raise TypeError(not_f(f))
     structure = structure_of(y0)
     own = pytree.tree_map(lambda y: y.detach().clone().requires_grad_(), y0)
     packed = structure.pack(own)
-    dynamics = Dynamics(f, args, structure, packed, Stats())
-    problem = Problem(dynamics, packed, times_of(t, "t"), METHODS["dopri5"], Adaptive())
+    field = Field(Dynamics(f, args, structure, packed.device, Stats()), source=f, locate=structure.component)
+    problem = Problem(field, packed, times_of(t, "t"), METHODS["dopri5"], Adaptive())
     seen = reach(f, args).tensors
     with untouched([x for _, x in seen], packed.device), torch.enable_grad():
-        probed, found = first_evaluation(problem, dynamics)
+        probed = first_evaluation(problem).f
+    found = probed.inputs or Inputs()
     names = {id(tensor): label(path) for path, tensor in reversed(seen)}
     inputs = {f"y0{leaf.path}": y for leaf, y in zip(structure.leaves, pytree.tree_leaves(own), strict=True)}
     for i, tensor in enumerate(found.tensors):

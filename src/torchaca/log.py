@@ -1,0 +1,61 @@
+"""What is noted of a solve: its costs, and who is told of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .trace import Trace
+
+Watcher: TypeAlias = Callable[[str, float, Tensor, float], None]
+"""Called as `watch(event, t0, y0, dt)` with the events "trial", "accepted" and "rejected"."""
+
+
+@dataclass
+class Stats:
+    """What a solve cost; the only mutable record of the library.
+
+    Attributes
+    ----------
+    nfe : int
+        Evaluations of f in the forward pass, rejected trials included.
+    accepted, rejected : int
+        Steps that became part of the solution, and trials that did not.
+    nfe_backward : int
+        Evaluations of f in backward passes so far (filled in by `backward()`).
+    accepted_backward, rejected_backward : int
+        Steps of the backward integration; only the continuous adjoint has one.
+    reconstruction_error : float
+        The largest relative difference between the states that the last backward pass reconstructed and those that the
+        forward pass had kept; only the gradient "mali" reconstructs states.
+    gradient_error : float or None
+        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it. What it took is in
+        `nfe`; only the final steps are in `accepted`.
+    """
+
+    nfe: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    nfe_backward: int = 0
+    accepted_backward: int = 0
+    rejected_backward: int = 0
+    reconstruction_error: float = 0.0
+    gradient_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is noted of a solve, and who is told.
+
+    `watch` is called at every trial; `trace` is told of every step of the backward pass; `on_failure` is the option of
+    `torchaca.solve`: of lanes of vmap, one that fails raises for all, or fails alone.
+    """
+
+    stats: Stats = field(default_factory=Stats)
+    watch: Watcher | None = None
+    trace: Trace | None = None
+    on_failure: str = "raise"

@@ -1,0 +1,167 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .core import Control, Gradient, Method, Outcome, Problem, Stats, tolerant
+from .dense import DenseOutput, detached
+from .errors import SolverError, shorten
+from .layout import joined, order_cotangent
+from .state import Structure
+from .torch_internals import is_functorch_wrapped_tensor, pytree
+from .trace import Trace
+from .transforms import transformed
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solve returns.
+
+    Attributes
+    ----------
+    ts : Tensor
+        `(n,)`, the output times; n = len(t), fewer only after a failure with `on_failure="status"`.
+    ys : Tensor or nested tensors
+        `(n, *y0.shape)` in the structure of y0; `ys[0]` is y0.
+    stats : Stats
+        Evaluations and steps; the backward counts are filled in by `backward()`.
+    steps : tuple of float
+        The times between which the solve stepped, from t[0] on.
+    failure : SolverError or None
+        Why the solve stopped early, if `on_failure` is not "raise".
+    trace : Trace or None
+        With `debug=True`: the steps of the last backward pass, `trace.ts`, `trace.norms`, `trace.points`.
+    settings : str
+        The method, the tolerances and the gradient, in words.
+    """
+
+    ts: Tensor
+    ys: Any
+    stats: Stats
+    steps: tuple[float, ...] = ()
+    failure: SolverError | None = None
+    dense: DenseOutput | None = None
+    trace: Trace | None = None
+    settings: str = ""
+
+    def __repr__(self) -> str:
+        return _describe(self)
+
+    @property
+    def status(self) -> str:
+        """'success', or the kind of failure; 'non-finite' where a fixed-step solve ran into nan or inf.
+
+        Reads the device, which a fixed-step solve itself never does.
+        """
+        if self.failure is not None:
+            return self.failure.kind
+        leaves = pytree.tree_leaves(self.ys)
+        return "success" if all(bool(torch.isfinite(leaf).all()) for leaf in leaves) else "non-finite"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Solution:
+        """The values; a graph belongs to the original alone."""
+        return replace(
+            self,
+            ts=self.ts.detach().clone(),
+            ys=detached(self.ys),
+            stats=deepcopy(self.stats, memo),
+            dense=deepcopy(self.dense, memo),
+        )
+
+    def __call__(self, t: Any) -> Any:
+        """The state at any time of the solve, `(*t.shape, *y0.shape)`; needs `dense=True`."""
+        if self.dense is None:
+            raise ValueError("this solution has no dense output: solve with dense=True")
+        return self.dense(t)
+
+    @staticmethod
+    def of(p: Problem, outcome: Outcome, structure: Structure, given_ts: Any, settings: str) -> Solution:
+        """The solution that a problem's outcome is, in the structure of the user's state.
+
+        Parameters
+        ----------
+        given_ts
+            The times as they were given.
+
+        Raises
+        ------
+        SolverError
+            The failure of the outcome, if that is to be raised.
+        """
+        failure, ys, n = outcome.failure, outcome.ys, len(outcome.ts)
+        ts, times = _output_times(given_ts, p), tuple(outcome.times)
+        if ys.requires_grad and not transformed():
+            order_cotangent(ys, p.y0)
+        if failure is not None:
+            if p.log.on_failure == "raise":
+                reached = ts[:n].detach(), structure.unpack(ys.detach()), p.stats, times
+                failure.reached = partial(Solution, *reached, settings=settings)
+                outcome.failure = None  # no frame may hold the error whose traceback holds the frame
+                try:
+                    raise failure.with_traceback(None)  # nor the frames of the search, with their states
+                finally:
+                    del failure
+            if p.log.on_failure == "nan":
+                ys = joined([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)], p.y0)
+                n = len(p.ts)
+        dense = None
+        if p.dense:
+            boundaries = outcome.boundaries or p.control.boundaries(p.ts, outcome.times)
+            dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
+        ys = ys if structure.plain else structure.unpack(ys)
+        return Solution(ts[:n], ys, p.stats, times, failure, dense, p.trace, settings)
+
+
+def _output_times(given: Any, p: Problem) -> Tensor:
+    """The times as they were given; numbers in f's dtype of time, or float64 where that cannot tell them apart."""
+    if isinstance(given, Tensor):
+        return given
+    values, dtype = p.ts.values, p.y0.dtype.to_real()
+    if dtype == torch.float32 and len(set(np.asarray(values, np.float32).tolist())) < len(set(values)):
+        dtype = torch.float64
+    return torch.tensor(values, dtype=dtype, device=p.y0.device)
+
+
+def described(method: Method, control: Control, gradient: Gradient) -> str:
+    """The method, its tolerances and the gradient in words."""
+    return f"{method.name}, {_tolerances(control)}, gradient {gradient.name!r}"
+
+
+def _tolerances(control: Control) -> str:
+    own = tolerant(control)
+    if own is None:
+        return f"steps of {type(control).__name__}" if control.adaptive else "fixed steps"
+    pairs = (("rtol", own.rtol), ("atol", own.atol))
+    return ", ".join(
+        f"{name} per component" if isinstance(x, Tensor) else f"{name} {x:g}" for name, x in pairs
+    )
+
+
+def _describe(solution: Solution) -> str:
+    """Say in at most 600 characters how a solve went and what it has, without its numbers."""
+    stats = solution.stats
+    steps = f"{stats.accepted} steps" + (f" ({stats.rejected} rejected)" if stats.rejected else "")
+    evaluations = f"{stats.nfe} evaluations" + (
+        f" (+ {stats.nfe_backward} backward)" if stats.nfe_backward else ""
+    )
+    leaves = pytree.tree_leaves(solution.ys)
+    hidden = any(x.is_meta or is_functorch_wrapped_tensor(x) for x in leaves)
+    parts = [
+        *([shorten(solution.settings, 150)[1:-1]] if solution.settings else []),
+        "status unknown" if hidden else f"status {solution.status!r}",
+        steps,
+        evaluations,
+        f"ts {tuple(solution.ts.shape)}",
+        f"ys {shorten(pytree.tree_map(lambda x: tuple(x.shape), solution.ys), 250)}",
+        *(["dense"] if solution.dense is not None else []),
+    ]
+    return f"Solution({'; '.join(parts)})"
