@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 from torch import Tensor
 
 from ..core import Outcome, Problem, Step, Times
 from ..errors import SolverError
-from ..layout import joined, stacked
+from ..layout import joined
 from ..numbers import Time, value
 
 
 def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
     """The outputs of a run; a failure of the loop ends it with the outputs reached so far."""
-    done = p.ts.at_start()
-    parts = [stacked([p.y0] * done)]
+    done, n, sign = p.ts.at_start(), len(p.ts.values), p.ts.sign
+    parts = [p.y0[None]] * done
     times, bases = [p.ts.values[0]], []
     boundaries = [p.ts[0]]
     failure = None
     try:
         for step in accepted:
-            times.append(value(step.t1))
-            boundaries.append(step.t1)
-            reached = p.ts.up_to(times[-1])
-            if reached > done:
-                with p.aside():
+            t1 = step.t1
+            times.append(t1 if isinstance(t1, float) else value(t1))
+            boundaries.append(t1)
+            if done < n and sign * times[-1] >= sign * p.ts.values[done]:
+                reached = p.ts.up_to(times[-1])
+                with p.aside() if p.effects else nullcontext():
                     parts.append(emit(p.ts, step, done, reached))
                 done = reached
             if p.dense:
@@ -33,7 +35,7 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
                     bases.append(step.basis())
     except SolverError as error:
         failure = error.with_traceback(None)  # its frames hold all states
-    ys = joined(parts, p.y0) if len(parts) > 1 else parts[0]
+    ys = joined(parts, p.y0)
     return Outcome(ys, p.ts.first(done), failure, times, bases, boundaries)
 
 
@@ -45,7 +47,7 @@ def inside(ts: Times, t1: Time, first: int, last: int) -> list[int]:
     """
     if ts.moving:
         return [i for i in range(first, last) if ts[i] is not t1]
-    end = value(t1)
+    end = t1 if isinstance(t1, float) else value(t1)
     return [i for i in range(first, last) if ts.values[i] != end]
 
 

@@ -21,13 +21,14 @@ class Length:
     twice the time. A graph that is being traced has no host numbers: there `h` may be a tensor.
     """
 
-    __slots__ = ("dh", "h", "size", "t0", "t1")
+    __slots__ = ("dh", "h", "number", "size", "t0", "t1")
 
     def __init__(self, t0: Time, t1: Time, like: Tensor) -> None:
         self.t0, self.t1 = t0, t1
         self.size = size = t1 - t0
         self.h: Time | None = size
         self.dh: Tensor | None = None
+        self.number = None if isinstance(size, Tensor) else size
         if torch.compiler.is_compiling() or not isinstance(size, Tensor):
             return
         dtype = like.dtype.to_real()

@@ -21,7 +21,7 @@ from ..layout import joined, stacked
 from ..numbers import Time, combined, value
 from .interpolants import polynomials_at
 from .length import Length, fraction, on_cpu
-from .sums import Factored, Terms, factor, largest_first, nonzero, weigh
+from .sums import Factored, Terms, add_slopes, factor, largest_first, nonzero, weigh
 from .tableau import (
     Interpolant,
     Row,
@@ -227,31 +227,35 @@ class RungeKuttaStep:
         self._length = length = Length(t0, t1, y0)
         self._ks = ks = list(known)
         if y1 is None:
-            if not ks:
-                ks.append(f(t0, y0))
-            for i in range(len(ks), method.stages - method.fsal):
-                ks.append(self._stage(i))
+            self._evaluate(len(method.weights) - method.fsal)
             # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
             y1 = length.shift(y0, *weigh(method._b, ks))
         self.y1 = y1
 
-    def _stage(self, i: int) -> Tensor:
-        method, length = self.method, self._length
-        t = length.time(method._c[i])
-        if i == method.f1_index:
-            return self._f(t, self.y1)
-        terms, factored = method._a[i]
-        if not terms:
-            return self._f(t, self.y0)
-        # The fewest operations: a stage's rounding enters only through f.
-        return self._f(t, length.shift_by_all(self.y0, self._ks, terms, factored))
+    def _evaluate(self, stages: int) -> None:
+        """Evaluate the stages that are missing, up to the number of `stages`: the loop of all explicit methods."""
+        method, ks, f, y0, length = self.method, self._ks, self._f, self.y0, self._length
+        t0, t1, h = self.t0, self.t1, length.number
+        for i in range(len(ks), stages):
+            c, (terms, factored) = method._c[i], method._a[i]
+            t = length.time(c) if h is None else t1 if c == 1.0 else t0 + c * h if c else t0
+            if i == method.f1_index:
+                y = self.y1
+            elif not terms:
+                y = y0
+            else:  # the fewest operations: a stage's rounding enters only through f
+                y = (
+                    length.shift_by_all(y0, ks, terms, factored)
+                    if h is None
+                    else add_slopes(y0, ks, terms, h)
+                )
+            ks.append(f(t, y))
 
     def _evaluated(self, stages: int) -> list[Tensor]:
         """The first `stages` stages, evaluating those that are missing."""
         if len(self._ks) < stages:
             with torch.set_grad_enabled(self._grad):
-                while len(self._ks) < stages:
-                    self._ks.append(self._stage(len(self._ks)))
+                self._evaluate(stages)
         return self._ks
 
     @property
