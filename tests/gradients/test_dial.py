@@ -58,7 +58,13 @@ EXACT = ("all", "none", "stagewise")
 
 
 @pytest.mark.parametrize(
-    ("name", "n"), [(name, n) for name in SETTINGS for n in STEPS if name != "stagewise" or n < 1000]
+    ("name", "n"),
+    [
+        pytest.param(name, n, marks=[pytest.mark.slow] if n > 100 else [])
+        for name in SETTINGS
+        for n in STEPS
+        if name != "stagewise" or n < 1000
+    ],
 )
 def test_evaluations_and_memory(name, n):
     setting, evaluations, states = SETTINGS[name]

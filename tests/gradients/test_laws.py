@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from covering import covering, pairs
 from gradient_cases import (
     ADAPTIVE,
     ALL,
@@ -42,12 +43,12 @@ TIMES = {
 # --- equal to plain backpropagation ---
 
 
-@pytest.mark.parametrize("wanted", [True, False], ids=["times-wanted", "times-constant"])
-@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("gradient", others(EXACT))
+@pytest.mark.parametrize(
+    ("gradient", "method", "times", "wanted"),
+    covering(others(EXACT), METHODS, TIMES, [True, False], strength=2),
+)
 def test_equals_direct_on_fixed_steps(gradient, method, times, wanted):
-    case = Everything(times, wanted)
+    case = Everything(TIMES[times], wanted)
     want = case.gradients("direct", method=method, n_steps=3)
     got = case.gradients(gradient, method=method, n_steps=3)
     assert_same(got, want, ROUNDING)
@@ -55,13 +56,13 @@ def test_equals_direct_on_fixed_steps(gradient, method, times, wanted):
     assert all(got[name] is not None for name in got if name != "net.unused")
 
 
-@pytest.mark.parametrize("wanted", [True, False], ids=["times-wanted", "times-constant"])
-@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
-@pytest.mark.parametrize("method", ADAPTIVE)
-@pytest.mark.parametrize("gradient", others(FROZEN))
+@pytest.mark.parametrize(
+    ("gradient", "method", "times", "wanted"),
+    covering(others(FROZEN), ADAPTIVE, TIMES, [True, False], strength=2),
+)
 def test_equals_direct_on_adaptive_steps(gradient, method, times, wanted):
     options = {"method": method, "rtol": 1e-2, "atol": 1e-3, "dt0": 0.9}
-    case = Everything(times, wanted)
+    case = Everything(TIMES[times], wanted)
     sol = case.solve("direct", **options)
     assert sol.stats.accepted > 1
     assert_same(case.gradients(gradient, **options), gradients_of(sol.ys, case.inputs), ROUNDING)
@@ -96,11 +97,11 @@ STEP_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("wanted", [True, False], ids=["times-wanted", "times-constant"])
-@pytest.mark.parametrize("options", STEP_OPTIONS.values(), ids=STEP_OPTIONS)
-@pytest.mark.parametrize("gradient", others(FROZEN))
-def test_equals_direct_under_every_step_option(gradient, options, wanted):
-    case = Everything(TIMES["inside"], wanted)
+@pytest.mark.parametrize(
+    ("gradient", "steps", "wanted"), covering(others(FROZEN), STEP_OPTIONS, [True, False], strength=1)
+)
+def test_equals_direct_under_every_step_option(gradient, steps, wanted):
+    case, options = Everything(TIMES["inside"], wanted), STEP_OPTIONS[steps]
     want = case.gradients("direct", **options)
     assert_same(case.gradients(gradient, **options), want, ROUNDING)
 
@@ -292,9 +293,9 @@ def test_f_that_is_zero_at_the_start(gradient):
     torch.testing.assert_close(g0, torch.full_like(y0, math.exp(0.25)), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("gradient", ALL)
-@pytest.mark.parametrize("wanted", [False, True], ids=["times-constant", "times-wanted"])
-@pytest.mark.parametrize("on_failure", ["status", "nan"])
+@pytest.mark.parametrize(
+    ("gradient", "on_failure", "wanted"), covering(ALL, ["status", "nan"], [False, True], strength=2)
+)
 def test_the_prefix_of_a_failed_solve_is_differentiable(gradient, on_failure, wanted):
     y0 = torch.tensor([1.0], dtype=DOUBLE, requires_grad=True)
     t = torch.tensor([0.0, 0.3, 0.6, 2.0], dtype=DOUBLE, requires_grad=wanted)
@@ -345,8 +346,7 @@ def check_on_grids(gradient, method, grids=GRIDS):
             assert gradcheck(program, inputs, eps=EPS[method], atol=1e-9, rtol=1e-8)
 
 
-@pytest.mark.parametrize("method", QUICK)
-@pytest.mark.parametrize("gradient", EXACT)
+@pytest.mark.parametrize(("gradient", "method"), pairs(EXACT, QUICK))
 def test_gradcheck_on_fixed_steps(gradient, method):
     check_on_grids(gradient, method)
 
@@ -441,9 +441,13 @@ def second_order_grads(gradient, case, **options):
     return dict(zip(range(len(wanted)), torch.autograd.grad(total, wanted), strict=True))
 
 
-@pytest.mark.parametrize("options", [{"n_steps": 3}, {"rtol": 1e-2}], ids=["fixed", "adaptive"])
-@pytest.mark.parametrize("method", ["dopri5", "dopri8", "heun_euler"])
-@pytest.mark.parametrize("gradient", others(FROZEN))
+@pytest.mark.parametrize(
+    ("gradient", "method", "options"),
+    covering(
+        others(FROZEN), ["dopri5", "dopri8", "heun_euler"], [{"n_steps": 3}, {"rtol": 1e-2}], strength=1
+    ),
+    ids=str,
+)
 def test_second_derivatives_equal_direct(gradient, method, options):
     for times in (TIMES["inside"], TIMES["decreasing"], TIMES["duplicates"]):
         case = Everything(times)
@@ -456,8 +460,7 @@ def test_second_derivatives_equal_direct(gradient, method, options):
 # --- bookkeeping ---
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("gradient", ALL)
+@pytest.mark.parametrize(("gradient", "method"), pairs(ALL, METHODS))
 def test_every_evaluation_is_counted_and_none_is_extra(gradient, method):
     w = torch.tensor([0.5, -0.7], dtype=DOUBLE, requires_grad=True)
     f = Counter(lambda t, y: torch.sin(3 * w * y) + torch.cos(5 * t))
@@ -623,11 +626,16 @@ def with_grad(y0, wanted):
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "rk4", "n_steps": 3}, {"rtol": 1e-9, "atol": 1e-9}], ids=["fixed", "adaptive"]
+    ("gradient", "kind", "switch_on", "options"),
+    covering(
+        ALL,
+        ["hamiltonian", "flow"],
+        [True, False],
+        [{"rtol": 1e-9, "atol": 1e-9}, {"method": "rk4", "n_steps": 3}],
+        strength=2,
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("switch_on", [True, False], ids=["enables-grad", "relies-on-grad"])
-@pytest.mark.parametrize("kind", ["hamiltonian", "flow"])
-@pytest.mark.parametrize("gradient", ALL)
 def test_f_that_differentiates(gradient, kind, switch_on, options):
     f, start = field_and_state(kind, switch_on)
     loose = gradient not in EXACT

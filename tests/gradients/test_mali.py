@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from covering import covering, pairs
 from gradient_cases import DOUBLE, Counter, Everything, assert_same, central_difference, gradients_of, loss_of
 from torch import nn
 from torch.autograd import gradcheck
@@ -34,11 +35,9 @@ STEPS = {
 # --- equal to plain backpropagation ---
 
 
-@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
-@pytest.mark.parametrize("options", STEPS.values(), ids=STEPS)
-@pytest.mark.parametrize("method", METHODS)
-def test_equals_direct(method, options, times):
-    case = Everything(times, differentiate_times=times is not TIMES["decreasing"])
+@pytest.mark.parametrize(("method", "steps", "times"), covering(METHODS, STEPS, TIMES, strength=2))
+def test_equals_direct(method, steps, times):
+    options, case = STEPS[steps], Everything(TIMES[times], differentiate_times=times != "decreasing")
     want = case.gradients("direct", method=method, **options)
     sol = case.solve("mali", method=method, **options)
     assert_same(gradients_of(sol.ys, case.inputs), want, ROUNDING)
@@ -57,8 +56,7 @@ SETTINGS = (
 )
 
 
-@pytest.mark.parametrize("gradient", SETTINGS, ids=repr)
-@pytest.mark.parametrize("method", [*METHODS, ALF(eta=0.9)], ids=str)
+@pytest.mark.parametrize(("method", "gradient"), pairs([*METHODS, ALF(eta=0.9)], SETTINGS), ids=str)
 def test_every_setting_gives_the_gradient_of_direct(method, gradient):
     case = Everything(TIMES["inside"])
     options = {"method": method, "rtol": 1e-2, "atol": 1e-2}
@@ -112,9 +110,16 @@ def test_equals_direct_for_complex_states(method):
     assert_same(grads("mali"), grads("direct"), ROUNDING)
 
 
-@pytest.mark.parametrize("times", [(0.1, 0.3, 0.35, 0.8, 1.0), (1.0, 0.7, 0.1)], ids=["up", "down"])
-@pytest.mark.parametrize("options", [{"n_steps": 2}, {"dt": 0.37}], ids=["n_steps", "dt"])
-@pytest.mark.parametrize("method", [*METHODS, ALF(eta=0.8)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "options", "times"),
+    covering(
+        [*METHODS, ALF(eta=0.8)],
+        [{"n_steps": 2}, {"dt": 0.37}],
+        [(0.1, 0.3, 0.35, 0.8, 1.0), (1.0, 0.7, 0.1)],
+        strength=2,
+    ),
+    ids=str,
+)
 def test_gradcheck(method, options, times):
     """With respect to y0, a parameter, an argument, a captured history and every time."""
 
