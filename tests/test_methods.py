@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from covering import covering
 from problems import COSINE, DOUBLE, SPIRAL, ClosedForm
 from rooted_trees import dense_residuals, largest, residuals, rooted_trees, rooted_trees_up_to
 from stubs import Counted
@@ -321,10 +322,10 @@ def errors_uneven(method, problem: ClosedForm, n):
     return (torch.linalg.vector_norm(solved(method, problem, grid, grid[[0, -1]])[-1]).item(),)
 
 
-@pytest.mark.parametrize("direction", ["forwards", "backwards"])
-@pytest.mark.parametrize("errors", [errors_between, errors_uneven])
-@pytest.mark.parametrize("equation", MEASURED)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "equation", "errors", "direction"),
+    covering(NAMES, MEASURED, [errors_between, errors_uneven], ["forwards", "backwards"], strength=2),
+)
 def test_measured_order(name, equation, errors, direction):
     """y(T), and outputs off the grid, converge with the method's order."""
     method = METHODS[name]

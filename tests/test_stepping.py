@@ -6,6 +6,7 @@ from itertools import islice, pairwise
 
 import pytest
 import torch
+from covering import covering
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from problems import BOTH_WAYS, DOUBLE
@@ -425,10 +426,17 @@ def step_function(jump, convention, low=0.0, high=1.0):
     return Recorder(lambda t, y: torch.where(before(t, jump), low, high).to(y.dtype).expand(y.shape))
 
 
-@pytest.mark.parametrize("name", ADAPTIVE)
-@pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("times", [(0.0, 0.5, 1.0), (1.0, 0.5, 0.0), (0.5, 1.0), (0.5, 0.0)])
+@pytest.mark.parametrize(
+    ("times", "dtype", "convention", "name"),
+    covering(
+        [(0.0, 0.5, 1.0), (1.0, 0.5, 0.0), (0.5, 1.0), (0.5, 0.0)],
+        [torch.float32, torch.float64],
+        CONVENTIONS,
+        ADAPTIVE,
+        strength=2,
+    ),
+    ids=str,
+)
 def test_no_step_looks_across_a_jump(name, convention, dtype, times):
     f = step_function(0.5, convention)
     tolerance = 1e-9 if dtype == DOUBLE else 1e-4
