@@ -15,6 +15,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torchdiffeq
+from covering import covering
 from torch import nn
 
 import torchaca as aca
@@ -260,9 +261,10 @@ class TestFixedSteps:
         assert_close(ours, theirs, 1e-12, "ys", "y0", "parameters")
         assert torch.equal(seen[0], t)
 
-    @pytest.mark.parametrize("backwards", [False, True])
-    @pytest.mark.parametrize("method", FIXED)
-    @pytest.mark.parametrize("problem", ["net", "predators", "pair"])
+    @pytest.mark.parametrize(
+        ("problem", "method", "backwards"),
+        covering(["net", "predators", "pair"], FIXED, [False, True], strength=2),
+    )
     def test_adjoint(self, problem, method, backwards):
         f, t = PROBLEMS[problem](), times(F64, backwards)
         for options in ({}, {"step_size": 0.1, "interp": "linear"}):
@@ -351,9 +353,9 @@ class TestAdaptiveSteps:
         )
         assert_close(ours, theirs, 1e-12, "ys", "y0", "parameters")
 
-    @pytest.mark.parametrize("backwards", [False, True])
-    @pytest.mark.parametrize("problem", PROBLEMS)
-    @pytest.mark.parametrize("method", ADAPTIVE)
+    @pytest.mark.parametrize(
+        ("method", "problem", "backwards"), covering(ADAPTIVE, PROBLEMS, [False, True], strength=2)
+    )
     def test_to_the_tolerance(self, method, problem, backwards):
         f, t = PROBLEMS[problem](), times(F64, backwards)[[0, 2, 7]]
         tolerance = self.TOLERANCE[method]
@@ -373,9 +375,10 @@ class TestAdaptiveSteps:
         theirs = results(torchdiffeq, "odeint", f, t, **settings, options=landing(t))
         assert_close(ours, theirs, 2e-3, "ys", "y0", "parameters")
 
-    @pytest.mark.parametrize("backwards", [False, True])
-    @pytest.mark.parametrize("problem", ["net", "predators", "pair"])
-    @pytest.mark.parametrize("method", ["bosh3", "dopri5", "dopri8"])
+    @pytest.mark.parametrize(
+        ("method", "problem", "backwards"),
+        covering(["bosh3", "dopri5", "dopri8"], ["net", "predators", "pair"], [False, True], strength=2),
+    )
     def test_adjoint(self, method, problem, backwards):
         f, t = PROBLEMS[problem](), times(F64, backwards)[[0, 2, 7]]
         tolerance = self.TOLERANCE[method]

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from covering import covering, pairs
 from torch import nn
 from torch.autograd import gradcheck
 
@@ -110,10 +111,10 @@ class TestClosedForms:
         f, y0, t, exact = problem(ode, dtype, reverse)
         assert relative_error(exact, aca.odeint_adjoint(f, y0, t)) < (2e-3 if ode is Linear else 1e-4)
 
-    @pytest.mark.parametrize("reverse", [False, True])
-    @pytest.mark.parametrize("dtype", [F32, F64])
-    @pytest.mark.parametrize("ode", [Constant, Sine, Linear])
-    @pytest.mark.parametrize("method", FIXED + ADAPTIVE)
+    @pytest.mark.parametrize(
+        ("method", "ode", "dtype", "reverse"),
+        covering(FIXED + ADAPTIVE, [Constant, Sine, Linear], [F32, F64], [False, True], strength=2),
+    )
     def test_no_integration(self, method, ode, dtype, reverse):
         f, y0, t, _ = problem(ode, dtype, reverse)
         calls = []
@@ -136,8 +137,7 @@ class TestSeveralTensors:
         for each in ys:
             assert (exact - each).abs().max() < (1e-5 if dtype == F32 else 1e-12)
 
-    @pytest.mark.parametrize("i", [0, 1])
-    @pytest.mark.parametrize("method", ADAPTIVE)
+    @pytest.mark.parametrize(("method", "i"), pairs(ADAPTIVE, [0, 1]))
     def test_gradient(self, method, i):
         f, y0, t, _ = problem(Constant)
 
