@@ -11,6 +11,7 @@ import zipfile
 import lab_helpers
 import pytest
 import torch
+from covering import pairs
 from lab_helpers import metrics, run
 
 from torchaca.lab import cli, files, three_body
@@ -156,8 +157,12 @@ def said(words, capsys):
     return err
 
 
-@pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("place", PLACES)
+OTHERS = [place for place in PLACES if place != "checkpoint"]  # the one that is unpickled
+
+
+@pytest.mark.parametrize(
+    ("place", "harm"), [*(("checkpoint", harm) for harm in HARMS), *pairs(OTHERS, HARMS)]
+)
 def test_a_damaged_file_is_named_and_left_as_it_is(place, harm, folder, tmp_path, capsys):
     find, command = PLACES[place]
     path = find(folder)
@@ -174,8 +179,7 @@ def test_a_damaged_file_is_named_and_left_as_it_is(place, harm, folder, tmp_path
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("what", REPLACED)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("place", "what"), pairs(PLACES, REPLACED))
 def test_what_is_no_file_is_named(place, what, folder, capsys):
     find, command = PLACES[place]
     path = find(folder)
