@@ -3,37 +3,15 @@
 import io
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from lab_helpers import metrics, mosaic, run, small_van_der_pol, summary
+from lab_helpers import metrics, mosaic, run, run_in_a_fork, small_van_der_pol, summary
 from rich.console import Console
 
 from torchaca.core import Stats
 from torchaca.errors import SolverError
 from torchaca.lab import cases
 from torchaca.lab import run as runs
-
-KILLED = """
-import os, signal, sys
-import lab_helpers
-from torchaca.lab import run as runs, van_der_pol
-
-van_der_pol.EXPERIMENT = lab_helpers.small_van_der_pol()
-log, calls = runs.Run.log, 0
-
-def killed(self, line):
-    global calls
-    calls += 1
-    log(self, line)
-    if calls == 4:  # the first gradient
-        os.kill(os.getpid(), signal.SIGKILL)
-
-runs.Run.log = killed
-lab_helpers.run("van-der-pol", "--gradient", "aca", "direct", "--out", sys.argv[1])
-"""
 
 
 def test_a_case_is_measured_once(tmp_path):
@@ -61,15 +39,20 @@ def test_a_case_is_measured_once(tmp_path):
 
 
 def test_killed_and_resumed_equals_uninterrupted(small, tmp_path):
-    killed = tmp_path / "killed"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, killed], env=environment, check=False, stdout=subprocess.DEVNULL
-    )
-    assert done.returncode == -signal.SIGKILL
+    killed, log, calls = tmp_path / "killed", runs.Run.log, 0
+    args = ("van-der-pol", "--gradient", "aca", "direct")
+
+    def dying(self, line):
+        nonlocal calls
+        calls += 1
+        log(self, line)
+        if calls == 4:  # the first gradient
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert os.WTERMSIG(run_in_a_fork(*args, "--out", killed, log=dying)) == signal.SIGKILL
     assert len(metrics(killed)) == 4
     assert run("van-der-pol", "--resume", killed) == 0
-    assert run("van-der-pol", "--gradient", "aca", "direct", "--out", tmp_path / "whole") == 0
+    assert run(*args, "--out", tmp_path / "whole") == 0
     assert metrics(killed) == metrics(tmp_path / "whole")
 
 

@@ -1,8 +1,5 @@
 """The command line: what it refuses, and in which words."""
 
-import subprocess
-import sys
-
 import pytest
 from lab_helpers import run
 
@@ -78,9 +75,3 @@ def test_other_import_errors_are_not_hidden(monkeypatch):
     monkeypatch.setattr(cli, "import_module", broken)
     with pytest.raises(ModuleNotFoundError, match="nowhere"):
         run("toy")
-
-
-def test_the_library_does_not_import_the_labs_packages():
-    optional = {"rich", "matplotlib", "pytorch_lightning"}
-    code = f"import sys, torchaca.lab.cli; sys.exit(not {optional}.isdisjoint(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

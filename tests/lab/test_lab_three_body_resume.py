@@ -2,46 +2,28 @@
 
 import errno
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from lab_helpers import EPOCHS, metrics, run, summary
+from lab_helpers import EPOCHS, metrics, run, run_in_a_fork, summary
 
 from torchaca.lab import run as runs
 
-KILLED = """
-import os, sys
-import lab_helpers
-from torchaca.lab import run as runs, three_body
-
-three_body.EXPERIMENT = lab_helpers.small_three_body()
-save, calls = runs.Run.save, 0
-
-def killed(self, row, state):
-    global calls
-    calls += 1
-    if calls == 5:  # the second epoch of the second seed: logged, not yet saved
-        os._exit(9)
-    save(self, row, state)
-
-runs.Run.save = killed
-lab_helpers.run("three-body", "--gradient", "aca", "--out", sys.argv[1])
-"""
-
 
 def test_killed_and_resumed_equals_uninterrupted(small, tmp_path):
-    killed = tmp_path / "killed"
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, killed], env=environment, check=False, stdout=subprocess.DEVNULL
-    )
-    assert done.returncode == 9
+    killed, save, calls = tmp_path / "killed", runs.Run.save, 0
+    args = ("three-body", "--gradient", "aca")
+
+    def dying(self, row, state):
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # the second epoch of the second seed: logged, not yet saved
+            os._exit(9)
+        save(self, row, state)
+
+    assert os.WEXITSTATUS(run_in_a_fork(*args, "--out", killed, save=dying)) == 9
     assert len(metrics(killed)) == 5
     assert run("three-body", "--resume", killed) == 0
-    assert run("three-body", "--gradient", "aca", "--out", tmp_path / "whole") == 0
+    assert run(*args, "--out", tmp_path / "whole") == 0
     assert_same_numbers(killed, tmp_path / "whole")
 
 
