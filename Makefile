@@ -4,6 +4,8 @@
 #   make test        the environment with the test tools, then format, lint, types and tests
 #   make check       the same without the tests
 #   make test-slow   the environments with the peers, then the tests that take minutes
+#   make docs        the environment of the site's generator, then the site, into site/
+#   make gallery     runs the examples and draws their pictures, into docs/gallery/
 #   make benchmark   the environments with the peers, then all of them side by side, into docs/results/peers.md
 #   make format      formats the code and repairs what the linter can repair
 #   make clean       removes the environment, caches and build outputs; the results in runs/ stay
@@ -23,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Where Python may not keep what it compiled, each of the tests' processes compiles PyTorch again: five seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint test-slow benchmark format clean
+.PHONY: demo test check lint test-slow docs gallery benchmark format clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -49,17 +51,26 @@ test-slow: $(VENV)/.bench $(VENV)-jax/.made
 	@echo "==> slow tests"
 	$(PYTEST) -m slow --timeout 1800
 
+docs: $(VENV)-docs/.made
+	@echo "==> the site, in site/"
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet --strict
+
+gallery: $(VENV)/.test
+	@echo "==> the examples, in docs/gallery/"
+	$(BIN)/python -m tools.gallery
+
 benchmark: $(VENV)/.bench $(VENV)-jax/.made
 	@echo "==> all peers side by side"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers --write docs/results
+	$(BIN)/python -m benchmarks.peers.stored
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-jax .benchmarks .hypothesis .pytest_cache .ruff_cache build dist
-	find src tests tools benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf $(VENV) $(VENV)-jax $(VENV)-docs site .benchmarks .hypothesis .pytest_cache .ruff_cache build dist
+	find src tests tools benchmarks docs examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One environment, built in stages; each stage leaves a stamp and runs again when the files it was made from change.
 
@@ -96,4 +107,11 @@ $(VENV)-jax/.made: benchmarks/requirements-jax.txt
 	@echo "==> diffrax in $(VENV)-jax"
 	@$(PYTHON) -m venv --clear $(VENV)-jax
 	@$(VENV)-jax/bin/python -m pip install -qq --no-compile --requirement benchmarks/requirements-jax.txt
+	@touch $@
+
+# So has the site's generator, which reads the sources without importing them.
+$(VENV)-docs/.made: docs/requirements.txt
+	@echo "==> the site's generator in $(VENV)-docs"
+	@$(PYTHON) -m venv --clear $(VENV)-docs
+	@$(VENV)-docs/bin/python -m pip install -qq --no-compile --requirement docs/requirements.txt
 	@touch $@

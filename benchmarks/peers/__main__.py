@@ -22,6 +22,7 @@ from .measure import Plan, measure, say
 from .page import page
 from .process import ROOT, Process, missing
 from .protocol import Refusal
+from .stored import redraw
 from .targets import Tables, verdicts
 from .worker import MODULES
 from .workloads import workloads
@@ -110,7 +111,7 @@ def run(options: argparse.Namespace, contestants: Sequence[Contestant], cache: s
 
         options.write.mkdir(parents=True, exist_ok=True)
         (options.write / "peers.md").write_text(text)
-        plots.training_steps(tables, options.write / "peers.png")
+        redraw(options.write)
         if grown:
             plots.growth(grown, options.write / "peers-growth.png")
 

@@ -13,6 +13,12 @@ from .workloads import Workload
 
 NONE = "-"
 
+FIRST = """
+Five small problems on one thread of a CPU: how long one training step takes (forward and backward pass) at the same
+tolerance, with every library. The picture shows one row of each library and gradient, in milliseconds from zero on; the
+tables have all of them, with errors, evaluations and memory.
+""".strip()
+
 LEGEND = f"""
 Every contestant solves the same problem, from the same weights, with the same method at rtol = atol, and differentiates
 the mean square of y(t1) by y(0) and by every parameter, in a process of its own with one thread. Only one process
@@ -47,8 +53,8 @@ def page(
     versions: Mapping[str, str],
 ) -> str:
     """The whole page; the plots lie beside it."""
-    parts = ["# All peers side by side", machine.described(command, versions), LEGEND]
-    parts += ["![forward + backward, ms, of every contestant on every workload](peers.png)"]
+    parts = ["# All peers side by side", FIRST, machine.described(command, versions)]
+    parts += ["![forward + backward, ms, of some contestants on every workload](peers.png)", LEGEND]
     for name, rows in tables.items():
         parts += [f"## {workloads[name].title[:1].upper()}{workloads[name].title[1:]}", _table(rows)]
         reasons = [f"* {row.contestant.name}: {_line(row.reason)}" for row in rows if row.reason]

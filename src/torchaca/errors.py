@@ -18,6 +18,8 @@ from .log import Stats
 if TYPE_CHECKING:
     from .solution import Solution
 
+__all__ = ["KINDS", "SolverError"]
+
 OURS = ("torchaca", "torch_ACA")
 
 KINDS = {

@@ -27,6 +27,8 @@ from ..times import times_of
 from ..torch_internals import pytree
 from ..transforms import is_differentiated, refuse_lanes, tensors_in
 
+__all__ = ["Solver", "odesolve", "odesolve_adjoint", "odesolve_endtime"]
+
 WITHOUT_EFFECT = {"print_neval", "print_direction", "delete_graph", "regenerate_graph", "step_dif_ratio"}
 KNOWN = WITHOUT_EFFECT | {
     *("method", "t0", "t1", "h", "rtol", "atol", "neval_max", "t_eval", "dense_output", "safety"),

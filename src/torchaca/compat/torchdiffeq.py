@@ -25,6 +25,8 @@ from ..times import times_of
 from .torchdiffeq_call import Call
 from .torchdiffeq_errors import OdeintError, asserted, check_tolerance
 
+__all__ = ["odeint", "odeint_adjoint", "odeint_event"]
+
 EVENTS = "events are not available yet: solve on a fixed time span, or keep torchdiffeq for this call"
 CALLBACKS = {"trial": "callback_step", "accepted": "callback_accept_step", "rejected": "callback_reject_step"}
 

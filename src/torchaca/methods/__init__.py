@@ -58,7 +58,14 @@ ALIASES: dict[str, Method] = {
 
 def _constructor(method: Method) -> Callable[..., Method]:
     """For `aca.Dopri5()`: a Runge-Kutta method is a value, so every call gives the same one; others are classes."""
-    return (lambda: method) if isinstance(method, RungeKutta) else type(method)
+    if not isinstance(method, RungeKutta):
+        return type(method)
+
+    def constructor() -> RungeKutta:
+        return method
+
+    constructor.__doc__ = f"Return the method {method.name!r}, of order {method.order}."
+    return constructor
 
 
 def _name(method: Method) -> str:
