@@ -96,3 +96,7 @@ axes.set(xlabel="time in s", ylabel="position", xlim=(0, 10), ylim=(-2, 2))
 axes.grid(alpha=0.3)
 figure.legend(loc="outside lower center", ncols=4, frameon=False)
 figure.savefig("ensemble_vmap.png", dpi=110)
+
+# %% [markdown]
+# The members agree where there are data, and differ in the gap and beyond. That is a lower bound of the uncertainty:
+# all of them share the data's noise, and the true motion may lie outside of what they span.

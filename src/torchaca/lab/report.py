@@ -26,11 +26,14 @@ class Report:
         File name in the run folder -> caption.
     numbers : mapping
         Everything in the tables, unrounded, for `summary.json`.
+    first : str
+        The first line of the page: what size was run, and what it shows.
     """
 
     tables: Sequence[Table]
     plots: Mapping[str, str]
     numbers: Mapping[str, Any]
+    first: str = ""
 
 
 def write_report(run: Run, experiment: Experiment, settings: Any, report: Report) -> None:
@@ -63,7 +66,9 @@ def _page(experiment: Experiment, summary: Mapping[str, Any], report: Report, ag
         "seconds": f"{summary['seconds']:.0f}, all sessions",
     }
     parts = [
-        f"# {experiment.name}\n\n{experiment.about}\n",
+        f"# {experiment.name}\n",
+        *([f"{report.first}\n"] if report.first else []),
+        f"{experiment.about}\n",
         *(table.markdown() for table in report.tables),
         *(f"![{caption}]({name})\n\n{caption}\n" for name, caption in report.plots.items()),
         "## How it was made\n\n" + "\n".join(f"* {key}: {value}" for key, value in made.items()) + "\n",

@@ -23,7 +23,7 @@ from .loggers import tensorboard
 from .module import Training
 from .plots import plot_curves, plot_evaluations, plot_solvers, plot_spread
 from .recipe import Settings, loaded, rows
-from .tables import cost_table, error_table, solver_table
+from .tables import cost_table, error_table, scope, solver_table
 
 Line = Mapping[str, Any]
 SOLVERS = tuple(TITLES)
@@ -126,7 +126,7 @@ def report(
         "spread.png": "Test error of the last epoch over the seeds.",
     }
     plot_curves(found, run.folder / "error.png")
-    plot_spread(found, run.folder / "spread.png")
+    plot_spread(kinds, run.folder / "spread.png")
     tables = [error_table(kinds, settings, data, images), cost_table(kinds)]
     if ode:
         plots["solvers.png"] = "Test error with other solvers, without retraining: means over the seeds."
@@ -140,7 +140,28 @@ def report(
     if distances and (row := first_node(settings)):
         tables.append(distance_table(distances[0], settings, row.name))
     about = {"data": data.source, "standard": data.standard, "gradient_distances": distances}
-    return Report(tables, plots, {**about, "models": kinds})
+    return Report(
+        tables,
+        plots,
+        {**about, "models": kinds},
+        first_line(scope(settings, data, images)[0], settings, kinds),
+    )
+
+
+def first_line(size: str, settings: Settings, kinds: Sequence[Mapping[str, Any]]) -> str:
+    """What size was run, and whether the models differ in it by more than their seeds do."""
+    images = size.partition(". The paper's")[0]
+    done = f"{images}; {settings.epochs} epochs, {settings.seeds} seeds"
+    means = [kind["error_mean"] for kind in kinds if kind["error_mean"] is not None]
+    spread = max((kind["error_std"] or 0.0 for kind in kinds), default=0.0)
+    if len(means) < 2:
+        return f"{done}."
+    difference = max(means) - min(means)
+    verdict = "no more than" if difference <= spread else "more than"
+    return (
+        f"{done}: the models reach {100 * min(means):.1f} to {100 * max(means):.1f} % test error and differ by "
+        f"{100 * difference:.1f} points, {verdict} the seeds of a model (standard deviation {100 * spread:.1f})."
+    )
 
 
 def summarise(label: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,11 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
-
-import torchaca as aca
+from matplotlib.ticker import MaxNLocator
 
 from ..plots import figure, save
-from .evaluation import TITLES
 
 COLOURS = {
     "resnet18": "C7",
@@ -23,8 +21,6 @@ COLOURS = {
     "node18-adjoint": "C3",
     "anode18": "C5",
 }
-MARKERS = "osd^vx"
-
 Row = Mapping[str, Any]
 
 
@@ -42,50 +38,51 @@ def plot_curves(found: Sequence[Row], path: Path) -> None:
     by_time.set(xlabel="seconds of training", xscale="log")
     for axes in (by_epoch, by_time):
         axes.grid(alpha=0.3)
-    by_epoch.legend(fontsize=9)
+    by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
+    made.legend(
+        *by_epoch.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9
+    )
     save(made, path)
 
 
-def plot_spread(found: Sequence[Row], path: Path) -> None:
-    """A box for every kind of row, a point for every seed."""
-    made = figure(7, 4.5)
+def plot_spread(kinds: Sequence[Row], path: Path) -> None:
+    """A dot for every seed of every kind of row, and a line at their mean."""
+    made = figure(7, 3.6)
     axes = made.subplots()
-    last = {
-        label: [100 * curve[-1]["test_error"] for curve in curves] for label, curves in _curves(found).items()
-    }
-    axes.boxplot(list(last.values()), tick_labels=list(last), showfliers=False)
-    for place, (label, errors) in enumerate(last.items(), 1):
-        axes.plot([place] * len(errors), errors, "o", color=_colour(label), alpha=0.7)
-    axes.set_ylabel("test error in percent")
+    shown = [kind for kind in kinds if kind["errors"]]
+    for place, kind in enumerate(shown):
+        colour = _colour(kind["label"])
+        axes.plot(
+            [place] * len(kind["errors"]),
+            [100 * error for error in kind["errors"]],
+            "o",
+            color=colour,
+            alpha=0.6,
+        )
+        axes.hlines(100 * kind["error_mean"], place - 0.25, place + 0.25, color=colour, linewidth=2)
+    axes.set_xticks(range(len(shown)), [kind["label"] for kind in shown])
+    axes.set(ylabel="test error in percent", xlim=(-0.6, len(shown) - 0.4))
     axes.grid(alpha=0.3, axis="y")
     save(made, path)
 
 
 def plot_solvers(kinds: Sequence[Row], path: Path) -> None:
-    """Test error over the step size and over the tolerance; dashed: the training solver."""
-    made = figure(11, 4.5)
-    fixed, adaptive = made.subplots(1, 2, sharey=True)
-    for row in kinds:
-        for axes in (fixed, adaptive):
-            axes.axhline(100 * row["error_mean"], color=_colour(row["label"]), linestyle="--", linewidth=0.8)
-        for marker, method in zip(MARKERS, TITLES, strict=True):
-            tested = [
-                s for s in row["solvers"].values() if s["method"] == method and s["error_mean"] is not None
-            ]
-            if tested:
-                axes = adaptive if aca.METHODS[method].adaptive else fixed
-                axes.plot(
-                    [s["value"] for s in tested],
-                    [100 * s["error_mean"] for s in tested],
-                    marker=marker,
-                    color=_colour(row["label"]),
-                    label=f"{row['label']}, {TITLES[method]}",
-                )
-    fixed.set(xlabel="step size h", ylabel="test error in percent", xscale="log")
-    adaptive.set(xlabel="tolerance", xscale="log")
-    for axes in (fixed, adaptive):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    """Test error with every solver, from zero on: a column for each solver, a dot for each kind of row."""
+    made = figure(11, 4.2)
+    axes = made.subplots()
+    titles = list(dict.fromkeys(title for row in kinds for title in row["solvers"]))
+    for i, row in enumerate(kinds):
+        shift = 0.14 * (i - (len(kinds) - 1) / 2)
+        tested = [(place, row["solvers"][title]["error_mean"]) for place, title in enumerate(titles)]
+        good = [(place + shift, 100 * error) for place, error in tested if error is not None]
+        axes.plot(
+            *zip(*good, strict=True), "o", color=_colour(row["label"]), label=row["label"], markersize=4
+        )
+        axes.axhline(100 * row["error_mean"], color=_colour(row["label"]), linestyle="--", linewidth=0.8)
+    axes.set_xticks(range(len(titles)), titles, rotation=60, ha="right", fontsize=8)
+    axes.set(ylabel="test error in percent", ylim=(0, None))
+    axes.grid(alpha=0.3, axis="y")
+    made.legend(loc="outside upper center", ncols=len(kinds), frameon=False, fontsize=9)
     save(made, path)
 
 
@@ -93,7 +90,8 @@ def plot_evaluations(found: Sequence[Row], path: Path) -> None:
     """A panel for every ODE block."""
     curves = {label: runs for label, runs in _curves(found).items() if "nfe_block1" in runs[0][0]}
     blocks = sum(name.startswith("nfe_block") for name in next(iter(curves.values()))[0][0])
-    made = figure(3 * blocks, 3.5)
+    made = figure(3 * blocks, 3.8)
+    named = ([], [])
     for i, axes in enumerate(made.subplots(1, blocks, sharey=True, squeeze=False)[0], 1):
         for label, runs in curves.items():
             means = _means([[line[f"nfe_block{i}"] for line in curve] for curve in runs])
@@ -102,7 +100,8 @@ def plot_evaluations(found: Sequence[Row], path: Path) -> None:
         axes.grid(alpha=0.3)
         if i == 1:
             axes.set_ylabel("evaluations of f, forward")
-            axes.legend(fontsize=8)
+            named = axes.get_legend_handles_labels()
+    made.legend(*named, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     save(made, path)
 
 
