@@ -83,7 +83,7 @@ plane.streamplot(
 )
 plane.plot(*data.T, ".", color="C1", markersize=4, label="measured")
 plane.plot(*learned.T, color="C0", linewidth=1.8, label="learned trajectory")
-plane.set(xlabel="angle", ylabel="speed", aspect="equal", xlim=(-3.5, 3.5), ylim=(-3.5, 3.5))
+plane.set(xlabel="angle in rad", ylabel="speed in rad/s", aspect="equal", xlim=(-3.5, 3.5), ylim=(-3.5, 3.5))
 plane.set_title("learned field; dark: far from the true one", fontsize=10)
 curve.semilogy(losses, color="C0", linewidth=0.8, label="loss")
 curve.axhline(2 * 0.04**2, color="black", linestyle=":", label="noise of starts and targets")

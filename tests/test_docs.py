@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.peers.stored import PAGE, README, milliseconds, three_numbers, with_numbers
 from tools.draw_layers import PICTURE, drawn
 from tools.pages import agree, run, shape
 
@@ -17,6 +18,7 @@ PAGES = [
     *sorted(DOCS.glob("*.md")),
     *sorted(DOCS.glob("api/*.md")),
 ]
+LINKING = [*PAGES, *sorted(DOCS.glob("gallery/*.md"))]
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -47,7 +49,7 @@ def test_blocks_are_marked(page):
     assert set(fences[1::2]) <= {""}
 
 
-@by_page
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if target.startswith(("http://", "https://")):
@@ -61,7 +63,10 @@ def test_links_lead_somewhere(page):
 
 def test_the_index_lists_every_page():
     linked = set(re.findall(r"\]\(([^)#]+)\)", (DOCS / "index.md").read_text()))
-    assert linked >= {page.name for page in PAGES[2:]} - {"index.md"}
+    assert linked >= {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+    assert "api/index.md" in linked
+    listed = set(re.findall(r"\]\(([^)#]+)\)", (DOCS / "api" / "index.md").read_text()))
+    assert listed >= {page.name for page in DOCS.glob("api/*.md")} - {"index.md"}
 
 
 def test_the_tree_is_the_tree_of_the_sources():
@@ -104,3 +109,15 @@ def test_outputs_agree_up_to_a_tolerance():
     assert agree("loss 0.100 at 7", "loss 0.101  at 7", 0.02)
     assert not agree("loss 0.100 at 7", "loss 0.2 at 7", 0.02)
     assert not agree("loss 0.1", "gain 0.1", 0.02)
+
+
+def test_the_readme_has_the_numbers_of_the_results():
+    assert README.read_text() == with_numbers(README.read_text(), PAGE.read_text()), (
+        "python -m benchmarks.peers.stored writes them"
+    )
+    assert three_numbers(PAGE.read_text()).count("torchdiffeq") == 3
+
+
+def test_the_results_are_read_as_they_stand():
+    page = "## A: b\n\n|  | steps | forward + backward, ms |\n| --- | --- | --- |\n| x | 1 / 2 | 3.5 |\n| y | - | - |\n"
+    assert milliseconds(page + "\n## Targets\n\n| workload |\n| --- |\n| A |\n") == {"A: b": {"x": 3.5}}

@@ -129,7 +129,9 @@ def report(
     plot_spread(kinds, run.folder / "spread.png")
     tables = [error_table(kinds, settings, data, images), cost_table(kinds)]
     if ode:
-        plots["solvers.png"] = "Test error with other solvers, without retraining: means over the seeds."
+        plots["solvers.png"] = (
+            "By how much another solver changes the test error, without retraining: means over the seeds."
+        )
         plots["evaluations.png"] = (
             "Evaluations of f in each ODE block, forward, over the epochs: means over seeds."
         )

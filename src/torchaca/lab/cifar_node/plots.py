@@ -67,22 +67,24 @@ def plot_spread(kinds: Sequence[Row], path: Path) -> None:
 
 
 def plot_solvers(kinds: Sequence[Row], path: Path) -> None:
-    """Test error with every solver, from zero on: a column for each solver, a dot for each kind of row."""
+    """By how much other solvers change the test error, beside how much seeds do: a dot for each kind of row."""
     made = figure(11, 4.2)
     axes = made.subplots()
     titles = list(dict.fromkeys(title for row in kinds for title in row["solvers"]))
+    spread = 100 * max(row["error_std"] or 0.0 for row in kinds)
+    axes.axhspan(-spread, spread, color="0.94", label="one standard deviation of seeds, the largest")
+    axes.axhline(0, color="black", linewidth=0.8)
     for i, row in enumerate(kinds):
         shift = 0.14 * (i - (len(kinds) - 1) / 2)
-        tested = [(place, row["solvers"][title]["error_mean"]) for place, title in enumerate(titles)]
-        good = [(place + shift, 100 * error) for place, error in tested if error is not None]
+        changes = [row["solvers"][title]["change_mean"] for title in titles]
+        good = [(place + shift, 100 * change) for place, change in enumerate(changes) if change is not None]
         axes.plot(
             *zip(*good, strict=True), "o", color=_colour(row["label"]), label=row["label"], markersize=4
         )
-        axes.axhline(100 * row["error_mean"], color=_colour(row["label"]), linestyle="--", linewidth=0.8)
     axes.set_xticks(range(len(titles)), titles, rotation=60, ha="right", fontsize=8)
-    axes.set(ylabel="test error in percent", ylim=(0, None))
+    axes.set(ylabel="change of the test error, points")
     axes.grid(alpha=0.3, axis="y")
-    made.legend(loc="outside upper center", ncols=len(kinds), frameon=False, fontsize=9)
+    made.legend(loc="outside upper center", ncols=len(kinds) + 1, frameon=False, fontsize=9)
     save(made, path)
 
 

@@ -35,7 +35,7 @@ def plot_errors(rows: Sequence[Mapping[str, Any]], paper: Mapping[str, Sequence[
     for index, (name, values) in enumerate(means.items()):
         if name in alike:
             continue
-        label = f"latent ODE, {', '.join([name, *alike])}" if name == leader else name
+        label = f"latent ODE: {', '.join([name, *alike])}" if name == leader else name
         shade = f"C{index + 7}" if name.startswith("rnn") else colour(name)
         axes.plot(fractions, values, "o-", color=shade, label=label)
         if name in paper:
