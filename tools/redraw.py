@@ -13,6 +13,7 @@ from torchaca.lab.cifar_node import outcome as cifar
 from torchaca.lab.cifar_node.plots import plot_solvers, plot_spread
 from torchaca.lab.cifar_node.recipe import Settings as CifarSettings
 from torchaca.lab.hopper import outcome as hopper
+from torchaca.lab.hopper.headline import first_line
 from torchaca.lab.hopper.plots import plot_errors
 from torchaca.lab.hopper.train import Settings as HopperSettings
 
@@ -28,7 +29,7 @@ def settings(kind: type, summary: Mapping[str, Any]) -> Any:
 def draw_hopper(folder: Path, summary: Mapping[str, Any]) -> str:
     """Draw the errors; the first line."""
     plot_errors(summary["rows"], hopper.PAPER, folder / "errors.png")
-    return hopper.first_line(summary["rows"], settings(HopperSettings, summary))
+    return first_line(summary["rows"], settings(HopperSettings, summary))
 
 
 def draw_cifar(folder: Path, summary: Mapping[str, Any]) -> str:

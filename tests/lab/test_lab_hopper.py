@@ -222,12 +222,12 @@ def test_sharding_is_refused_at_the_door(monkeypatch):
 
 
 def test_the_first_line_says_what_was_run_and_what_it_shows():
-    from torchaca.lab.hopper.outcome import first_line
+    from torchaca.lab.hopper.headline import first_line
 
-    settings = hopper.Settings(sequences=20, epochs=2, seeds=1, fractions=(0.1,), gradient=("aca", "adjoint"))
+    settings = train.Settings(sequences=20, epochs=2, seeds=1, fractions=(0.1,), gradient=("aca", "adjoint"))
     rows = [{"model": name, "fraction": 0.1, "mse": mse} for name, mse in (("aca", 0.1), ("adjoint", 0.102))]
     line = first_line(rows, settings)
-    assert line.startswith("20 of the paper's 10000 sequences, 2 of its 300 epochs, 1 seeds: ")
+    assert line.startswith("20 of the paper's 10000 sequences, 2 of its 300 epochs, 1 seed: ")
     assert "to 2.0%" in line
     assert "not to be compared" in line
-    assert first_line(rows[:1], settings).endswith("1 seeds.")
+    assert first_line(rows[:1], settings).endswith("1 seed.")
