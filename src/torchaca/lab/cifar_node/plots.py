@@ -71,8 +71,9 @@ def plot_solvers(kinds: Sequence[Row], path: Path) -> None:
     made = figure(11, 4.2)
     axes = made.subplots()
     titles = list(dict.fromkeys(title for row in kinds for title in row["solvers"]))
-    spread = 100 * max(row["error_std"] or 0.0 for row in kinds)
-    axes.axhspan(-spread, spread, color="0.94", label="one standard deviation of seeds, the largest")
+    spread = 100 * max(row.get("error_std") or 0.0 for row in kinds)
+    if spread:
+        axes.axhspan(-spread, spread, color="0.94", label="one standard deviation of seeds, the largest")
     axes.axhline(0, color="black", linewidth=0.8)
     for i, row in enumerate(kinds):
         shift = 0.14 * (i - (len(kinds) - 1) / 2)
