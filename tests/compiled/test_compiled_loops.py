@@ -220,11 +220,11 @@ def test_no_graph_where_nothing_needs_a_gradient():
 
 def test_a_solve_is_two_calls_and_a_step_hands_on_few_tensors(monkeypatch):
     carried, calls = [], []
-    loop, call = compiler.while_loop, run.Run.call
+    loop, call = compiler.while_loop, run.CompiledSolve.call
     monkeypatch.setattr(
         compiler, "while_loop", lambda c, b, state: carried.append(len(state)) or loop(c, b, state)
     )
-    monkeypatch.setattr(run.Run, "call", lambda *args: calls.append(args[1]) or call(*args))
+    monkeypatch.setattr(run.CompiledSolve, "call", lambda *args: calls.append(args[1]) or call(*args))
     f, weights, y0 = net()
     for times in ("two", "inside"):
         for _ in range(2):

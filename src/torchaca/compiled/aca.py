@@ -25,8 +25,8 @@ from .failure import CannotCompile
 from .inference import normal, outside_inference
 from .loops import sweep_loop
 from .outputs import Chunk, f1_cotangent, padded, table_of_ends, tables_of_inner
-from .pull import Pull
-from .run import Forward, Run
+from .pullback import Pullback
+from .run import CompiledSolve, Forward
 from .spec import Spec
 from .steps import beside
 from .times import MovingTimes, with_times
@@ -89,10 +89,10 @@ class Loops:
         kept = tuple(x.shape for x in (p.y0, *seen.inputs)) if record and keep else None
         dtype = ambience.dtype if ambience.enabled else None
         spec = Spec.of(own, self.f.structure, dtype, timed, kept)
-        run = Run(own, seen, spec, wanted, keep)
+        run = CompiledSolve(own, seen, spec, wanted, keep)
         if keep:
             with torch.no_grad(), without_autocast(p.y0.device) if run.split else nullcontext():
-                sweep = Pull(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)
+                sweep = Pullback(run, seen.inputs) if run.split else Sweep(run, seen.inputs, None)
                 run.warm_up(("pull" if run.split else "sweep", wanted), sweep.warm_up)
             # As args: they are exchanged for leaves, so that hooks of the user's do not concern them.
             return solve_with(CompiledPasses(run, p, Inputs(args=seen.inputs)))
@@ -103,7 +103,7 @@ class Loops:
 class Sweep:
     """The backward pass of a run: chunk after chunk, from the last to the first."""
 
-    def __init__(self, run: Run, inputs: Sequence[Tensor], times: MovingTimes | None) -> None:
+    def __init__(self, run: CompiledSolve, inputs: Sequence[Tensor], times: MovingTimes | None) -> None:
         self.run, self.inputs, self.times = run, [normal(x.detach()) for x in inputs], times
         chosen = [x for x, want in zip(self.inputs, run.wanted, strict=True) if want]
         self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
@@ -182,7 +182,7 @@ class Sweep:
 class CompiledPasses:
     """The passes of a compiled solve, chunk by chunk; see `torchaca.gradients.Passes`."""
 
-    def __init__(self, run: Run, problem: Problem, inputs: Inputs) -> None:
+    def __init__(self, run: CompiledSolve, problem: Problem, inputs: Inputs) -> None:
         self.run, self.problem, self.inputs = run, problem, inputs
 
     def forward(self) -> tuple[Outcome, list[Tensor]]:
@@ -212,7 +212,7 @@ class CompiledPasses:
         else:
             with without_autocast(grad_ys.device):  # f is not evaluated
                 chunks = [states[i : i + each] for i in range(0, n, each)]
-                lam, *totals = Pull(run, inputs).over(chunks, grad_ys)
+                lam, *totals = Pullback(run, inputs).over(chunks, grad_ys)
         grads = iter(totals[1 + held :])
         lam = None if lam is None else ordered(lam, run.problem.y0)
         return [lam, *totals[: 1 + held], *(next(grads) if want else None for want in run.wanted)]

@@ -36,7 +36,7 @@ def split_stages(
     return halves(stages, args, (False, False, True, True, *wanted), (False,) * 4 + (*fixed,), lost=3)
 
 
-def pull_loop(spec: Spec, wanted: tuple[bool, ...], split: Halves) -> Callable[..., Any]:
+def pullback_loop(spec: Spec, wanted: tuple[bool, ...], split: Halves) -> Callable[..., Any]:
     """The backward pass over one chunk: `(n_steps, T, Y, kept, tables, lam, mu, totals, inputs)` -> lam, mu, totals.
 
     `mu` is the cotangent of f(t1, y1), which the step after this one started with.

@@ -42,7 +42,7 @@ DOUBLE, WHOLE = torch.float64, torch.int64
 
 
 @dataclass
-class Run:
+class CompiledSolve:
     """One solve: its problem, f as a graph, and the steps that the forward pass found. Holds none of the outputs.
 
     `wanted` says which of f's inputs are differentiated; `keep`: there will be a backward pass; `times` are the
@@ -123,7 +123,7 @@ class Run:
                     mark_dynamic(x, 0)
 
     def warm_up(self, key: Any, run: Callable[[], None]) -> None:
-        """Run what compiles the loop of that key, where it has not run for tensors of these shapes yet."""
+        """CompiledSolve what compiles the loop of that key, where it has not run for tensors of these shapes yet."""
         shapes = tuple(x.shape for x in (self.problem.y0, *self.capture.inputs))
         warm, place = self.capture.field.warm, (self.spec, key, shapes)
         if place not in warm:
@@ -144,7 +144,7 @@ class Run:
 class Forward:
     """The forward pass of a run: `Forward(run).ys` are the outputs that were reached."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: CompiledSolve) -> None:
         self.run, self.p = run, run.problem
         self.y, self.f0 = run.problem.y0.detach(), run.capture.value
         # Their own objects: what is compiled marks sizes on them, which f's graph would be guarded by.

@@ -13,7 +13,7 @@ from ..field.inputs import Inputs
 from ..gradients.replay import MaybeTensors, Parts, rebuilt, vjp, without_graph
 from ..numbers import Time
 from .outputs import Chunk, between, blocks, theta
-from .run import Run
+from .run import CompiledSolve
 
 
 def with_times(p: Problem, ts: Tensor | None, control: Sequence[Tensor]) -> Problem:
@@ -29,7 +29,7 @@ class MovingTimes:
     """
 
     def __init__(
-        self, run: Run, ts: Tensor | None, control: Sequence[Tensor], bases: Sequence[Tensor]
+        self, run: CompiledSolve, ts: Tensor | None, control: Sequence[Tensor], bases: Sequence[Tensor]
     ) -> None:
         self.problem, self.bases = with_times(run.problem, ts, control), list(bases)
         p = self.problem

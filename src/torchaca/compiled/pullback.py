@@ -1,4 +1,4 @@
-"""The backward pass of a run that has kept the graph of its steps."""
+"""The backward pass of a solve that has kept the graph of its steps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ..gradients.replay import MaybeTensors, vjp
 from .inference import normal
-from .kept import pull_loop
+from .kept import pullback_loop
 from .outputs import Chunk, table_of_ends, tables_of_inner
-from .run import Run
+from .run import CompiledSolve
 
 
-class Pull:
+class Pullback:
     """Chunk after chunk, from the last to the first, without an evaluation of f."""
 
-    def __init__(self, run: Run, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, run: CompiledSolve, inputs: Sequence[Tensor]) -> None:
         self.run, self.inputs = run, [normal(x.detach()) for x in inputs]
         chosen = [x for x, want in zip(self.inputs, run.wanted, strict=True) if want]
         self.totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in chosen]
@@ -31,13 +31,13 @@ class Pull:
         T = torch.zeros(run.room + 1, dtype=torch.float64, device="cpu")
         Y = y0.new_empty((run.room, *y0.shape))
         kept = [x.new_empty((run.room, *x.shape)) for x in run.split.like]
-        self._pull(Chunk(0, T, Y, []), [Y, *kept], y0.new_zeros((1, *y0.shape)))
+        self._pull_back(Chunk(0, T, Y, []), [Y, *kept], y0.new_zeros((1, *y0.shape)))
 
     def over(self, states: Sequence[Sequence[Tensor]], grad_ys: Tensor) -> MaybeTensors:
         """Gradients of y0, of the times, which have none, and of the chosen inputs."""
         run = self.run
         for chunk, own in zip(reversed(run.chunks), reversed(states), strict=True):
-            self._pull(chunk, own, grad_ys)
+            self._pull_back(chunk, own, grad_ys)
         if run.chunks:
             self._first_evaluation()
         return [self.lam + grad_ys[: run.problem.ts.at_start()].sum(0), None, None, *self.totals]
@@ -52,7 +52,7 @@ class Pull:
         sums = [self.lam, *self.totals]
         self.lam, *self.totals = [a if g is None else a + g for a, g in zip(sums, grads, strict=True)]
 
-    def _pull(self, chunk: Chunk, states: Sequence[Tensor], grad_ys: Tensor) -> None:
+    def _pull_back(self, chunk: Chunk, states: Sequence[Tensor], grad_ys: Tensor) -> None:
         run, spec, split = self.run, self.run.spec, self.run.split
         assert split is not None
         tables = [table_of_ends(chunk, run.room, grad_ys)]
@@ -61,7 +61,7 @@ class Pull:
         Y, *kept = states
         self.lam, self.mu, self.totals = run.call(
             ("pull", run.wanted),
-            lambda: pull_loop(spec, run.wanted, split),
+            lambda: pullback_loop(spec, run.wanted, split),
             *(
                 torch.tensor(chunk.n, device="cpu"),
                 chunk.T,
