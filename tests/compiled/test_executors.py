@@ -42,7 +42,8 @@ def solved(f, mode, y0=None, t=(0.0, 0.3, 1.0), wrt=(), context=contextlib.nullc
     y0 = y0.detach().clone().requires_grad_()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, of itself
+        for kind in (DeprecationWarning, FutureWarning):  # PyTorch's, of itself
+            warnings.simplefilter("ignore", kind)
         try:
             with context():
                 sol = solve(f, y0, list(t), compile=mode, **options)
