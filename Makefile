@@ -7,6 +7,7 @@
 #   make docs        the environment of the site's generator, then the site, into site/
 #   make gallery     runs the examples and draws their pictures, into docs/gallery/
 #   make benchmark   the environments with the peers, then all of them side by side, into docs/results/peers.md
+#   make versions    the core tests on exact versions of PyTorch, a large download each, into docs/results/versions.md
 #   make format      formats the code and repairs what the linter can repair
 #   make clean       removes the environment, caches and build outputs; the results in runs/ stay
 #
@@ -25,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Where Python may not keep what it compiled, each of the tests' processes compiles PyTorch again: five seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint test-slow docs gallery benchmark format clean
+.PHONY: demo test check lint test-slow docs gallery benchmark versions format clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -63,6 +64,9 @@ benchmark: $(VENV)/.bench $(VENV)-jax/.made
 	@echo "==> all peers side by side"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers --write docs/results
 	$(BIN)/python -m benchmarks.peers.stored
+
+versions:
+	$(PYTHON) tools/versions.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix-only .

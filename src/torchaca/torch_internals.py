@@ -1,7 +1,7 @@
 """Everything that is private to PyTorch, in one place: here one looks first when a new version of it comes.
 
 No other file of this package names a private module of PyTorch, or an attribute of its modules, classes and functions
-that starts with an underscore; a test says so. All of these exist in PyTorch 2.9, the oldest version that is
+that starts with an underscore; a test says so. All of these exist in PyTorch 2.13, the oldest version that is
 promised, and in later ones, unless a comment says otherwise; `tools/versions.py` runs the tests on each.
 
 PyTorch's compiler (`torch._dynamo`, `torch._inductor`) takes more than a second to import: it is imported where
