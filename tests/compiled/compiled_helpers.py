@@ -39,8 +39,11 @@ def loss_of(ys):
 
 
 def both(f, y0, t, wrt=(), how=True, **options):
-    """`(solution, gradients)` of y0 and of the tensors in `wrt`, eager and compiled; `how` is `compile=`."""
-    found = []
+    """`(solution, gradients)` of y0 and of the tensors in `wrt`, eager and compiled; `how` is `compile=`.
+
+    Both replay all steps unless `options` say something else: by default, what is compiled may decide otherwise.
+    """
+    found, options = [], {"gradient": torchaca.ACA(checkpoints="all"), **options}
     for compiled in (False, how):
         start = torch.utils._pytree.tree_map(lambda y: y.detach().clone().requires_grad_(), y0)
         with warnings.catch_warnings():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import Stats
-from ..numbers import Time, has_lanes
+from ..numbers import Time, has_lanes, value
 from ..state import Structure
 from ..torch_internals import pytree
 from .calling import NOT_A_LEAF, call_with_flags, refuse_signature
@@ -254,6 +254,6 @@ def _note_first_call(error: Exception, func: Callable[..., Any], t: Time, y: Any
     on_host = not isinstance(t, Tensor) or (t.device.type == "cpu" and not has_lanes(t))
     shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(y)]
     error.add_note(
-        f"torchaca called f(t, y) with t = {float(t) if on_host else 't0'} and y of shape "
+        f"torchaca called f(t, y) with t = {value(t) if on_host else 't0'} and y of shape "
         f"{shapes[0] if len(shapes) == 1 else shapes}{swapped(func)}"
     )

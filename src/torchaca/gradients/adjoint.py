@@ -33,8 +33,9 @@ from ..numbers import value
 from ..state import of_any_size, structure_of
 from ..torch_internals import is_legacy_batchedtensor
 from ..transforms import is_differentiated
-from .costate import Backward, LateUseError, Recorded
+from .costate import Backward, LateUseError
 from .passes import refuse, solve_with
+from .recorded import Recorded
 from .replay import MaybeTensors, Parts, refuse_derivative, without_graph
 
 SECOND = (
