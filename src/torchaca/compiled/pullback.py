@@ -40,7 +40,7 @@ class Pullback:
             self._pull_back(chunk, own, grad_ys)
         if run.chunks:
             self._first_evaluation()
-        return [self.lam + grad_ys[: run.problem.ts.at_start()].sum(0), None, None, *self.totals]
+        return [self.lam + grad_ys[: run.problem.ts.at_start()].sum(0), None, *self.totals]
 
     def _first_evaluation(self) -> None:
         """The product of f(t0, y0), which was evaluated outside of the loops."""
