@@ -16,7 +16,7 @@ from torchaca import solve
 from torchaca.compiled import compiler, run
 
 INSIDE = [0.0, 0.3, 0.31, 1.0, 1.7, 2.0]
-OPTIONS = {"method": "bosh3", "rtol": 1e-4}
+OPTIONS = {"method": "bosh3", "rtol": 1e-4, "gradient": aca.ACA(checkpoints="all")}
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ class Operations(TorchDispatchMode):
 
 
 def test_what_fits_costs_what_direct_costs():
-    """A step takes not one operation more, and nothing is evaluated again."""
+    """Not one operation more, and nothing is evaluated again."""
     net, y0 = mlp(), torch.ones(4, 3, dtype=DOUBLE, requires_grad=True)
 
     def operations(gradient, n):
@@ -107,8 +107,8 @@ def test_what_fits_costs_what_direct_costs():
         assert sol.stats.nfe_backward == 0
         return seen.count
 
-    more = [operations("aca", n) - operations("direct", n) for n in (2, 12)]
-    assert more[0] == more[1] < 20
+    for n in (2, 12):
+        assert operations("aca", n) == operations("direct", n)
 
 
 def test_memory_beyond_the_budget_grows_by_one_state_a_step(monkeypatch):
@@ -176,7 +176,7 @@ def test_a_weight_changed_in_place_is_told_of(fit, monkeypatch):
 
 
 def test_a_change_that_the_first_evaluation_alone_saw_is_told_of():
-    """Its graph is the one that was weighed."""
+    """Its graph is the one that is weighed."""
     w, early = (torch.tensor(x, dtype=DOUBLE, requires_grad=True) for x in (0.5, 2.0))
     ys = solve(
         lambda t, y: w * y * early if t == 0 else w * y, torch.ones(2, dtype=DOUBLE), [0.0, 1.0], n_steps=2
@@ -319,3 +319,29 @@ def test_it_is_the_default_and_runs_are_reproducible():
         found.append((sol.stats.nfe, sol.stats.nfe_backward, [p.grad.clone() for p in net.parameters()]))
     assert found[0][:2] == found[1][:2]
     assert all(map(torch.equal, found[0][2], found[1][2]))
+
+
+FIELDS = {
+    "vjp": lambda t, y: torch.func.vjp(torch.tanh, y)[1](y)[0],
+    "grad": lambda t, y: torch.func.grad(lambda z: torch.tanh(z).sum())(y),
+    "checkpoint": lambda t, y: torch.utils.checkpoint.checkpoint(
+        lambda z: torch.tanh(z).sin(), y, use_reentrant=False
+    ),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_weighing_a_graph_disturbs_nothing(field):
+    """Neither saved-tensor hooks, which torch.func refuses, nor an evaluation of what a checkpoint computes again."""
+    calls = []
+
+    def f(t, y):
+        calls.append(1)
+        return FIELDS[field](t, y)
+
+    y0 = torch.tensor([0.3, -0.7], dtype=DOUBLE, requires_grad=True)
+    sol = solve(f, y0, [0.0, 1.0], n_steps=2, method="rk4")
+    assert len(calls) == sol.stats.nfe
+    want = solve(FIELDS[field], y0, [0.0, 1.0], n_steps=2, method="rk4", gradient="direct").ys
+    got = torch.autograd.grad(sol.ys[-1].sum(), y0)[0]
+    torch.testing.assert_close(got, torch.autograd.grad(want[-1].sum(), y0)[0])

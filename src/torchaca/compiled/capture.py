@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from ..field.dynamics import Dynamics, packed
 from ..field.effects import generator_states, set_generator_states
-from ..field.saved import SavedTensors
+from ..field.saved import graph_bytes
 from ..torch_internals import is_verdict_of_dynamo, mark_dynamic, pytree
 from .compiler import renamed, settings
 from .failure import CannotCompile, Modes, attempt, first_line
@@ -99,7 +99,6 @@ class Call:
     record: bool
     evaluates: bool = True
     found: list[tuple[FieldGraph, list[Tensor], list[Tensor], Tensor]] = field(default_factory=list)
-    saved: SavedTensors = field(default_factory=SavedTensors)
 
     def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the graph is evaluated on."""
@@ -170,7 +169,7 @@ def _pure(call: Call, time: Tensor, value: Tensor, modes: Modes) -> Capture:
     own = [i for i, x in enumerate(tensors) if x is not time and x is not y]
     seen = Capture(graph, tuple(tensors[i] for i in own), value, sizes, modes)
     if call.record and graph.y_at is not None:
-        nbytes, own_leaves = call.saved.held_besides(leaves), tuple(leaves[i] for i in own)
+        nbytes, own_leaves = graph_bytes(recorded, 0, leaves), tuple(leaves[i] for i in own)
         seen.recorded = FirstEvaluation(recorded, leaves[graph.y_at], own_leaves, nbytes)
     return seen
 
@@ -198,7 +197,7 @@ def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[.
         if kept.effects is not None and not call.evaluates:
             call.found.append((kept, tensors, leaves, call.y))
             return (call.y,)
-        with torch.set_grad_enabled(call.record), call.saved if call.record else contextlib.nullcontext():
+        with torch.set_grad_enabled(call.record):
             value, kept.effects = (
                 _watched(kept, leaves) if kept.effects is None else (kept.evaluate(*leaves), kept.effects)
             )

@@ -9,7 +9,6 @@ tensors behind those graph nodes, names them, and finds leaves that f uses only 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter, itemgetter
@@ -26,7 +25,7 @@ from .histories import Edge, Graph, Keeping, Sign, gathered_inside, name_of, wal
 from .lost import Handed, kept_of, kept_of_attached, warn_of_lost
 from .places import Path, Reads
 from .reach import Reach, reach
-from .saved import SavedTensors
+from .saved import graph_bytes
 
 GRAD_FN, SECOND = attrgetter("grad_fn"), itemgetter(1)
 # What an f that leaves autograd says when it is given a state that requires a gradient.
@@ -144,10 +143,10 @@ def _searched(p: Problem, measure: bool, attach: bool) -> Problem:
     if isinstance(start, Tensor) and not sided:
         start = f.time(start)
     handed = Handed(state, (*([start] if isinstance(start, Tensor) else []), *own.values()))
-    since, weigh = sequence_number(), SavedTensors() if measure else nullcontext()
+    since = sequence_number()
     call = p.f.with_tensors(own).between(start, end) if own or sided else f
     try:
-        with torch.enable_grad(), weigh, f.observing(state):
+        with torch.enable_grad(), f.observing(state):
             k = call(start, state)
     except RuntimeError as error:
         k = _without_autograd(p, f, error)
@@ -158,8 +157,8 @@ def _searched(p: Problem, measure: bool, attach: bool) -> Problem:
     inputs = _inputs(args, own, handed, graph, reached, p.f.declared)
     if graph.half is not None:
         f.note_precision(graph.half)
-    if isinstance(weigh, SavedTensors):
-        inputs = replace(inputs, graph_bytes=weigh.held_besides((state, *inputs.tensors)))
+    if measure:
+        inputs = replace(inputs, graph_bytes=graph_bytes(k, since, (state, *inputs.tensors)))
     wanted = _is_wanted(p, inputs)
     value, again = k if attach and wanted else k.detach(), partial(_slope_at_start, p)
     if wanted and attach:

@@ -1,24 +1,60 @@
-"""What autograd saves for a backward pass, weighed: of one evaluation of f, or of a whole solve."""
+"""What autograd saves for a backward pass, weighed: of one evaluation of f, or at the peak of a solve."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils import _pytree as pytree
 
-CHANGED_IN_PLACE = "modified by an inplace operation"  # as autograd says it
+from .histories import number_of
+
+
+def graph_bytes(out: Tensor, since: int, besides: Iterable[Tensor]) -> int:
+    """The bytes that the graph of `out` holds, of what was made from the sequence number `since` on.
+
+    Each storage counts once, those of `besides` do not. Nothing is unpacked: what a checkpoint inside f will compute
+    again weighs nothing.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    sizes: dict[int, int] = {}
+    pending, visited = [out.grad_fn], set[Node]()
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited or number_of(node) < since:
+            continue
+        visited.add(node)
+        for x in _saved_by(node):
+            storage = x.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        pending.extend(other for other, _ in node.next_functions)
+    return sum(size for place, size in sizes.items() if place not in known)
+
+
+def _saved_by(node: Node) -> Iterator[Tensor]:
+    """The tensors that a node holds, as they are or as saved-tensor hooks have packed them."""
+    for name in _names_of_saved(type(node)):
+        found = getattr(node, name)
+        for saved in found if isinstance(found, (tuple, list)) else (found,):
+            yield from (x for x in pytree.tree_leaves(saved.data) if isinstance(x, Tensor))
+
+
+@lru_cache(maxsize=512)
+def _names_of_saved(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
 class SavedTensors:
     """Within `with SavedTensors() as saved:`, `saved.peak` is the most bytes that autograd held at once.
 
     Counts the storage of every tensor saved for a backward pass, once however often it is saved, until the
-    graph lets go of it; `held` are the bytes at present. Tensors of `besides` do not count: parameters, say, which are
-    there anyway. Hooks that were in force before get the tensors as they would have.
+    graph lets go of it. Forward and backward belong inside the block. Tensors of `besides` do not count: parameters,
+    say, which are there anyway.
     """
 
     def __init__(self, besides: Iterable[Tensor] = ()) -> None:
@@ -26,13 +62,9 @@ class SavedTensors:
         self.peak = 0
         self.held = 0
         self._users: Counter[int] = Counter()
-        self._sizes: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, Kept.unpacked)
-        self._outer: Any = None
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept.tensor)
 
     def __enter__(self) -> SavedTensors:
-        autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
-        self._outer = autograd._top_saved_tensors_default_hooks(False)
         self._hooks.__enter__()
         return self
 
@@ -41,59 +73,31 @@ class SavedTensors:
     ) -> None:
         self._hooks.__exit__(kind, error, trace)
 
-    def held_besides(self, tensors: Iterable[Tensor]) -> int:
-        """The bytes that are held at present, without those of these tensors."""
-        known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        return sum(size for place, size in self._sizes.items() if self._users[place] and place not in known)
-
     def _pack(self, tensor: Tensor) -> Kept:
+        tensor = tensor.detach()  # an output that its own graph keeps would keep the graph
         storage = tensor.untyped_storage()
-        place = storage.data_ptr()
-        if place in self.besides:
-            return Kept(None, place, tensor, self._outer)
-        if not self._users[place]:
-            self._sizes[place] = storage.nbytes()
+        if storage.data_ptr() in self.besides:
+            return Kept(None, tensor)
+        if not self._users[storage.data_ptr()]:
             self.held += storage.nbytes()
             self.peak = max(self.peak, self.held)
-        self._users[place] += 1
-        return Kept(self, place, tensor, self._outer)
+        self._users[storage.data_ptr()] += 1
+        return Kept(self, tensor)
 
-    def release(self, place: int) -> None:
+    def release(self, tensor: Tensor) -> None:
         """The graph has let go of a tensor."""
-        self._users[place] -= 1
-        if not self._users[place]:
-            self.held -= self._sizes[place]
+        storage = tensor.untyped_storage()
+        self._users[storage.data_ptr()] -= 1
+        if not self._users[storage.data_ptr()]:
+            self.held -= storage.nbytes()
 
 
 class Kept:
-    """A saved tensor that reports its end. `outer` are the hooks in force around it, if there are any."""
+    """A saved tensor that reports its end."""
 
-    __slots__ = ("outer", "owner", "place", "saved", "version")
-
-    def __init__(self, owner: SavedTensors | None, place: int, tensor: Tensor, outer: Any) -> None:
-        self.owner, self.place, self.outer = owner, place, outer
-        # Not the tensor itself: an output that its own graph keeps is a cycle which nobody can free.
-        self.saved = tensor.detach() if outer is None else outer[0](tensor)
-        self.version = None if outer is not None or tensor.is_inference() else tensor._version
-
-    def unpacked(self) -> Tensor:
-        """The tensor as it was.
-
-        Raises
-        ------
-        RuntimeError
-            If it was changed in place since, as autograd raises without hooks.
-        """
-        if self.outer is not None:
-            return self.outer[1](self.saved)
-        if self.version is not None and self.saved._version != self.version:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been "
-                f"{CHANGED_IN_PLACE}: a tensor of shape {tuple(self.saved.shape)} is at version "
-                f"{self.saved._version}; expected version {self.version} instead"
-            )
-        return self.saved
+    def __init__(self, owner: SavedTensors | None, tensor: Tensor) -> None:
+        self.owner, self.tensor = owner, tensor
 
     def __del__(self) -> None:
         if self.owner is not None:
-            self.owner.release(self.place)
+            self.owner.release(self.tensor)

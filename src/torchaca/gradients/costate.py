@@ -11,7 +11,7 @@ a Gauss-Legendre quadrature over the interpolant of each backward step (as `Gaus
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch

@@ -15,9 +15,8 @@ from torch.utils.hooks import unserializable_hook
 
 from ..core import Outcome, Problem
 from ..field.histories import used
-from ..field.saved import CHANGED_IN_PLACE
 from ..torch_internals import is_functorch_wrapped_tensor
-from .replay import IN_PLACE
+from .replay import CHANGED_IN_PLACE, IN_PLACE
 
 
 def guarded(p: Problem, outcome: Outcome, others: Iterable[Tensor] = ()) -> Outcome:

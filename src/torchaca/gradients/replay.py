@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..core import Problem, Stats, Times
 from ..field.inputs import Inputs
-from ..field.saved import CHANGED_IN_PLACE
 from ..numbers import without_autocast
 from ..torch_internals import add_in_place, is_legacy_batchedtensor, number_of
 from .hooks import hooks_off
@@ -39,6 +38,7 @@ TROUBLE = {
 }
 """Errors of autograd that f causes in a replay, by a part of their text, and what to do about them."""
 
+CHANGED_IN_PLACE = "modified by an inplace operation"  # as autograd says it
 IN_PLACE = (
     "a parameter, an argument, y0 or an output of the solve was changed in place (optimizer.step(), load_state_dict?) "
     "before its backward pass, which needs it as it was: call backward() first, or change a copy"
