@@ -202,8 +202,8 @@ def rows() -> dict[str, str]:
     A class of several rows is a family, and no row.
     """
     tables = {"methods": METHODS, "gradients": GRADIENTS, "executors": EXECUTORS}
-    controls = [x for x in vars(control).values() if inspect.isclass(x) and x.__module__ == control.__name__]
-    tables["control"] = {x: x for x in controls if hasattr(x, "boundaries")}
+    controls = [x for x in vars(control).values() if hasattr(x, "boundaries") and x is not control.Control]
+    tables["loops"] = {x: x for x in controls}
     modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "torchaca"]
     found = {}
     for place, table in tables.items():

@@ -26,6 +26,7 @@ LAYERS = (
     "transforms",
     "errors",
     "times",
+    "protocols",
     "core",
     "elsewhere",
     "state",

@@ -25,7 +25,7 @@ from .torch_internals import (
 
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return peek_interpreter_stack() is not None or forward_level() >= 0
 
 
 def is_differentiated(x: Tensor) -> bool:

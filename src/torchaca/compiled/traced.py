@@ -20,7 +20,7 @@ from ..control import FixedSteps
 from ..core import Stats
 from ..field.dynamics import packed
 from ..field.fitting import fit
-from ..gradients import Facts
+from ..gradients import GRADIENTS, Facts
 from ..layout import joined, stacked
 from ..loops.outputs import emit
 from ..methods import ALIASES, METHODS
@@ -28,6 +28,9 @@ from ..methods.staged import staged
 from ..numbers import Time
 from ..state import structure_of
 from ..torch_internals import graph_break
+
+RECORDED = frozenset(name for name, gradient in GRADIENTS.items() if Facts.of(gradient()).replaceable)
+"""The gradients by whose names a solve can be unrolled, and recorded."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,7 +97,7 @@ def can_be_unrolled(positional: Sequence[Any], options: Mapping[str, Any]) -> bo
         and times[0][0] == times[-1][0]
         and times[0][-1] == times[-1][-1]
         and staged(_method(method)) is not None
-        and (gradient in ("aca", "direct") if isinstance(gradient, str) else Facts.of(gradient).replaceable)
+        and (gradient in RECORDED if isinstance(gradient, str) else Facts.of(gradient).replaceable)
     )
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..errors import shorten
-from ..torch_internals import ORIGINAL_MODULE, plain_results
+from ..torch_internals import ORIGINAL_MODULE, plain_results, pytree
 
 FLAG: Any = Tensor.requires_grad
 NOT_A_LEAF = "you can only change requires_grad flags of leaf variables"

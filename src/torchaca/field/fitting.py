@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..errors import shorten
 from ..state import HALF, Leaf, Structure
+from ..torch_internals import pytree
 
 
 def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:

@@ -192,7 +192,10 @@ class _Walk:
             self.found.containers.append((path, thing, len(thing)))
         if len(thing) > LONG:
             sample = [value for _, (_, value) in zip(range(SAMPLE), entries, strict=False)]
-            if not any(_trainable(value) for value in sample):
+            # Of a long container only a model's parts are looked at, not a data set.
+            if not any(
+                isinstance(x, nn.Module) or getattr(x, "requires_grad", False) is True for x in sample
+            ):
                 self.found.blind |= not all(isinstance(value, PLAIN) for value in sample)
                 return
             entries = thing.items() if isinstance(thing, dict) else enumerate(thing)
@@ -292,11 +295,6 @@ class _Walk:
         self.pending += [(path, function.__defaults__), (path, function.__kwdefaults__)]
         if attributes := vars(function):
             self.pending.append((path, attributes))
-
-
-def _trainable(value: Any) -> bool:
-    """Whether an entry of a long container is a part of a model, not of a data set."""
-    return isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.requires_grad)
 
 
 def opaque(cls: type) -> bool:

@@ -10,9 +10,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
-from torch.utils import _pytree as pytree
 
-from .histories import number_of
+from ..torch_internals import number_of, pytree
 
 
 def graph_bytes(out: Tensor, since: int, besides: Iterable[Tensor]) -> int:

@@ -18,6 +18,7 @@ from ..field.inputs import Inputs
 from ..field.lost import kept_since, warn_of_kept
 from ..loops.outputs import gather
 from ..numbers import value
+from ..torch_internals import sequence_number
 from .in_place import guarded
 from .observed import observed
 from .passes import attach
@@ -56,12 +57,12 @@ class Budget:
 
 def record_while_it_fits(p: Problem, inputs: Inputs, passes: Replayed) -> Outcome:
     """Solve, recorded by autograd as in `direct`; if the graphs do not fit, by the passes."""
-    budget, since = Budget(p, inputs), torch.autograd._get_sequence_nr()
+    budget, since = Budget(p, inputs), sequence_number()
     with torch.set_grad_enabled(not budget.spent):
         outcome = gather(p, passes.watch(p, budget.watch(observed(p))))
     if not budget.spent:
         return guarded(p, outcome, inputs.reads.tensors)
     # What f kept of its first evaluation is known. Of later ones, some now have a graph and others do not.
-    warn_of_kept(kept_since(p.f, inputs.reads, since), "aca")
+    warn_of_kept(kept_since(p.f.call, inputs.reads, since), "aca")
     outcome = replace(outcome, ys=outcome.ys.detach(), bases=[x.detach() for x in outcome.bases])
     return attach(passes, outcome, [x.detach() for x in passes.close(outcome)])

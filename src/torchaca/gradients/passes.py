@@ -85,7 +85,7 @@ class _Solve(torch.autograd.Function):
         ctx.passes, ctx.n, ctx.ambience = passes, len(kept), Ambience.here(ys)
         ctx.save_for_backward(*kept, *passes.inputs.without_late(tensors))
         ctx.set_materialize_grads(False)
-        passes.problem = replace(passes.problem, f0=None)
+        passes.problem = passes.problem.knowing(None)
         return (ys, *bases)
 
     @staticmethod

@@ -215,8 +215,11 @@ class Totals:
             add_in_place(old, new)
 
 
-class BatchedTotals(Totals):
+class BatchedTotals:
     """The same for several cotangents at once (`is_grads_batched`), which have no rule for sums of many in place."""
+
+    def __init__(self, n: int) -> None:
+        self.sums: MaybeTensors = [None] * n
 
     def add(self, grads: Sequence[Tensor | None]) -> None:
         for i, grad in enumerate(grads):
@@ -225,7 +228,7 @@ class BatchedTotals(Totals):
                 self.sums[i] = grad if total is None else total + grad
 
 
-def totals_for(n: int, cotangents: Sequence[Tensor | None]) -> Totals:
+def totals_for(n: int, cotangents: Sequence[Tensor | None]) -> Totals | BatchedTotals:
     """Empty totals of `n` gradients that are computed from these cotangents."""
     batched = any(g is not None and is_legacy_batchedtensor(g) for g in cotangents)
     return BatchedTotals(n) if batched else Totals(n)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..control import Adaptive
 from ..core import Log, Problem
 from ..errors import SolverError
 from ..torch_internals import (

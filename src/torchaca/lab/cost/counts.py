@@ -53,7 +53,7 @@ def count(settings: Settings, variant: Variant, point: Point) -> dict[str, Any]:
     shape = (settings.samples, settings.size)
     z0 = torch.randn(shape, generator=generator, dtype=DTYPE).requires_grad_()
     f = StartSeen(layers)
-    control = Wasteful(settings.rtol, settings.atol, trials=point.trials)
+    control: Any = Wasteful(settings.rtol, settings.atol, trials=point.trials)
     with SavedTensors(besides=[*layers.parameters(), layers.rotation, z0]) as saved:
         sol = aca.solve(
             f, z0, [0.0, point.span], method=variant.method, control=control, gradient=variant.gradient

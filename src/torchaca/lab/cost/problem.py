@@ -7,14 +7,17 @@ are equal and their number grows with T; more layers hardly change it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from torchaca.control import Adaptive
+from torchaca.core import End, Problem, Step
+from torchaca.loops.pace import TENSORS
+from torchaca.loops.stepping import search
 from torchaca.numbers import value
 
 DTYPE = torch.float64
@@ -45,18 +48,37 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Wasteful(Adaptive):
+class Wasteful:
     """Step sizes that take `trials` trials each: it asks for 2^(trials - 1) times too much and halves.
 
-    The trials fail by their own error estimate; all other rules are those of `Adaptive`, whose `factor_min` is 1/2.
+    The trials fail by their own error estimate; all other rules are those of `Adaptive`, with `factor_min` 1/2.
     """
 
-    factor_min: float = 0.5
+    rtol: float
+    atol: float
     trials: int = 1
+    own: Adaptive = field(init=False)
+    step_rule: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "own", Adaptive(self.rtol, self.atol, factor_min=0.5))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "own" or name.startswith("__"):  # nothing yet, or somebody asks what this is
+            raise AttributeError(name)
+        return getattr(self.own, name)
+
+    def moves(self, p: Problem) -> Generator[Step, None, End]:
+        """Yield the accepted steps of a problem; see `torchaca.core.Control`."""
+        return search(p, cast("Adaptive", self))
+
+    def moves_on_tensors(self, p: Problem) -> Generator[Step, None, End]:
+        """Yield the same steps, whose sizes autograd follows back to the states."""
+        return search(p, cast("Adaptive", self), TENSORS)
 
     def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
         """As it should be after a rejection, too large after an accepted step."""
-        factor = super().factor(ratios, order, after_rejection=after_rejection)
+        factor = self.own.factor(ratios, order, after_rejection=after_rejection)
         return factor * 2 ** (self.trials - 1) if value(ratios[0]) <= 1 else factor
 
 
