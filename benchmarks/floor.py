@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 GRADIENTS: dict[str, Any] = {
     "aca": "aca",
+    'ACA(checkpoints="all")': aca.ACA(checkpoints="all"),
     'ACA(checkpoints="none")': aca.ACA(checkpoints="none"),
     "direct": "direct",
 }

@@ -68,6 +68,7 @@ def contestants(width: int, method: str) -> dict[str, Classifier]:
 
     blocks = {
         "torchaca, aca": ours("aca"),
+        'torchaca, ACA(checkpoints="all")': ours(aca.ACA(checkpoints="all")),
         'torchaca, ACA(checkpoints="none")': ours(aca.ACA(checkpoints="none")),
         "torchaca, adjoint": ours("adjoint"),
         PEER: theirs(torchdiffeq.odeint),

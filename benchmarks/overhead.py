@@ -62,6 +62,7 @@ def contestants(field: Field, y0: Tensor) -> dict[str, Callable[[], Tensor]]:
     landing = {"step_t": SPAN[1:]}
     return {
         "torchaca, aca": ours("aca"),
+        'torchaca, ACA(checkpoints="all")': ours(aca.ACA(checkpoints="all")),
         'torchaca, ACA(checkpoints="none")': ours(aca.ACA(checkpoints="none")),
         "torchaca, adjoint": ours("adjoint"),
         "torchdiffeq odeint": lambda: torchdiffeq.odeint(field, y0, SPAN, **TOLERANCES)[-1],

@@ -324,6 +324,8 @@ def test_it_is_the_default_and_runs_are_reproducible():
 FIELDS = {
     "vjp": lambda t, y: torch.func.vjp(torch.tanh, y)[1](y)[0],
     "grad": lambda t, y: torch.func.grad(lambda z: torch.tanh(z).sum())(y),
+    "jvp": lambda t, y: torch.func.jvp(torch.tanh, (y,), (y,))[1],
+    "sparse": lambda t, y: torch.sparse.mm(torch.eye(2, dtype=DOUBLE).to_sparse(), y.tanh()[:, None])[:, 0],
     "checkpoint": lambda t, y: torch.utils.checkpoint.checkpoint(
         lambda z: torch.tanh(z).sin(), y, use_reentrant=False
     ),

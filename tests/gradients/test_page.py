@@ -40,7 +40,12 @@ def laws(*options):
     ]
     paths = os.pathsep.join([str(TESTS), *sys.path])
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+        command,
+        cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return int(done.stdout.split(" passed")[0].split()[-1])
@@ -49,14 +54,14 @@ def laws(*options):
 @pytest.mark.timeout(900)
 def test_the_laws_hold_for_the_page():
     """Each law once, for the gradient with a backward pass of its own; the others in the slow run."""
-    assert laws("gradients/test_laws.py", "-k", "page_step_by_step", f"--rootdir={TESTS.parent}") > 100
+    assert laws("tests/gradients/test_laws.py", "-k", "page_step_by_step") > 100
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @on_page
 def test_every_law_holds_for_every_gradient_of_the_page(row):
-    assert laws("gradients/test_laws.py", "-k", row, "-m", "slow or not slow") > 200
+    assert laws("tests/gradients/test_laws.py", "-k", row, "-m", "slow or not slow") > 200
 
 
 def mlp():

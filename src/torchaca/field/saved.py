@@ -20,8 +20,9 @@ def graph_bytes(out: Tensor, since: int, besides: Iterable[Tensor]) -> int:
     Each storage counts once, those of `besides` do not. Nothing is unpacked: what a checkpoint inside f will compute
     again weighs nothing.
     """
-    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    known = {_place_and_size(tensor)[0] for tensor in besides}
     sizes: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no id comes back
     pending, visited = [out.grad_fn], set[Node]()
     while pending:
         node = pending.pop()
@@ -29,10 +30,20 @@ def graph_bytes(out: Tensor, since: int, besides: Iterable[Tensor]) -> int:
             continue
         visited.add(node)
         for x in _saved_by(node):
-            storage = x.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+            held.append(x)
+            place, size = _place_and_size(x)
+            sizes[place] = size
         pending.extend(other for other, _ in node.next_functions)
     return sum(size for place, size in sizes.items() if place not in known)
+
+
+def _place_and_size(x: Tensor) -> tuple[int, int]:
+    """Where a tensor's storage is, and its bytes; one that has none (sparse, of a transform) is counted by itself."""
+    try:
+        storage = x.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+    except RuntimeError:
+        return id(x), x.numel() * x.element_size()
 
 
 def _saved_by(node: Node) -> Iterator[Tensor]:
