@@ -44,7 +44,7 @@ class Stranger:
                 p.stats.accepted += 1
                 times.append(b)
             ys.append(y)
-        return Outcome(torch.stack(ys), times=times)
+        return Outcome(torch.stack(ys), p.ts, times=times)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,7 @@
 """Who solves a problem: the eager loop, compiled loops, or the eager loop with graphs for its steps.
 
 An executor evaluates f at the start in its own way (`begin`), and goes on from there in its own way (`finish`). What
-every solve promises once f has been evaluated lies between the two, in `solve.prepared`, and no executor can go around
-it.
+every solve promises once f has been evaluated lies between the two, in `prepared`, and no executor can go around it.
 """
 
 from __future__ import annotations
@@ -10,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from .compiled import Loops, in_steps
 from .compiled.door import CUDA_GRAPHS, STEPS, refuse_steps
 from .core import Gradient, Outcome, Problem, tolerant
+from .field.effects import warn_of_noise
 from .field.inputs import Inputs, first_evaluation
 from .field.lost import warn_of_kept
+from .field.precision import floored
 from .field.reach import reach
-from .gradients import Direct, Facts, check_problem
+from .field.sharded import refuse_gathered
+from .gradients import Direct, Facts
 from .layout import stacked
 from .loops.lanes import solve_in_lanes, solves_in_lanes
 from .loops.outputs import gather
-from .loops.stepping import steps
-from .transforms import transformed
+from .torch_internals import transformed
 
 
 class Executor(Protocol):
@@ -89,7 +90,7 @@ class Eager:
             return outcome
         check_problem(gradient, p)  # what training will refuse, evaluation refuses as well
         with torch.no_grad():
-            return gather(p, steps(p))
+            return gather(p, p.control.moves(p))
 
     def _in_graph(self, p: Problem, gradient: Gradient) -> Outcome:
         """Solve as a part of the caller's graph; the lanes of vmap one by one, where each has its own steps."""
@@ -178,6 +179,39 @@ def at_rest(p: Problem) -> Outcome:
         shift = (p.ts.tensor - p.ts.tensor[0]).to(p.y0.device, p.y0.dtype.to_real())
         ys = ys + shift.reshape(-1, *[1] * p.y0.ndim) * p.f(p.ts[0], p.y0.clone())
     return Outcome(ys, p.ts, times=list(p.ts.values[:1]))
+
+
+def prepared(p: Problem, gradient: Gradient) -> Problem:
+    """Check the first evaluation of f, and raise tolerances that f cannot meet: the problem that is solved.
+
+    Every executor's problem goes through here, between its `begin` and its `finish`. `gradient` is the one that was
+    asked for.
+
+    Raises
+    ------
+    ValueError
+        For an f whose parameters are sharded inside of it.
+    """
+    f: Any = p.f.call
+    if f.gathered:
+        refuse_gathered(f.gathered, p, gradient.name, recorded=Facts.of(gradient).records is True)
+    if not p.control.adaptive:
+        return p
+    if p.effects and p.effects.random:
+        warn_of_noise()
+    return floored(p, f)
+
+
+def check_problem(gradient: Gradient, p: Problem) -> None:
+    """Let a gradient with a method `check` refuse a problem that it could not differentiate.
+
+    Raises
+    ------
+    ValueError
+    """
+    check = getattr(gradient, "check", None)
+    if check is not None:
+        check(p)
 
 
 def recorded(gradient: Gradient) -> Gradient:

@@ -15,9 +15,9 @@ from .control import Adaptive, FixedSteps, Norm, check_control
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, tolerant
 from .elsewhere import answer
 from .errors import did_you_mean, shorten
-from .executors import chosen
+from .executors import check_problem, chosen
 from .field.field import Field
-from .gradients import GRADIENTS, Facts, check_problem
+from .gradients import GRADIENTS, Facts
 from .methods import ALIASES, METHODS
 from .numbers import host_times
 from .state import Structure, of_any_size, structure_of

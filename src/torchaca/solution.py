@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Control, Gradient, Method, Outcome, Problem, Stats, tolerant
+from .core import Control, Outcome, Problem, Stats, tolerant
 from .dense import DenseOutput, detached
 from .errors import SolverError, shorten
 from .layout import joined, order_cotangent
 from .state import Structure
-from .torch_internals import is_functorch_wrapped_tensor, pytree
+from .torch_internals import is_functorch_wrapped_tensor, pytree, transformed
 from .trace import Trace
-from .transforms import transformed
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Solution:
         return self.dense(t)
 
     @staticmethod
-    def of(p: Problem, outcome: Outcome, structure: Structure, given_ts: Any, settings: str) -> Solution:
+    def of(p: Problem, outcome: Outcome, structure: Structure, given_ts: Any) -> Solution:
         """The solution that a problem's outcome is, in the structure of the user's state.
 
         Parameters
@@ -97,8 +96,8 @@ class Solution:
         SolverError
             The failure of the outcome, if that is to be raised.
         """
-        failure, ys, n = outcome.failure, outcome.ys, len(outcome.ts)
-        ts, times = _output_times(given_ts, p), tuple(outcome.times)
+        failure, ys, n = outcome.failure, outcome.ys, len(outcome.ts.values)
+        ts, times, settings = _output_times(given_ts, p), tuple(outcome.times), _settings(p)
         if ys.requires_grad and not transformed():
             order_cotangent(ys, p.y0)
         if failure is not None:
@@ -131,15 +130,18 @@ def _output_times(given: Any, p: Problem) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=p.y0.device)
 
 
-def described(method: Method, control: Control, gradient: Gradient) -> str:
+def _settings(p: Problem) -> str:
     """The method, its tolerances and the gradient in words."""
-    return f"{method.name}, {_tolerances(control)}, gradient {gradient.name!r}"
+    assert p.gradient is not None
+    return f"{p.method.name}, {_tolerances(p.control)}, gradient {p.gradient.name!r}"
 
 
 def _tolerances(control: Control) -> str:
+    if not control.adaptive:
+        return "fixed steps"
     own = tolerant(control)
     if own is None:
-        return f"steps of {type(control).__name__}" if control.adaptive else "fixed steps"
+        return f"steps of {type(control).__name__}"
     pairs = (("rtol", own.rtol), ("atol", own.atol))
     return ", ".join(
         f"{name} per component" if isinstance(x, Tensor) else f"{name} {x:g}" for name, x in pairs

@@ -11,25 +11,20 @@ from torch import Tensor
 
 from .compiled import CannotCompile
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
-from .control import fitted
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
 from .errors import shorten, warn
-from .executors import Eager, at_rest, chosen
+from .executors import Eager, at_rest, chosen, prepared
 from .field.calling import not_f
 from .field.dynamics import Dynamics
-from .field.effects import warn_of_noise
 from .field.field import Field
 from .field.fitting import coerce, coerce_unexpanded, fit
-from .field.precision import floored
-from .field.sharded import refuse_gathered
-from .gradients import Facts
 from .loops.clock import check_clock
 from .options import OPTIONS, Options, Request, find_gradient, find_method, refuse_unknown, refuse_untraced
-from .solution import Solution, described
+from .solution import Solution
 from .state import Structure, structure_of
 from .times import times_of
+from .torch_internals import transformed
 from .trace import Trace
-from .transforms import transformed
 
 __all__ = ["OPTIONS", "Solution", "find_gradient", "find_method", "prepared", "run", "solve", "times_of"]
 
@@ -215,14 +210,13 @@ def run(
         executor = Eager()
         begun = prepared(executor.begin(p), asked.gradient)
         outcome = executor.finish(begun)
-    if outcome.failure is None and len(outcome.ys) < len(ts):
+    if outcome.failure is None and len(outcome.ys) < len(ts.values):
         raise RuntimeError(
             f"the control {type(p.control).__name__} ended its steps at t = {outcome.times[-1]:g}, before the last "
             f"output time {ts.values[-1]:g}: the last step that moves() yields has to end there"
         )
     check_clock(begun, outcome.times, failed=outcome.failure is not None)
-    settings = described(asked.method, begun.control, asked.gradient)
-    return Solution.of(p, outcome, structure, given_ts, settings)
+    return Solution.of(replace(p, control=begun.control), outcome, structure, given_ts)
 
 
 def _problem(
@@ -243,33 +237,13 @@ def _problem(
     call = Dynamics(f, asked.args, structure, y0.device, stats, fits)
     if facts.get("batch"):
         _check_batch(facts["batch"], y0, structure)
-    control = fitted(control, ts, call.time_dtype)
+    if fit_to := getattr(control, "fitted", None):
+        control = fit_to(ts, structure.dtype.to_real())
     facts["jumps"] = frozenset(getattr(control, "jump_ts", ()))
     trace = _trace(f, asked.args, asked.gradient, stats) if asked.debug else None
     field = Field(call, source=f, locate=structure.component, **facts)
     log = Log(stats, watch, trace, asked.on_failure)
     return Problem(field, y0, ts, asked.method, control, asked.dense, log, asked.gradient)
-
-
-def prepared(p: Problem, gradient: Gradient) -> Problem:
-    """Check the first evaluation of f, and raise tolerances that f cannot meet: the problem that is solved.
-
-    Every executor's problem goes through here, between its `begin` and its `finish`. `gradient` is the one that was
-    asked for.
-
-    Raises
-    ------
-    ValueError
-        For an f whose parameters are sharded inside of it.
-    """
-    f: Any = p.f.call
-    if f.gathered:
-        refuse_gathered(f.gathered, p, gradient.name, recorded=Facts.of(gradient).records is True)
-    if not p.control.adaptive:
-        return p
-    if p.effects and p.effects.random:
-        warn_of_noise()
-    return floored(p, f)
 
 
 def _trace(f: Callable[..., Any], args: tuple[Any, ...], gradient: Gradient, stats: Stats) -> Trace:

@@ -64,7 +64,7 @@ class Times:
 
     def first(self, n: int) -> Times:
         """The first `n` of them."""
-        if n == len(self):
+        if n == len(self.values):
             return self
         return Times(self.values[:n], None if self.tensor is None else self.tensor[:n], moving=self.moving)
 

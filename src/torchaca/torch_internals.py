@@ -14,6 +14,7 @@ import functools
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -123,9 +124,8 @@ def number_of(node: Node) -> int:
     return type(node)._sequence_nr(node)
 
 
-def results_of(node: Node) -> Sequence[Any]:
-    """What a node has computed: an object with `shape` and `dtype` for each result."""
-    return node._input_metadata
+results_of: Callable[[Node], Sequence[Any]] = attrgetter("_input_metadata")
+"""What a node has computed: an object with `shape` and `dtype` for each result."""
 
 
 def saved_tensors_are_hooked() -> bool:
@@ -151,6 +151,11 @@ forward_grad: Callable[[bool], AbstractContextManager[Any]] = forward_ad._set_fw
 def forward_level() -> int:
     """How many levels of forward-mode AD are entered, less one."""
     return forward_ad._current_level
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is active."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def innermost_tangent(x: Tensor) -> Tensor | None:

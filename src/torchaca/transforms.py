@@ -23,11 +23,6 @@ from .torch_internals import (
 )
 
 
-def transformed() -> bool:
-    """Whether a torch.func transform or forward-mode AD is active."""
-    return peek_interpreter_stack() is not None or forward_level() >= 0
-
-
 def is_differentiated(x: Tensor) -> bool:
     """Whether somebody differentiates with respect to x, in reverse or forward mode, in any transform around."""
     if x.requires_grad and torch.is_grad_enabled():

@@ -18,7 +18,7 @@ from ..gradients.fitting import BUDGET, step_bytes
 from ..gradients.replay import Ambience, MaybeTensors, Parts, vjp
 from ..layout import ordered
 from ..numbers import without_autocast
-from ..transforms import transformed
+from ..torch_internals import transformed
 from .capture import Capture, capture
 from .door import is_timed, keeps_graphs, refuse_loops
 from .failure import CannotCompile

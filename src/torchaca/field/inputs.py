@@ -139,7 +139,7 @@ def _searched(p: Problem, measure: bool, attach: bool) -> Problem:
     state = p.y0.clone() if attach and p.y0.requires_grad else p.y0.detach().clone().requires_grad_()
     args, own = _stand_ins(f.args, attach) if f.args else ({}, {})
     sided = p.f.jumps or p.f.one_sided
-    start, end = p.ts[0] if attach else p.ts.values[0], p.ts.values[-1]
+    start, end = p.ts[0] if attach and p.ts.tensor is not None else p.ts.values[0], p.ts.values[-1]
     if isinstance(start, Tensor) and not sided:
         start = f.time(start)
     handed = Handed(state, (*([start] if isinstance(start, Tensor) else []), *own.values()))
@@ -157,9 +157,9 @@ def _searched(p: Problem, measure: bool, attach: bool) -> Problem:
     inputs = _inputs(args, own, handed, graph, reached, p.f.declared)
     if graph.half is not None:
         f.note_precision(graph.half)
-    if measure:
-        inputs = replace(inputs, graph_bytes=graph_bytes(k, since, (state, *inputs.tensors)))
     wanted = _is_wanted(p, inputs)
+    if measure and wanted:
+        inputs = replace(inputs, graph_bytes=graph_bytes(k, since, (state, *inputs.tensors)))
     value, again = k if attach and wanted else k.detach(), partial(_slope_at_start, p)
     if wanted and attach:
         kept = kept_of_attached(f, reads, since, handed)

@@ -62,10 +62,8 @@ class Reach:
         Where values were read from: attributes, variables, entries of short containers.
     containers : list of (Path, container, int)
         Lists, dicts, deques and sets with their lengths.
-    blind : bool
-        Something on the way (an iterator, a long container) was not looked into.
-    caches : bool
-        Something on the way remembers values where nobody can look (`functools.cache`).
+    blind, caches : bool
+        Something on the way (an iterator, a long container) was not looked into, or remembers values (`functools.cache`).
     looked : int
         How many objects were looked at.
     names : set of str

@@ -11,7 +11,7 @@ That is `checkpoints="all"`. By default nothing is computed again as long as the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
@@ -71,6 +71,7 @@ class ACA:
         gradient is accurate?" in docs/gradients.md. `SolverError` of kind "gradient-error" where it cannot be.
     """
 
+    name = "aca"
     exact: ClassVar[bool] = True
     moves: ClassVar[bool] = True
 
@@ -78,6 +79,10 @@ class ACA:
     memory_budget: str | int | None = None
     stagewise: bool = False
     grad_rtol: float | None = None
+    # Facts that follow from these settings.
+    records: bool | None = field(init=False, repr=False, compare=False)
+    substitutable: bool = field(init=False, repr=False, compare=False)
+    wants_graph_size: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         named = isinstance(self.checkpoints, str) and self.checkpoints in CHECKPOINTS
@@ -97,29 +102,12 @@ class ACA:
             )
         if self.grad_rtol is not None:
             check_setting(self.grad_rtol, self.checkpoints)
-
-    @property
-    def name(self) -> str:
-        return "aca"
-
-    @property
-    def records(self) -> bool | None:
-        if self.checkpoints == "auto" and self._plain:
-            return None
-        return self.checkpoints == "none"
-
-    @property
-    def substitutable(self) -> bool:
-        return self._plain and self.checkpoints in ("auto", "all", "none")
-
-    @property
-    def wants_graph_size(self) -> bool:
-        return self.memory_budget is not None or self.records is None
-
-    @property
-    def _plain(self) -> bool:
-        """Whether no other setting says that steps are replayed."""
-        return self.memory_budget is None and not self.stagewise and self.grad_rtol is None
+        plain = self.memory_budget is None and not self.stagewise and self.grad_rtol is None
+        records = None if self.checkpoints == "auto" and plain else self.checkpoints == "none"
+        put = object.__setattr__
+        put(self, "records", records)
+        put(self, "substitutable", plain and self.checkpoints in ("auto", "all", "none"))
+        put(self, "wants_graph_size", self.memory_budget is not None or records is None)
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve, keeping graphs or states of the accepted steps; see `torchaca.core.Gradient`."""

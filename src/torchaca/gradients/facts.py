@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core import Gradient, Problem
+from ..core import Gradient
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,3 @@ class Facts:
     def replaceable(self) -> bool:
         """Whether the graph of all accepted steps may stand in for it."""
         return self.exact and (self.records is True or self.substitutable)
-
-
-def check_problem(gradient: Gradient, p: Problem) -> None:
-    """Let a gradient with a method `check` refuse a problem that it could not differentiate.
-
-    Raises
-    ------
-    ValueError
-    """
-    check = getattr(gradient, "check", None)
-    if check is not None:
-        check(p)

@@ -45,6 +45,8 @@ class Adaptive:
         Times at which f or its derivatives jump: steps end there, and no step looks across.
     """
 
+    adaptive = True
+
     rtol: float | Tensor = 1e-3
     atol: float | Tensor = 1e-6
     pid: PID = I_CONTROL
@@ -97,10 +99,6 @@ class Adaptive:
     @staticmethod
     def _zero(tolerance: float | Tensor) -> bool:
         return not isinstance(tolerance, Tensor) and tolerance == 0
-
-    @property
-    def adaptive(self) -> bool:
-        return True
 
     def moves(self, p: Problem) -> Generator[Step, None, End]:
         """Yield the accepted steps of a problem; see `torchaca.core.Control`."""

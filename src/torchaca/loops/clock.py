@@ -17,8 +17,7 @@ from torch.overrides import TorchFunctionMode
 from ..core import Problem, Times
 from ..errors import warn
 from ..field.dynamics import Dynamics
-from ..torch_internals import TorchDispatchMode, pytree
-from ..transforms import transformed
+from ..torch_internals import TorchDispatchMode, pytree, transformed
 from .pace import TOO_SMALL
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 
@@ -23,13 +24,19 @@ class FixedSteps:
     `grid` (the step times, from t0 to t1); none of them steps from output time to output time.
     """
 
+    adaptive = False
+
     dt: float | None = None
     n_steps: int | None = None
     grid: Times | None = None
     ts: Times | None = field(default=None, repr=False, compare=False)
     """The output times that it was `fitted` to."""
+    tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
+    """The grid, if it is differentiated."""
 
     def __post_init__(self) -> None:
+        moving = None if self.grid is None else self.grid.tensor
+        object.__setattr__(self, "tensors", () if moving is None else (moving,))
         given = [name for name in ("dt", "n_steps", "grid") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give only one of {', '.join(given)}")
@@ -44,12 +51,14 @@ class FixedSteps:
         start, end = ts.values[0], ts.values[-1]
         if start == end:
             return [ts[0]]
-        first, last = ts[0], ts[len(ts) - 1]
+        first, last = (start, end) if ts.tensor is None else (ts[0], ts[len(ts) - 1])
         if self.grid is not None:
             return [first, *(self.grid[i] for i in range(1, len(self.grid) - 1)), last]
         if self.n_steps is not None:
-            n = int(self.n_steps)
-            return [first, *(first + (last - first) * (i / n) for i in range(1, n)), last]
+            n, times = int(self.n_steps), [first]
+            for i in range(1, n):
+                times.append(first + (last - first) * (i / n))
+            return [*times, last]
         if self.dt is not None:
             # A remainder of rounding size is no step of its own.
             n = max(1, math.ceil(abs(end - start) / self.dt * (1 - 1e-12) - 1e-9))
@@ -61,18 +70,9 @@ class FixedSteps:
         """The grid moves with the times it was made from."""
         return self.times(ts)[: len(taken)]
 
-    @property
-    def adaptive(self) -> bool:
-        return False
-
     def moves(self, p: Problem) -> Generator[Step, None, End]:
         """Yield the steps of a problem; see `torchaca.core.Control`."""
         return march(p, self.times(p.ts))
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The grid, if it is differentiated."""
-        return () if self.grid is None or self.grid.tensor is None else (self.grid.tensor,)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> FixedSteps:
         """Exchange the grid for one of the same values; one that nobody differentiates is host numbers."""
@@ -92,7 +92,9 @@ class FixedSteps:
         """
         if self.grid is not None:
             refuse_grid(self.grid.values, ts)
-        return replace(self, ts=Times(ts.values, moving=ts.moving))
+        kept = copy(self)  # checked already
+        object.__setattr__(kept, "ts", ts if ts.tensor is None else ts.detached())
+        return kept
 
     def finer(self, taken: Sequence[float], rate: float) -> FixedSteps:
         """Halve the steps.

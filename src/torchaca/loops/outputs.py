@@ -26,7 +26,7 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
             times.append(t1 if isinstance(t1, float) else value(t1))
             boundaries.append(t1)
             if done < n and sign * times[-1] >= sign * p.ts.values[done]:
-                reached = p.ts.up_to(times[-1])
+                reached = n if times[-1] == p.ts.values[-1] else p.ts.up_to(times[-1])
                 with p.aside() if p.effects else nullcontext():
                     parts.append(emit(p.ts, step, done, reached))
                 done = reached
@@ -36,7 +36,7 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
     except SolverError as error:
         failure = error.with_traceback(None)  # its frames hold all states
     ys = joined(parts, p.y0)
-    return Outcome(ys, p.ts.first(done), failure, times, bases, boundaries)
+    return Outcome(ys, p.ts if done == n else p.ts.first(done), failure, times, bases, boundaries)
 
 
 def inside(ts: Times, t1: Time, first: int, last: int) -> list[int]:

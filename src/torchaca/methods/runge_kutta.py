@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,8 +21,7 @@ from ..core import VectorField
 from ..layout import joined, stacked
 from ..numbers import Time, combined, value
 from .interpolants import polynomials_at
-from .length import Length, fraction, on_cpu
-from .sums import Factored, Terms, add_slopes, factor, largest_first, nonzero, weigh
+from .length import Factored, Length, Terms, factor, fraction, largest_first, nonzero, on_cpu, weigh
 from .tableau import (
     Interpolant,
     Row,
@@ -224,38 +224,42 @@ class RungeKuttaStep:
         self.method, self.t0, self.t1, self.y0 = method, t0, t1, y0
         self._f, self._error = f, error
         self._grad = torch.is_grad_enabled()
-        self._length = length = Length(t0, t1, y0)
-        self._ks = ks = list(known)
+        self._ks = list(known)
+        size = t1 - t0
+        length = Length(t0, t1, y0) if isinstance(size, Tensor) else None
         if y1 is None:
-            self._evaluate(len(method.weights) - method.fsal)
+            self._evaluate(
+                len(method.weights) - method.fsal, cast("float", size) if length is None else length
+            )
             # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
-            y1 = length.shift(y0, *weigh(method._b, ks))
-        self.y1 = y1
+            length = length or Length(t0, t1, y0)
+            y1 = length.shift(y0, *weigh(method._b, self._ks))
+        self._length, self.y1 = length or Length(t0, t1, y0), y1
 
-    def _evaluate(self, stages: int) -> None:
-        """Evaluate the stages that are missing, up to the number of `stages`: the loop of all explicit methods."""
-        method, ks, f, y0, length = self.method, self._ks, self._f, self.y0, self._length
-        t0, t1, h = self.t0, self.t1, length.number
+    def _evaluate(self, stages: int, h: float | Length) -> None:
+        """Evaluate the stages that are missing, up to the number of `stages`: the loop of all explicit methods.
+
+        `h` is the length of the step, as a host number if it can be one.
+        """
+        method, ks, f, y0, t0, t1 = self.method, self._ks, self._f, self.y0, self.t0, self.t1
         for i in range(len(ks), stages):
             c, (terms, factored) = method._c[i], method._a[i]
-            t = length.time(c) if h is None else t1 if c == 1.0 else t0 + c * h if c else t0
-            if i == method.f1_index:
-                y = self.y1
-            elif not terms:
-                y = y0
-            else:  # the fewest operations: a stage's rounding enters only through f
-                y = (
-                    length.shift_by_all(y0, ks, terms, factored)
-                    if h is None
-                    else add_slopes(y0, ks, terms, h)
-                )
+            y = self.y1 if i == method.f1_index else y0
+            if isinstance(h, Length):
+                t = h.time(c)
+                y = h.shift_by_all(y0, ks, terms, factored) if y is y0 and terms else y
+            else:
+                t = t1 if c == 1.0 else t0 + c * h if c else t0
+                if y is y0:  # the fewest operations: a stage's rounding enters only through f
+                    for j, a in terms:
+                        y = torch.add(y0, ks[j], alpha=h * a) if y is y0 else y.add_(ks[j], alpha=h * a)
             ks.append(f(t, y))
 
     def _evaluated(self, stages: int) -> list[Tensor]:
         """The first `stages` stages, evaluating those that are missing."""
         if len(self._ks) < stages:
             with torch.set_grad_enabled(self._grad):
-                self._evaluate(stages)
+                self._evaluate(stages, self._length.number or self._length)
         return self._ks
 
     @property
