@@ -12,8 +12,8 @@ from stubs import Counted, problem
 from torch import Tensor
 
 from torchaca import I_CONTROL, METHODS, PI_CONTROL, PID, PID_CONTROL, Adaptive, FixedSteps, solve
-from torchaca.control import TINY_RATIO
 from torchaca.core import Times
+from torchaca.loops.rule import TINY_RATIO
 from torchaca.numbers import in_double, on_host
 
 

@@ -9,26 +9,10 @@ import torch
 from .core import Control, End, Times
 from .errors import shorten
 from .loops.adaptive import Adaptive
-from .loops.fixed import FixedSteps, halved
-from .loops.rule import I_CONTROL, NORMS, PI_CONTROL, PID, PID_CONTROL, TINY_RATIO, Norm, largest
+from .loops.fixed import FixedSteps
+from .loops.rule import I_CONTROL, PI_CONTROL, PID, PID_CONTROL
 
-__all__ = [
-    "I_CONTROL",
-    "NORMS",
-    "PID",
-    "PID_CONTROL",
-    "PI_CONTROL",
-    "TINY_RATIO",
-    "Adaptive",
-    "Control",
-    "End",
-    "FixedSteps",
-    "Norm",
-    "check_control",
-    "fitted",
-    "halved",
-    "largest",
-]
+__all__ = ["I_CONTROL", "PID", "PID_CONTROL", "PI_CONTROL", "Adaptive", "Control", "End", "FixedSteps"]
 
 FACTS, CALLED = ("adaptive", "tensors"), ("moves", "boundaries", "with_tensors", "finer", "within")
 

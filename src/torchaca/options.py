@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from .compiled.door import CUDA_GRAPHS, STEPS
-from .control import Adaptive, FixedSteps, Norm, check_control
+from .control import Adaptive, FixedSteps, check_control
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, tolerant
 from .elsewhere import answer
 from .errors import did_you_mean, shorten
 from .executors import check_problem, chosen
 from .field.field import Field
 from .gradients import GRADIENTS, Facts
+from .loops.rule import Norm
 from .methods import ALIASES, METHODS
 from .numbers import host_times
 from .state import Structure, of_any_size, structure_of

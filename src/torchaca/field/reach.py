@@ -63,7 +63,7 @@ class Reach:
     containers : list of (Path, container, int)
         Lists, dicts, deques and sets with their lengths.
     blind, caches : bool
-        Something on the way (an iterator, a long container) was not looked into, or remembers values (`functools.cache`).
+        Something on the way (an iterator, a long container) was not looked into, or has a memory (`functools.cache`).
     looked : int
         How many objects were looked at.
     names : set of str

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..control import FixedSteps, halved
+from ..control import FixedSteps
 from ..core import Outcome, Problem, Times
 from ..errors import SolverError
+from ..loops.fixed import halved
 from ..transforms import is_differentiated
 
 REFINEMENTS = 8
