@@ -338,14 +338,17 @@ def test_no_host_read_in_a_fixed_step_solve(name, gradient):
 
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize(("gradient", "reads"), [("aca", 1), ("direct", 0), (ACA(checkpoints="none"), 0)])
+@pytest.mark.parametrize(
+    ("gradient", "reads"),
+    [("aca", 0), (ACA(checkpoints="all"), 1), ("direct", 0), (ACA(checkpoints="none"), 0)],
+)
 @pytest.mark.parametrize(
     "options", [{"method": "rk4", "n_steps": 7}, {"rtol": 1e-7}], ids=["fixed", "adaptive"]
 )
 def test_host_reads_of_a_training_step(options, gradient, reads, dense, timed):
     """The state is float32, and times, which the host has, are float64.
 
-    ACA compares its replay with the solution: one read of a bool a pass, which after fixed steps it leaves out where
+    A replay is compared with the solution: one read of a bool a pass, which after fixed steps it leaves out where
     it would wait for a device.
     """
     times = torch.tensor([0.0, 0.3, 0.35, 2.0], dtype=DOUBLE, requires_grad=timed)

@@ -64,8 +64,11 @@ class Eager:
         """None: it solves every problem."""
         return None
 
-    def begin(self, p: Problem) -> Problem:
-        """Evaluate f, as a part of the caller's graph where there is one."""
+    def begin(self, p: Problem, *, attaches: bool = True) -> Problem:
+        """Evaluate f, as a part of the caller's graph where there is one.
+
+        A gradient that may record the steps or not does not without `attaches`.
+        """
         gradient = p.gradient
         assert gradient is not None
         if transformed():
@@ -74,7 +77,7 @@ class Eager:
         if differentiated and facts.records is True:
             return first_evaluation(p, recorded=True)
         measure = facts.wants_graph_size and differentiated
-        return first_evaluation(p, measure=measure, attach=facts.records is None)
+        return first_evaluation(p, measure=measure, attach=attaches and facts.records is None)
 
     def finish(self, p: Problem) -> Outcome:
         """Solve; see `Executor`."""
@@ -122,8 +125,8 @@ class Graphs:
         return refuse_steps(p, p.gradient, self.mode, transformed())
 
     def begin(self, p: Problem) -> Problem:
-        """Evaluate f as the eager loop does."""
-        return self.eager.begin(p)
+        """Evaluate f as the eager loop does; the graph of a compiled step has no second derivatives."""
+        return self.eager.begin(p, attaches=False)
 
     def finish(self, p: Problem) -> Outcome:
         """Solve; see `Executor`."""

@@ -183,7 +183,8 @@ class TestDiscontinuities:
             assert torch.allclose(y0.grad, math.exp(-0.25) / (1 - 0.5 * middle) ** 2, rtol=2 * bound)
         (forward, backward), (better_forward, better_backward) = counts
         assert better_forward < forward
-        assert better_backward < backward
+        # odeint keeps the graph of its steps.
+        assert (better_backward, backward) == (0, 0) if interface == "odeint" else better_backward < backward
 
     def test_more_than_one_jump(self):
         calls = [0]

@@ -9,7 +9,7 @@ from compiled_helpers import loss_of
 from torch import nn
 from torch._dynamo.callback import callback_handler
 
-from torchaca import solve
+from torchaca import ACA, solve
 
 DOUBLE = torch.float64
 
@@ -76,7 +76,9 @@ SAME = [
 def trained(f, y0=Y0, t=(0.0, 0.5, 1.0), context=contextlib.nullcontext, **options):
     with context(), warnings.catch_warnings():
         warnings.filterwarnings("error", "compile=")
-        ys = solve(f, y0, t, **{"method": "bosh3", "rtol": 1e-2, **options}).ys
+        ys = solve(
+            f, y0, t, **{"method": "bosh3", "rtol": 1e-2, "gradient": ACA(checkpoints="all"), **options}
+        ).ys
     if ys.requires_grad:
         loss_of(ys).backward()
 

@@ -70,7 +70,7 @@ def test_tolerances_that_f_cannot_meet_are_raised(dtype, cast, options):
     assert solution.stats.nfe < 40
 
 
-@pytest.mark.parametrize("gradient", ["aca", ACA(stagewise=True)], ids=str)
+@pytest.mark.parametrize("gradient", [ACA(checkpoints="all"), ACA(stagewise=True)], ids=str)
 @pytest.mark.parametrize("drifts", [False, True])
 def test_a_gradient_that_f_lost_before_backward_is_nan(drifts, gradient):
     """The host would have to wait for the device to raise after fixed steps; what f never read has no gradient."""

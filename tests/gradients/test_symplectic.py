@@ -80,7 +80,7 @@ def peaks(method):
     f, params = network(400)
     y0 = torch.randn(64, 3, dtype=DOUBLE, requires_grad=True)
     found = []
-    for gradient in (STAGEWISE, "aca"):
+    for gradient in (STAGEWISE, ACA(checkpoints="all")):
         sol = solve(f, y0, [0.0, 0.5], method=method, gradient=gradient, n_steps=3, dense=True)
         with Peak(params) as peak:
             torch.autograd.grad(sol.ys[-1].sum(), [y0, *params])

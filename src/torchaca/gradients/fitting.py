@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core import Outcome, Problem, Step
 from ..field.inputs import Inputs
@@ -61,8 +63,26 @@ def record_while_it_fits(p: Problem, inputs: Inputs, passes: Replayed) -> Outcom
     with torch.set_grad_enabled(not budget.spent):
         outcome = gather(p, passes.watch(p, budget.watch(observed(p))))
     if not budget.spent:
+        if inputs.late and outcome.ys.requires_grad:
+            outcome = replace(outcome, ys=_Reached.apply(outcome.ys, *inputs.late))
         return guarded(p, outcome, inputs.reads.tensors)
     # What f kept of its first evaluation is known. Of later ones, some now have a graph and others do not.
     warn_of_kept(kept_since(p.f.call, inputs.reads, since), "aca")
     outcome = replace(outcome, ys=outcome.ys.detach(), bases=[x.detach() for x in outcome.bases])
     return attach(passes, outcome, [x.detach() for x in passes.close(outcome)])
+
+
+class _Reached(torch.autograd.Function):
+    """The outputs, in a graph that reaches tensors which f may use and has not used.
+
+    They are inputs of the passes as well: whoever waits for all of a model's parameters, as DDP does, meets them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ys: Tensor, *late: Tensor) -> Tensor:
+        ctx.others = [None] * len(late)
+        return ys.view_as(ys)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return (*grads, *ctx.others)

@@ -95,9 +95,9 @@ def model_of(
     """
     if not callable(loss):
         raise TypeError(f"loss must be callable as loss(ys), got {loss!r}")
+    structure = structure_of(y0)
     if not callable(f) or isinstance(f, type):
         raise TypeError(not_f(f))
-    structure = structure_of(y0)
     own = pytree.tree_map(lambda y: y.detach().clone().requires_grad_(), y0)
     packed = structure.pack(own)
     field = Field(Dynamics(f, args, structure, packed.device, Stats()), source=f, locate=structure.component)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torchaca.control import Adaptive
-from torchaca.core import End, Problem, Step
+from torchaca.core import End, Problem, Step, Times
 from torchaca.loops.pace import TENSORS
 from torchaca.loops.stepping import search
 from torchaca.numbers import value
@@ -67,6 +67,18 @@ class Wasteful:
         if name == "own" or name.startswith("__"):  # nothing yet, or somebody asks what this is
             raise AttributeError(name)
         return getattr(self.own, name)
+
+    def fitted(self, ts: Times, time_dtype: torch.dtype) -> Wasteful:
+        """Return the control itself: f does not jump."""
+        return self
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Wasteful:
+        """Return the control itself, which holds none."""
+        return self
+
+    def within(self, start: float, end: float) -> Wasteful:
+        """Return the control itself, which works on any stretch."""
+        return self
 
     def moves(self, p: Problem) -> Generator[Step, None, End]:
         """Yield the accepted steps of a problem; see `torchaca.core.Control`."""
