@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -71,6 +71,10 @@ class Wasteful:
     def fitted(self, ts: Times, time_dtype: torch.dtype) -> Wasteful:
         """Return the control itself: f does not jump."""
         return self
+
+    def with_settings(self, **settings: Any) -> Wasteful:
+        """Exchange the tolerances."""
+        return replace(self, **settings)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Wasteful:
         """Return the control itself, which holds none."""
