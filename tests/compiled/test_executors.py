@@ -36,7 +36,11 @@ def anywhere(interpreted, monkeypatch):
 
 
 def solved(f, mode, y0=None, t=(0.0, 0.3, 1.0), wrt=(), context=contextlib.nullcontext, **options):
-    """Outputs and gradients (or the error), costs, and what was warned of."""
+    """Outputs and gradients (or the error), costs, and what was warned of.
+
+    Steps are replayed by default, here as there: the default of `checkpoints` keeps graphs in the eager loop alone.
+    """
+    options = {"gradient": ACA(checkpoints="all"), **options}
     torch.manual_seed(3)
     y0 = torch.ones(3, 2, dtype=DOUBLE) if y0 is None else y0
     y0 = y0.detach().clone().requires_grad_()
@@ -298,7 +302,7 @@ def bad_backward(function):
     ("gradient", "mode"),
     [
         pytest.param(gradient, mode, marks=[pytest.mark.slow] if (gradient, mode) == ("direct", True) else [])
-        for gradient in ("aca", "direct")
+        for gradient in (ACA(checkpoints="all"), "direct")
         for mode in COMPILED
     ],
 )

@@ -347,3 +347,18 @@ def test_weighing_a_graph_disturbs_nothing(field):
     want = solve(FIELDS[field], y0, [0.0, 1.0], n_steps=2, method="rk4", gradient="direct").ys
     got = torch.autograd.grad(sol.ys[-1].sum(), y0)[0]
     torch.testing.assert_close(got, torch.autograd.grad(want[-1].sum(), y0)[0])
+
+
+def test_who_waits_for_all_parameters_hears_of_those_that_f_does_not_use():
+    """As DistributedDataParallel does, which waits for each of them before it averages any."""
+    net, heard = mlp(), []
+    net.spare = nn.Parameter(torch.ones(2, dtype=DOUBLE))
+    for x in net.parameters():
+        node = x.view_as(x).grad_fn.next_functions[0][0]
+        node.register_hook(lambda *_, x=x: heard.append(id(x)))
+        net.__dict__.setdefault("nodes", []).append(node)  # which lives as long as somebody holds it
+    solve(
+        lambda t, y: net(y) if net.spare is not None else y, torch.ones(3, dtype=DOUBLE), TIMES
+    ).ys.sum().backward()
+    assert sorted(heard) == sorted(map(id, net.parameters()))
+    assert net.spare.grad is None

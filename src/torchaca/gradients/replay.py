@@ -169,6 +169,7 @@ def rebuilt(p: Problem, parts: Parts, inputs: Inputs) -> Problem:
 def without_graph(p: Problem) -> Problem:
     """The problem on plain numbers: nothing in it asks for a derivative."""
     control = p.control.with_tensors([x.detach() for x in p.control.tensors])
+    p = p if p.f0 is None else p.knowing(p.f0.detach())
     return replace(p, y0=p.y0.detach(), ts=p.ts.detached(), control=control)
 
 
