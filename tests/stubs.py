@@ -40,10 +40,11 @@ class ScriptedStep:
         return torch.full_like(self.y0, self._error)
 
     @property
-    def known_f1(self) -> Tensor | None:
+    def hint(self) -> Tensor | None:
         return self._f1
 
-    def give_f1(self, f1: Tensor) -> None:
+    @hint.setter
+    def hint(self, f1: Tensor | None) -> None:
         self._f1 = f1
 
     def at(self, times: Sequence[Time]) -> Tensor:
@@ -68,10 +69,10 @@ class ScriptedMethod:
     def next_error(self) -> float:
         return self.errors[min(len(self.trials), len(self.errors) - 1)]
 
-    def step(self, f: Callable, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> ScriptedStep:
-        step = ScriptedStep(self, f, t0, t1, y0, f0)
+    def step(self, f: Callable, t0: Time, t1: Time, y0: Tensor, hint: Tensor | None = None) -> ScriptedStep:
+        step = ScriptedStep(self, f, t0, t1, y0, hint)
         self.trials.append(step)
-        self.given_f0.append(f0 is not None)
+        self.given_f0.append(hint is not None)
         return step
 
     def basis_weights(self, theta: Tensor) -> Tensor:

@@ -157,10 +157,10 @@ def test_advice_for_a_slope_that_swings():
 class OfOneShape(ScriptedMethod):
     """A method that cannot be applied to anything but its problem."""
 
-    def step(self, f, t0, t1, y0, f0=None):
+    def step(self, f, t0, t1, y0, hint=None):
         if y0.shape != (2,):
             raise ValueError("made for two numbers")
-        return super().step(f, t0, t1, y0, f0)
+        return super().step(f, t0, t1, y0, hint)
 
 
 def test_a_method_that_cannot_be_looked_at():

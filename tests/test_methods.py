@@ -121,11 +121,11 @@ def test_f1_is_f_at_the_end(name, t0, t1):
     """The value that the next step starts with is f(t1, y1), bit for bit."""
     method = METHODS[name]
     step, f = one_step(method, t0=t0, t1=t1)
-    early = step.known_f1
+    early = step.hint
     step.at([t0 + 0.4 * (t1 - t0)])
     if method.adaptive:
         assert step.error.shape == step.y0.shape
-    late = step.known_f1
+    late = step.hint
     assert early is None
     assert (late is not None) == (name in WITH_F1)
     if late is not None:
@@ -235,7 +235,7 @@ def test_given_f1_saves_an_evaluation_and_changes_no_bit(name):
     method = METHODS[name]
     alone, f = one_step(method)
     given, g = one_step(method)
-    given.give_f1(SPIRAL.f(torch.tensor(0.55, dtype=DOUBLE), given.y1))
+    given.hint = SPIRAL.f(torch.tensor(0.55, dtype=DOUBLE), given.y1)
     assert results_equal(alone, given)
     assert g.nfe == f.nfe - 1
 

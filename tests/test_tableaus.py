@@ -75,7 +75,7 @@ def test_f1_is_the_last_stage_or_one_of_its_own_that_only_outputs_need(name):
     step.at([0.4])
     step.basis()
     assert f.nfe == len(method.nodes)
-    assert torch.equal(step.known_f1, SPIRAL.f(torch.tensor(0.55, dtype=DOUBLE), step.y1))
+    assert torch.equal(step.hint, SPIRAL.f(torch.tensor(0.55, dtype=DOUBLE), step.y1))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -109,7 +109,7 @@ class Problem:
 
     @cached_property
     def step(self) -> Callable[..., Step]:
-        """One step, `step(t0, t1, start, f0=None)`, from y0 or, inside a solve, what the step before `handed` on."""
+        """One step, `step(t0, t1, start, hint=None)`, from y0 or, inside a solve, what the step before `handed` on."""
         f = self.f
         if f.stepper is not None:
             return partial(f.stepper, self)
@@ -117,11 +117,11 @@ class Problem:
             return self._step
         return partial(self.method.step, f.call)
 
-    def _step(self, t0: Time, t1: Time, start: Tensor, f0: Tensor | None = None) -> Step:
+    def _step(self, t0: Time, t1: Time, start: Tensor, hint: Tensor | None = None) -> Step:
         f = self.f.between(t0, t1)
         if self.carrying and not self.fresh(t0):
             return self.carrying.resume(f, t0, t1, start)
-        return self.method.step(f, t0, t1, start, f0)
+        return self.method.step(f, t0, t1, start, hint)
 
     @cached_property
     def handed(self) -> Callable[[Step], Tensor]:

@@ -38,13 +38,16 @@ class Step(Protocol):
         ...
 
     @property
-    def known_f1(self) -> Tensor | None:
-        """f(t1, y1) where it is already there at no cost, else None."""
+    def hint(self) -> Tensor | None:
+        """What this step offers to the next one, so that it saves work.
+
+        For an explicit method f(t1, y1), if that is there at no cost, else None. A replay, which goes from the last
+        step to the first, sets it: the value is known then.
+        """
         ...
 
-    def give_f1(self, f1: Tensor) -> None:
-        """Hand the step a value of f(t1, y1) that somebody else has evaluated."""
-        ...
+    @hint.setter
+    def hint(self, f1: Tensor | None) -> None: ...
 
     def at(self, times: Sequence[Time]) -> Tensor:
         """The interpolant at `times` inside the step, `(len(times), *y0.shape)`."""
@@ -76,8 +79,11 @@ class Method(Protocol):
         """Evaluations of f in a step of its own."""
         ...
 
-    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> Step:
-        """One step; `f0` is f(t0, y0) if known and only saves work."""
+    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, hint: Tensor | None = None) -> Step:
+        """One step.
+
+        `hint` is what the step before offers, or f(t0, y0): it only saves work, and never changes the result.
+        """
         ...
 
     def basis_weights(self, theta: Tensor) -> Tensor:
@@ -110,16 +116,18 @@ class Carrying(Method, Protocol):
         """The power of the step size with which `Step.error` falls; for other methods, that is their order."""
         ...
 
-    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> CarryingStep:
-        """One step from y0 alone; `f0` is f(t0, y0) if known and only saves work."""
+    def step(
+        self, f: VectorField, t0: Time, t1: Time, y0: Tensor, hint: Tensor | None = None
+    ) -> CarryingStep:
+        """One step from y0 alone; `hint` is f(t0, y0) if known and only saves work."""
         ...
 
     def units(self, h: float) -> tuple[float, ...]:
         """What turns each row of a carry into units of y, for a step of size h."""
         ...
 
-    def lift(self, f: VectorField, t0: Time, y0: Tensor, f0: Tensor | None = None) -> Tensor:
-        """The carry that a step from y0 alone starts from; `f0` is f(t0, y0) if known and only saves work."""
+    def lift(self, f: VectorField, t0: Time, y0: Tensor, hint: Tensor | None = None) -> Tensor:
+        """The carry that a step from y0 alone starts from; `hint` is f(t0, y0) if known and only saves work."""
         ...
 
     def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> CarryingStep:

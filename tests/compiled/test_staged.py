@@ -57,8 +57,8 @@ class Trapezium:
     f1_index: int | None = None
     error_weights: Sequence[float] = (-0.5, 0.5)
 
-    def step(self, f, t0, t1, y0, f0=None):
-        return TrapeziumStep(self, f, t0, t1, y0, () if f0 is None else (f0,))
+    def step(self, f, t0, t1, y0, hint=None):
+        return TrapeziumStep(self, f, t0, t1, y0, () if hint is None else (hint,))
 
     def complete(self, f, t0, t1, y0, stages, y1=None, error=None):
         return TrapeziumStep(self, f, t0, t1, y0, stages, y1, error)
@@ -71,7 +71,7 @@ class Trapezium:
 
 
 class TrapeziumStep:
-    known_f1 = None
+    hint = None
 
     def __init__(self, method, f, t0, t1, y0, stages, y1=None, error=None):
         self.method, self.t0, self.t1, self.y0 = method, t0, t1, y0
@@ -85,9 +85,6 @@ class TrapeziumStep:
         self.f0 = k
         self.y1 = y0 + self.h * (k + l) / 2 if y1 is None else y1
         self.error = self.h * (l - k) / 2 if error is None else error
-
-    def give_f1(self, f1):
-        pass
 
     def basis(self):
         return torch.stack([self.y0, *(self.h * k for k in self.known)])

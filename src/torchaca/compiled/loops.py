@@ -121,7 +121,7 @@ def sweep_loop(func: FieldGraph, spec: Spec, wanted: tuple[bool, ...]) -> Callab
                 own_f = one_sided(func, now, jumps, t0, t1) if spec.jumps else partial(f, now)
                 step = method.step(own_f, t0, t1, y)
                 if carries:
-                    step.give_f1(*known)
+                    (step.hint,) = known
                     return step.y1, step.basis(), step.f0
                 return (step.y1, step.basis()) if based else (step.y1,)
 

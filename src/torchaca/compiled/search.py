@@ -153,7 +153,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
                 buffer.index_copy_(0, s.n.long().view(1), x[None])
             T.index_copy_(0, s.n.long().view(1) + 1, t1.view(1))
             m, known = s.m, ~ok
-            f1 = step.known_f1 if fsal else None
+            f1 = step.hint if fsal else None
             if spec.inside:
                 within = spec.between(ts, limits.sign * s.t, limits.sign * t1).any() & ok
                 basis, own_f1 = basis_and_f1(f, spec, step, within)

@@ -57,7 +57,7 @@ def basis_and_f1(f: VectorField, spec: Spec, step: StagedStep, within: Tensor) -
 
     def whole(t0: Tensor, t1: Tensor, y0: Tensor, *stages: Tensor) -> Any:
         own = method.complete(f, t0, t1, y0, stages)
-        basis, f1 = own.basis(), own.known_f1
+        basis, f1 = own.basis(), own.hint
         return basis, f1.clone() if spec.gives_f1 and f1 is not None else torch.zeros_like(y0)
 
     def nothing(t0: Tensor, t1: Tensor, y0: Tensor, *stages: Tensor) -> Any:

@@ -140,7 +140,7 @@ def unrolled(
         reached = ts.up_to(t1)
         if reached > done:
             parts.append(emit(ts, step, done, reached))
-        done, y, f0 = reached, step.y1, step.known_f1
+        done, y, f0 = reached, step.y1, step.hint
     stats.accepted = len(boundaries) - 1
     times = torch.tensor(ts.values, dtype=y0.dtype, device=y0.device)
     return times, joined(parts, y0), stats, boundaries

@@ -161,7 +161,7 @@ class Replay:
                     cotangents[0] = _onto_state(cotangents[0], self.ys_grad[i])
             if within:
                 if self.next_f0 is not None and self._f1_weights(n) is not None:
-                    step.give_f1(self.next_f0)
+                    step.hint = self.next_f0
                 outs.append(step.at([self.p.ts[i] for i in within]))
                 cotangents.append(self.ys_grad[within])
         grad = self.dense_grad[n] if self.dense_grad else None

@@ -170,7 +170,7 @@ class Search:
             self.rejected_size = size
             self.t = torch.where(success, t1, self.t)
             self.history.append((t1, active, success))
-        here, f1 = spread(success), step.known_f1
+        here, f1 = spread(success), step.hint
         self.y = torch.where(here, step.y1, self.y)
         self.f0 = None if f1 is None else torch.where(here, f1, step.f0)
 

@@ -104,7 +104,7 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alo
         t0, t1 = map(lanes.spread, (t0, t1))
         step = p.step(t0, t1, y, known)
         outputs.write(n, step, t1)
-        y, known = step.y1, step.known_f1
+        y, known = step.y1, step.hint
     if resting is not None:
         outputs.fill(len(rows) - 1)
     failure, search.failure = search.failure, None  # handed over: its traceback would hold the search

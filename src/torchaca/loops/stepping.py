@@ -54,7 +54,7 @@ def march(p: Problem, boundaries: Sequence[Time]) -> Generator[Step, None, End]:
         if step is not None:
             y, start = step.y1, handed(step)
             # Where an output of the step needed f1, that is the next step's first stage.
-            f0 = step.known_f1 if continuous or p.reuses(t0) else None
+            f0 = step.hint if continuous or p.reuses(t0) else None
         if p.watch:
             p.watch("trial", value(t0), y, value(t1 - t0))
         step = make(t0, t1, start, f0)
@@ -85,7 +85,7 @@ class Walk:
         """Make the step from `t` to t1."""
         p, before = self.p, self._before
         if before is not None:  # f at its end may have become known as its outputs were computed
-            self.f0, self._before = before.known_f1 if p.reuses(self.t) else None, None
+            self.f0, self._before = before.hint if p.reuses(self.t) else None, None
         self._mark = p.effects.mark() if p.effects else None
         if p.watch:
             p.watch("trial", value(self.t), self.y, value(t1 - self.t))

@@ -73,12 +73,12 @@ class ALF:
     def units(self, h: float) -> tuple[float, ...]:
         return 1.0, abs(h)
 
-    def lift(self, f: VectorField, t0: Time, y0: Tensor, f0: Tensor | None = None) -> Tensor:
-        return stacked([y0, f(t0, y0) if f0 is None else f0])
+    def lift(self, f: VectorField, t0: Time, y0: Tensor, hint: Tensor | None = None) -> Tensor:
+        return stacked([y0, f(t0, y0) if hint is None else hint])
 
-    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> CarryStep:
+    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, hint: Tensor | None = None) -> CarryStep:
         """One step from (t0, y0) alone to t1; see `torchaca.core.Method`."""
-        return self.resume(f, t0, t1, self.lift(f, t0, y0, f0))
+        return self.resume(f, t0, t1, self.lift(f, t0, y0, hint))
 
     def resume(self, f: VectorField, t0: Time, t1: Time, carry: Tensor) -> CarryStep:
         """The step after the one that ended with `carry`; see `torchaca.core.Carrying`."""

@@ -48,10 +48,11 @@ class CarryStep:
         return self.length.scale(1.0, 0.5 * (new - old))
 
     @property
-    def known_f1(self) -> Tensor | None:
+    def hint(self) -> Tensor | None:
         return None  # the slope at t1 is not f(t1, y1)
 
-    def give_f1(self, f1: Tensor) -> None:
+    @hint.setter
+    def hint(self, f1: Tensor | None) -> None:
         """Nothing here depends on f(t1, y1)."""
 
     def at(self, times: Sequence[Time]) -> Tensor:

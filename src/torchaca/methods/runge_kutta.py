@@ -169,10 +169,10 @@ class RungeKutta:
         return replace(self, **asdict(made[kind]))
 
     def step(
-        self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None
+        self, f: VectorField, t0: Time, t1: Time, y0: Tensor, hint: Tensor | None = None
     ) -> RungeKuttaStep:
         """One step from (t0, y0) to t1; see `torchaca.core.Method`."""
-        return RungeKuttaStep(self, f, t0, t1, y0, () if f0 is None else (f0,))
+        return RungeKuttaStep(self, f, t0, t1, y0, () if hint is None else (hint,))
 
     def complete(
         self,
@@ -278,12 +278,13 @@ class RungeKuttaStep:
         return self._length.scale(*weigh(self.method._e, self._evaluated(self.method.stages)))
 
     @property
-    def known_f1(self) -> Tensor | None:
+    def hint(self) -> Tensor | None:
         index = self.method.f1_index
         return self._ks[index] if index is not None and index < len(self._ks) else None
 
-    def give_f1(self, f1: Tensor) -> None:
-        if self.method.f1_index == len(self._ks):
+    @hint.setter
+    def hint(self, f1: Tensor | None) -> None:
+        if f1 is not None and self.method.f1_index == len(self._ks):
             self._ks.append(f1)
 
     def at(self, times: Sequence[Time]) -> Tensor:

@@ -48,7 +48,7 @@ class Staged(Method, Protocol):
         """The e_i in `error = h sum_i e_i k_i`; empty if the method has no error estimate."""
         ...
 
-    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> StagedStep:
+    def step(self, f: VectorField, t0: Time, t1: Time, y0: Tensor, hint: Tensor | None = None) -> StagedStep:
         """One step; `f0` is f(t0, y0) if known and only saves work."""
         ...
 
