@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import torchaca
-from torchaca import METHODS, PI_CONTROL, Adaptive, solve
+from torchaca import METHODS, PI_CONTROL, Adaptive, executors, solve
 from torchaca.field.precision import estimate_floor
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
@@ -172,8 +172,8 @@ def test_inside_transforms():
 def test_tolerances_that_a_dtype_can_meet_are_not_touched(dtype, tolerances, monkeypatch):
     net, options = network().to(dtype), dict(zip(("rtol", "atol"), tolerances, strict=True))
     runs = []
-    for floor in (torchaca.solve.__globals__["floored"], lambda p, f: p):
-        monkeypatch.setitem(torchaca.solve.__globals__, "floored", floor)
+    for floor in (executors.floored, lambda p, f: p):
+        monkeypatch.setattr(executors, "floored", floor)
         with torch.no_grad():
             sol, warned = solved(lambda t, y: net(y), X.to(dtype), **options)
         assert not warned

@@ -121,7 +121,8 @@ def test_gradients_of_times(options):
     f = Net()
     found = []
     for how in (False, "steps"):
-        sol = solve(f, torch.ones(3, 2, dtype=DOUBLE), times, compile=how, **options)
+        own = {"gradient": ACA(checkpoints="all"), "compile": how, **options}
+        sol = solve(f, torch.ones(3, 2, dtype=DOUBLE), times, **own)
         found.append((sol, torch.autograd.grad(loss_of(sol.ys), (times, *f.parameters()))))
     assert_equal(*found)
 

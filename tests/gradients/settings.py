@@ -13,9 +13,12 @@ ACA_SETTINGS = {
     "aca-stagewise-sqrt": ACA(stagewise=True, checkpoints="sqrt"),
     "aca-grad-rtol": ACA(grad_rtol=0.5),
 }
-assert {f.name for f in fields(ACA) if f.init} == {"checkpoints", "memory_budget", "stagewise", "grad_rtol"}, (
-    "a new field of ACA needs a row in ACA_SETTINGS"
-)
+assert {f.name for f in fields(ACA) if f.init} == {
+    "checkpoints",
+    "memory_budget",
+    "stagewise",
+    "grad_rtol",
+}, "a new field of ACA needs a row in ACA_SETTINGS"
 EVERY = {**{name: make() for name, make in GRADIENTS.items() if name != "aca"}, **ACA_SETTINGS}
 """Gradients by the names of their settings; "aca-all" is "aca"."""
 

@@ -73,8 +73,10 @@ class Wasteful:
         return self
 
     def with_settings(self, **settings: Any) -> Wasteful:
-        """Exchange the tolerances."""
-        return replace(self, **settings)
+        """Exchange some settings of `Adaptive`."""
+        other = replace(self)
+        object.__setattr__(other, "own", self.own.with_settings(**settings))
+        return other
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Wasteful:
         """Return the control itself, which holds none."""
