@@ -149,10 +149,10 @@ def test_evaluates_what_is_asked_for(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_given_f0_saves_an_evaluation_and_changes_no_bit(name):
+def test_a_hint_saves_an_evaluation_and_changes_no_bit(name):
     method = METHODS[name]
     alone, f = one_step(method)
-    given, g = one_step(method, f0=SPIRAL.f(torch.tensor(0.3, dtype=DOUBLE), SPIRAL.at(0.3)))
+    given, g = one_step(method, hint=SPIRAL.f(torch.tensor(0.3, dtype=DOUBLE), SPIRAL.at(0.3)))
     assert results_equal(alone, given)
     assert g.nfe == f.nfe - 1
     assert 0.3 not in g.times
