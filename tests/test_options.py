@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import inspect
 import pickle
 import warnings
+from dataclasses import fields
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 import torchaca as aca
 from torchaca import GRADIENTS, METHODS, NeuralODE, solve
 from torchaca.elsewhere import NAMES
-from torchaca.solve import OPTIONS
+from torchaca.options import OPTIONS, Options
 
 T = [0.0, 1.0]
 
@@ -34,6 +36,12 @@ DOORS = {
     ),
 }
 doors = pytest.mark.parametrize("door", DOORS)
+
+
+def test_solve_has_the_options_with_their_order_and_defaults():
+    signature = inspect.signature(solve).parameters.values()
+    of_solve = [(p.name, p.default) for p in signature if p.kind is p.KEYWORD_ONLY]
+    assert of_solve == [(x.name, x.default) for x in fields(Options)]
 
 
 def test_no_name_of_others_is_one_of_ours():

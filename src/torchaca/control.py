@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from .core import Control, End, Times
+from .core import Control, End
 from .errors import shorten
 from .loops.adaptive import Adaptive
 from .loops.fixed import FixedSteps
@@ -39,15 +37,3 @@ def check_control(control: Any, option: str = "control") -> Control:
     if not isinstance(control.adaptive, bool):
         raise TypeError(f"{option}.adaptive is True or False, got {shorten(control.adaptive)}")
     return control
-
-
-def fitted(control: Control, ts: Times, time_dtype: torch.dtype) -> Control:
-    """Return the control for a solve over these times, of which f is told in `time_dtype`, if that makes a difference.
-
-    Raises
-    ------
-    ValueError
-        If the control does not go with the times.
-    """
-    fit = getattr(control, "fitted", None)
-    return control if fit is None else fit(ts, time_dtype)

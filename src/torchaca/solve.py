@@ -122,25 +122,13 @@ def solve(
     torch.Size([3, 2])
     >>> sol.ys[-1].sum().backward()
     """
+    # In the order of its fields, which a test compares with this signature.
+    # fmt: off
     options = Options(
-        *(
-            args,
-            method,
-            rtol,
-            atol,
-            gradient,
-            dt,
-            n_steps,
-            grid,
-            dt0,
-            dt_min,
-            dt_max,
-            max_steps,
-            jump_ts,
-            norm,
-        ),
-        *(control, compile, dense, on_failure, debug),
+        args, method, rtol, atol, gradient, dt, n_steps, grid, dt0, dt_min, dt_max,
+        max_steps, jump_ts, norm, control, compile, dense, on_failure, debug,
     )
+    # fmt: on
     if unknown:
         refuse_unknown(unknown, "solve()")
     if torch.compiler.is_compiling():

@@ -267,6 +267,43 @@ def test_a_value_without_a_graph_to_the_parameters_is_said(name, field):
     assert "f.net." in said(lambda: solve(LOST[field](f), y0, [0.0, 1.0], **options))
 
 
+SWITCHES = {"no-grad": torch.no_grad, "inference": torch.inference_mode}
+
+
+@pytest.mark.parametrize(
+    ("name", "switch"), pairs([name for name in EVERY if name != "aca-grad-rtol"], SWITCHES)
+)
+def test_an_f_that_switches_grad_mode_off_is_said(name, switch):
+    f = Field()
+    start = torch.ones(1, 2, dtype=DOUBLE)
+    options = options_for(EVERY[name], method="midpoint", n_steps=2)
+
+    def off(t, y):
+        with SWITCHES[switch]():
+            return f(t, y).clone()
+
+    said_of_weights = said(lambda: solve(off, start, [0.0, 1.0], **options))
+    assert "f.net." in said_of_weights
+    assert "under no_grad" in said_of_weights
+    y0 = start.clone().requires_grad_()
+    assert "from y under no_grad" in said(lambda: solve(off, y0, [0.0, 1.0], **options))
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "aca-grad-rtol"])
+def test_a_forcing_looked_up_without_grad_is_no_cause(name):
+    data, rate = torch.linspace(0, 1, 5, dtype=DOUBLE), torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
+
+    @torch.no_grad()
+    def forcing(t, y):
+        return data[(4 * t).long()].expand_as(y)
+
+    options = options_for(EVERY[name], method="midpoint", n_steps=2)
+    y0 = torch.ones(2, dtype=DOUBLE, requires_grad=True)
+    solve(forcing, y0, [0.0, 1.0], **options)
+    solve(lambda t, y: forcing(t, y) - rate * y, y0, [0.0, 1.0], **options).ys.sum().backward()
+    assert rate.grad is not None
+
+
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "aca-grad-rtol"])
 def test_an_energy_with_its_graph_and_a_late_start_are_no_cause(name):
     f = Field()

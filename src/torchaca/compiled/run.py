@@ -32,7 +32,7 @@ from .inference import normal
 from .kept import split_stages
 from .loops import march_loop
 from .outputs import Chunk, emit, inner_times, padded, step_times
-from .search import State, search_loop
+from .search import Bounds, State, search_loop
 from .spec import Spec
 from .steps import beside
 
@@ -233,7 +233,7 @@ class Forward:
         ]
         limits = Limits.of(p, control)
         for stop in stops:
-            bounds = torch.tensor([*vars(limits).values(), stop, reach], dtype=DOUBLE, device="cpu")
+            bounds = torch.tensor(Bounds(limits, stop, reach).packed(), dtype=DOUBLE, device="cpu")
             while now != stop:
                 seen, chunk = self._search_chunk(now, bounds, tolerances)
                 p.stats.nfe = evaluated + int(seen.calls)

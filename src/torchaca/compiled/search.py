@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import VectorField
-from ..loops import pace
-from ..loops.pace import BAD_RATIO, accepts, first_dt, next_dt, propose, refusals
+from ..loops.pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
 from ..loops.rule import StepRule
 from . import compiler
 from .field_graph import FieldGraph
@@ -21,35 +20,21 @@ from .steps import basis_and_f1, one_sided, step_of
 
 
 @dataclass
-class Limits:
-    """What a search reads from one tensor, in this order: the limits of its pace, the stop, the first guess's reach."""
+class Bounds:
+    """What a search reads from one tensor: the limits of its pace in their order, the stop, the first guess's reach."""
 
-    sign: Any
-    smallest: Any
-    dt_min: Any
-    dt_max: Any
-    max_trials: Any
-    most_rejections: Any
-    fallback: Any
+    limits: Limits
     stop: Any
     reach: Any
 
     @staticmethod
-    def of(vector: Tensor) -> Limits:
-        return Limits(*vector.unbind())
+    def of(vector: Tensor) -> Bounds:
+        *limits, stop, reach = vector.unbind()
+        return Bounds(Limits(*limits), stop, reach)
 
-    @property
-    def pace(self) -> pace.Limits:
-        """The limits of the pace."""
-        return pace.Limits(
-            self.sign,
-            self.smallest,
-            self.dt_min,
-            self.dt_max,
-            self.max_trials,
-            self.most_rejections,
-            self.fallback,
-        )
+    def packed(self) -> list[Any]:
+        """The numbers of that tensor."""
+        return [*vars(self.limits).values(), self.stop, self.reach]
 
 
 @dataclass
@@ -74,19 +59,19 @@ class State:
 
 
 def guessed_dt(
-    rule: StepRule, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, limit: Limits, order: int
+    rule: StepRule, f: VectorField, t: Tensor, y: Tensor, f0: Tensor, bounds: Bounds, order: int
 ) -> Tensor:
     """Choose the first step size; zero, which ends the search, where f has no finite value."""
-    guess = rule.guessed_step(f, t, y, f0, limit.sign, limit.reach, order)
+    guess = rule.guessed_step(f, t, y, f0, bounds.limits.sign, bounds.reach, order)
     hopeless = ~torch.isfinite(guess) & ~torch.isfinite(f0).all()
-    return torch.where(hopeless, 0.0, first_dt(guess, t, limit.pace))
+    return torch.where(hopeless, 0.0, first_dt(guess, t, bounds.limits))
 
 
-def may_go_on(s: State, limit: Limits, room: int) -> Tensor:
+def may_go_on(s: State, bounds: Bounds, room: int) -> Tensor:
     """Say whether another trial makes sense, and its step has a place in the chunk."""
-    limits = limit.pace
-    t1, _ = propose(s.t, s.dt, limit.stop, limits)
-    goes, size, lands = (s.n < room) & (s.t != limit.stop), (t1 - s.t).abs(), t1 == limit.stop
+    limits, stop = bounds.limits, bounds.stop
+    t1, _ = propose(s.t, s.dt, stop, limits)
+    goes, size, lands = (s.n < room) & (s.t != stop), (t1 - s.t).abs(), t1 == stop
     found = refusals(s.t, size, lands, s.rejections, s.rejected_size, s.trials, limits)
     for refused in found.values():
         goes = goes & ~refused
@@ -129,12 +114,12 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
             return StepRule(rtol, atol, pid, safety, low, high, norm)
 
         def goes_on(y: Tensor, f0: Tensor, state: Tensor) -> Tensor:
-            return may_go_on(State(*state.unbind()), Limits.of(bounds), room)
+            return may_go_on(State(*state.unbind()), Bounds.of(bounds), room)
 
         def trial(y: Tensor, f0: Tensor, state: Tensor) -> Any:
-            s, limit = State(*state.unbind()), Limits.of(bounds)
-            limits = limit.pace
-            t1, clipped = propose(s.t, s.dt, limit.stop, limits)
+            s, bound = State(*state.unbind()), Bounds.of(bounds)
+            limits = bound.limits
+            t1, clipped = propose(s.t, s.dt, bound.stop, limits)
             size = (t1 - s.t).abs()
             f = one_sided(func, inputs, jumps, s.t, t1) if spec.jumps else plain
             calls = s.calls + (method.stages - 1)
@@ -182,7 +167,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
             )
 
         def first(t: Tensor, y: Tensor, f0: Tensor) -> Tensor:
-            return guessed_dt(ruled(), plain, t, y, f0, Limits.of(bounds), order)
+            return guessed_dt(ruled(), plain, t, y, f0, Bounds.of(bounds), order)
 
         start = State(*state.unbind())
         dt, guessed = start.dt, torch.isnan(start.dt)

@@ -7,7 +7,7 @@ usual source of the first, BatchNorm's running statistics of the second.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,11 +71,6 @@ class Effects:
         with self.undone():
             self.restore(mark)
             yield
-
-
-def undone(effects: Effects | None) -> AbstractContextManager[None]:
-    """Around evaluations of an f with these effects, if it has any: what they leave behind is undone at the end."""
-    return effects.undone() if effects else nullcontext()
 
 
 class Moments:

@@ -31,11 +31,6 @@ def name_of(node: Node) -> str:
     return type(node).name(node)
 
 
-def is_leaf_node(node: Node) -> bool:
-    """Whether a node stands for a leaf tensor, its `variable`."""
-    return type(node).__name__ == LEAF
-
-
 @dataclass
 class Graph:
     """What a value was computed from.

@@ -160,7 +160,8 @@ def _searched(p: Problem, measure: bool, attach: bool) -> Problem:
     wanted = _is_wanted(p, inputs)
     if measure and wanted:
         inputs = replace(inputs, graph_bytes=graph_bytes(k, since, (state, *inputs.tensors)))
-    value, again = k if attach and wanted else k.detach(), partial(_slope_at_start, p)
+    has_graph, again = k.requires_grad, partial(_slope_at_start, p)
+    value = k if attach and wanted else k.detach()
     if wanted and attach:
         kept = kept_of_attached(f, reads, since, handed)
         inputs = replace(inputs, kept=kept, wanted=True, attached=True)
@@ -170,8 +171,8 @@ def _searched(p: Problem, measure: bool, attach: bool) -> Problem:
         inputs = replace(inputs, kept=kept_of(f, reads, since, keeping), wanted=True)
     f0, effects = watch.effects(value, again)
     if wanted:
-        if unused := inputs.late if f.detached else inputs.idle:
-            warn_of_lost(replace(p, f=replace(p.f, effects=effects)), unused, reached, again)
+        unused = inputs.late if f.detached else inputs.idle
+        warn_of_lost(replace(p, f=replace(p.f, effects=effects)), unused, reached, again, has_graph=has_graph)
         reads.renew()
         inputs = replace(inputs, reads=reads).declaring(p.f.declared, alone=p.f.declared_alone)
     return replace(p, f=replace(p.f, f0=f0, effects=effects, inputs=inputs))
@@ -225,8 +226,7 @@ def _recorded(p: Problem) -> Problem:
         if f.detached or not (others or behind):
             known = {id(leaf) for leaf in graph.leaves}
             late = [t for _, t in reached.tensors if t.requires_grad and t.is_leaf and id(t) not in known]
-            if late:
-                warn_of_lost(p, late, reached, again)
+            warn_of_lost(p, late, reached, again, has_graph=k.requires_grad)
     return p
 
 

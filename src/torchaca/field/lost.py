@@ -48,7 +48,8 @@ def kept_since(f: object, reads: Reads, since: int) -> str:
 
 def _changes(reads: Reads) -> bool:
     """Whether f has changed something that it reads from."""
-    return bool(reads.filled) or any(place.now() is not place.value for place in reads.places)
+    changed = (now for place in reads.places if (now := place.now()) is not place.value)
+    return bool(reads.filled) or any(not isinstance(now, PLAIN) for now in changed)
 
 
 def _named(
@@ -78,30 +79,63 @@ def warn_of_kept(kept: str, gradient: str) -> None:
 
 
 class _Arguments(TorchFunctionMode):
-    """Notes from which of some tensors torch's functions compute something that requires a gradient."""
+    """Notes from which of some tensors, and of the state, torch's functions compute what should have a graph.
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    That is what requires a gradient, and what would if f had not switched grad mode off.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], state: Tensor | None) -> None:
         super().__init__()
         self.wanted = {id(t): t for t in tensors}
+        self.state = None if state is None else _storage(state)
         self.seen: set[int] = set()
+        self.state_seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.requires_grad:
-            self.seen |= {id(x) for x in pytree.tree_leaves((args, kwargs)) if id(x) in self.wanted}
+        off = not torch.is_grad_enabled()
+        if isinstance(out, Tensor) and (out.requires_grad or (off and out.is_floating_point())):
+            given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            self.seen |= {id(x) for x in given if id(x) in self.wanted}
+            self.state_seen |= off and self.state is not None and self.state in map(_storage, given)
         return out
 
 
-def warn_of_lost(p: Problem, unused: Sequence[Tensor], reached: Reach, again: Callable[[], Tensor]) -> None:
-    """Warn if f reads tensors that require gradients and its value has no graph that leads to them.
+def _depends_on_state(p: Problem, value: Tensor) -> bool:
+    """Whether f has another value than this one beside the start; its shape and device are no dependence."""
+    with p.undone(), torch.no_grad():
+        beside = p.slope(p.ts.values[0], p.ts.values[-1], p.y0.detach() * (1 + 1e-3) + 1e-3)
+    return not torch.equal(beside, value.detach())
 
-    f is evaluated `again` to find that out; that leaves no effect and is not counted.
+
+def _storage(x: Tensor) -> int:
+    """Where a tensor's numbers lie, which its views have in common; zero if that is nowhere."""
+    return x.untyped_storage().data_ptr() if x.layout == torch.strided else 0
+
+
+def warn_of_lost(
+    p: Problem, unused: Sequence[Tensor], reached: Reach, again: Callable[[], Tensor], *, has_graph: bool
+) -> None:
+    """Warn if f's value has no graph that leads to tensors which f reads and which require gradients, or to the state.
+
+    f is evaluated `again` to find that out, where tensors are `unused` or its first value `has_graph` not; that leaves
+    no effect and is not counted.
     """
+    state = p.y0 if p.y0.requires_grad and not has_graph else None
+    if not unused and state is None:
+        return
     evaluations = p.stats.nfe
-    with p.undone(), torch.enable_grad(), _Arguments(unused) as arguments:
-        again()
-    p.stats.nfe = evaluations
+    with p.undone(), torch.enable_grad(), _Arguments(unused, state) as arguments:
+        value = again()
     names = [label(path) for path, t in reached.tensors if id(t) in arguments.seen]
+    without_graph = arguments.state_seen and _depends_on_state(p, value)
+    p.stats.nfe = evaluations
+    if without_graph:
+        warn(
+            "f computes its value from y under no_grad, so that it has no graph: gradients will lack all that f "
+            "contributes. Take @torch.no_grad() off f (of a solve whose gradient nobody wants, put it around the solve)"
+        )
+        return
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         warn(

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..control import check_control, fitted
+from ..control import check_control
 from ..core import Control, Method, Outcome, Problem, Step, tolerant
 from ..errors import SolverError
 from ..field.dynamics import Dynamics
@@ -184,7 +184,8 @@ class Adjoint:
         spread = structure_of(p.y0).spread
         for_state = {name: spread(given, name, p.y0) for name, given in tolerances.items()}
         control = control.with_settings(**for_state)  # which refuses negative ones
-        control = fitted(control, p.ts, p.y0.dtype.to_real())
+        if fit_to := getattr(control, "fitted", None):
+            control = fit_to(p.ts, p.y0.dtype.to_real())
         if isinstance(p.f.call, Dynamics):
             control: Any = floored(replace(p, control=control, method=method), p.f.call).control
         own = self.control if self.control is None else control
