@@ -12,7 +12,8 @@ from torch import nn
 
 import torchaca as aca
 from torchaca import SolverError
-from torchaca.compiled.search import Limits, State, may_go_on
+from torchaca.compiled.search import Bounds, State, may_go_on
+from torchaca.loops.pace import Limits
 
 F64 = torch.float64
 INTERFACES = ("odeint", "odeint_adjoint")
@@ -115,18 +116,16 @@ def solver_error(case):
 
 def test_compiled_solves_stop_there_too():
     """A rejection at the smallest step that would be accepted: nan, and the next one is no better."""
-    limit = Limits(
-        stop=2.0,
+    limits = Limits(
         sign=1.0,
         smallest=0.0,
-        max_trials=2**31 - 1,
         dt_min=0.1,
         dt_max=1.0,
-        reach=2.0,
+        max_trials=2**31 - 1,
         most_rejections=86,
         fallback=0.1,
     )
-    limit = Limits.of(torch.tensor([*vars(limit).values()], dtype=F64))
+    bounds = Bounds.of(torch.tensor(Bounds(limits, stop=2.0, reach=2.0).packed(), dtype=F64))
     for size, goes_on in ((0.1, False), (0.2, True)):
         numbers = dict.fromkeys(State.__dataclass_fields__, 0.0) | {
             "dt": 0.1,
@@ -134,7 +133,7 @@ def test_compiled_solves_stop_there_too():
             "rejected_size": size,
         }
         state = State(*torch.tensor([*numbers.values()], dtype=F64).unbind())
-        assert bool(may_go_on(state, limit, room=8)) == goes_on
+        assert bool(may_go_on(state, bounds, room=8)) == goes_on
 
 
 def test_a_lane_that_ends_in_nan_at_the_smallest_step_is_an_error():

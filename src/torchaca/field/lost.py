@@ -81,11 +81,13 @@ def warn_of_kept(kept: str, gradient: str) -> None:
 class _Arguments(TorchFunctionMode):
     """Notes from which of some tensors, and of the state, torch's functions compute what should have a graph.
 
-    That is what requires a gradient, and what would if f had not switched grad mode off.
+    That is what requires a gradient, and for an f whose value has no graph what would if f had not switched grad mode
+    off.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], state: Tensor | None) -> None:
+    def __init__(self, tensors: Iterable[Tensor], state: Tensor | None, *, has_graph: bool) -> None:
         super().__init__()
+        self.has_graph = has_graph
         self.wanted = {id(t): t for t in tensors}
         self.state = None if state is None else _storage(state)
         self.seen: set[int] = set()
@@ -93,7 +95,7 @@ class _Arguments(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        off = not torch.is_grad_enabled()
+        off = not (self.has_graph or torch.is_grad_enabled())
         if isinstance(out, Tensor) and (out.requires_grad or (off and out.is_floating_point())):
             given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             self.seen |= {id(x) for x in given if id(x) in self.wanted}
@@ -125,7 +127,7 @@ def warn_of_lost(
     if not unused and state is None:
         return
     evaluations = p.stats.nfe
-    with p.undone(), torch.enable_grad(), _Arguments(unused, state) as arguments:
+    with p.undone(), torch.enable_grad(), _Arguments(unused, state, has_graph=has_graph) as arguments:
         value = again()
     names = [label(path) for path, t in reached.tensors if id(t) in arguments.seen]
     without_graph = arguments.state_seen and _depends_on_state(p, value)
