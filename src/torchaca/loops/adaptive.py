@@ -15,6 +15,7 @@ from ..core import End, Problem, Step, Times
 from ..numbers import Numbers, Time, in_double
 from .clock import merged
 from .pace import TENSORS
+from .rest import AT_REST
 from .rule import I_CONTROL, NORMS, PID, Norm, StepRule
 from .stepping import search
 
@@ -43,6 +44,10 @@ class Adaptive:
         Trials (accepted and rejected) before the solve gives up.
     jump_ts : sequence of float
         Times at which f or its derivatives jump: steps end there, and no step looks across.
+    at_rest : "resolve" or "ignore"
+        What limits steps whose error says nothing, as at an equilibrium: "resolve" (default) evaluates f once beside
+        the state after each of them and keeps the next one short enough for its derivative, and for what begins after
+        the rest; "ignore" lets them grow, so that values are right and gradients are not. See `loops.rest`.
     """
 
     adaptive = True
@@ -61,6 +66,7 @@ class Adaptive:
     max_steps: int = 10_000
     jump_ts: tuple[float, ...] = ()
     stop_ts: tuple[float, ...] = ()
+    at_rest: str = "resolve"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -75,6 +81,8 @@ class Adaptive:
             raise ValueError(f"dt0 is the size of the first step, a positive number; got {self.dt0!r}")
         if not 0 <= self.dt_min <= self.dt_max:
             raise ValueError(f"0 <= dt_min <= dt_max must hold, got {self.dt_min}, {self.dt_max}")
+        if self.at_rest not in AT_REST:
+            raise ValueError(f"at_rest is 'resolve' or 'ignore', got {self.at_rest!r}")
         if isinstance(self.norm, str) and self.norm not in NORMS:
             raise ValueError(f"unknown norm {self.norm!r}: use 'rms', 'max' or a callable")
         for name in ("rtol", "atol"):

@@ -1,0 +1,133 @@
+"""Steps at rest: a bound on their length where the error estimate says nothing.
+
+At an equilibrium a step has no error, however long it is, and steps would grow tenfold each, far out of the method's
+stability region: the state stays right, its derivative does not, and a pulse between two stages goes unseen. What the
+error estimate cannot tell, h |J|, takes one evaluation beside the state. After an accepted step whose error ratio is at
+most `ROOM`, unless it is the last,
+
+    w = (f(t, y + s v) - f(t, y)) / s          |v| = 1 (rms), at first random
+    L = max(|w|, 0.7 L)                        v := w / |w| + v / 2, normed
+    next step <= theta / L                     theta: `methods.stability`
+
+and so much shorter in a long solve that the errors of all of its steps add up to `TOTAL` at most. That is a power
+iteration for the size of J = df/dy, a round after each such step. The evaluation is one like those of a rejected trial:
+counted, without a graph, and undone where f moves buffers. An f that draws random numbers is not looked at: the
+difference would be noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core import Method, Problem, VectorField
+from ..methods.stability import GOOD, SHARE, stability
+from ..numbers import Time, at_least, at_most
+from ..state import rms
+from ..torch_internals import plain
+from .pace import TOO_SMALL, ulp
+
+if TYPE_CHECKING:
+    from .adaptive import Adaptive
+
+AT_REST = ("resolve", "ignore")
+ROOM = 1e-3  # ratios of controlled steps are 0.03 to 1: only steps that something else has limited are below
+FADING = 0.7  # what an old |J| counts for
+MOST = 10_000  # steps into which the bound may divide a span
+TOTAL = 0.1  # relative error of the derivative over the whole of a solve at rest
+FLAT = 1e-200  # a |J| that is as good as none
+
+
+@dataclass(frozen=True)
+class Slope:
+    """What is known of J = df/dy.
+
+    Attributes
+    ----------
+    direction : Tensor, shape of y
+        One in which J is large, of rms 1.
+    steepness : Tensor, 0-dim, float64
+        How large; zero while nothing is known.
+    """
+
+    direction: Tensor
+    steepness: Tensor
+
+    @staticmethod
+    def unknown(y: Tensor, batch: int = 0) -> Slope:
+        """Nothing, and a direction that is the same for each of the independent problems in y, lanes or rows."""
+        with plain():  # a random operation inside of vmap
+            generator = torch.Generator("cpu").manual_seed(0)  # the user's random numbers stay as they are
+            noise = torch.randn(y.shape[batch:], generator=generator, dtype=torch.float64, device="cpu")
+            direction = (noise / rms(noise)).to(y.device, y.dtype).expand(y.shape)
+            return Slope(direction, torch.zeros((), dtype=torch.float64, device=y.device))
+
+    def looked(
+        self, f: VectorField, t: Time, y: Tensor, f0: Tensor, atol: float | Tensor, eps: float
+    ) -> Slope:
+        """Evaluate f beside y, at which it is `f0`, and so know J better.
+
+        `eps` is the resolution of the dtype in which f computes. The distance is 1e-4 of the state's size in float64,
+        3e-4 in float32, and where the state is zero eps^(3/4), which the ones in f resolve.
+        """
+        v, size = self.direction, rms(y) + (rms(atol) if isinstance(atol, Tensor) else atol)
+        beside = (max(1e-4, eps**0.5) * size + eps**0.75).to(y.dtype.to_real())
+        w = (f(t, y + beside * v) - f0) / beside
+        steep = rms(w)
+        turned = w / steep + v / 2
+        seen = torch.isfinite(steep) & (steep > 0)  # else J is zero there, or f not defined
+        steepness = torch.where(seen, steep.double(), 0.0)
+        return Slope(
+            torch.where(seen, turned / rms(turned), v), torch.maximum(steepness, FADING * self.steepness)
+        )
+
+
+def looks(p: Problem, control: Adaptive) -> bool:
+    """Whether a solve looks beside its state at rest; not under a control of one's own that does not say so."""
+    return getattr(control, "at_rest", "ignore") == "resolve" and not (p.effects and p.effects.random)
+
+
+def longest(steepness: Any, method: Method, span: float) -> Any:
+    """Return how long a step may be where |J| is `steepness`, a number or a tensor, in a solve over `span`."""
+    theta, steep = stability(method).theta, at_least(steepness, FLAT)
+    good = theta / SHARE  # there a step is off by GOOD (z / good)^(order + 1), and L span / z steps are taken
+    small = good * (TOTAL / GOOD * good / (span * steep)) ** (1 / method.order)
+    return at_most(small, theta) / steep
+
+
+def least(p: Problem, control: Adaptive) -> float:
+    """Return the smallest step that the bound asks for.
+
+    A stiff problem at rest is one that steps of this kind cannot resolve, and it is not to fail for that.
+    """
+    start, end = p.ts.values[0], p.ts.values[-1]
+    shortest = 2 * abs(end - start) / min(control.max_steps, MOST)
+    return max(control.dt_min, shortest, 2 * TOO_SMALL * max(ulp(start), ulp(end)))
+
+
+def resolution(p: Problem) -> float:
+    """Return the distance from 1 to the next number in the coarsest dtype in which f computes."""
+    dtypes: Sequence[torch.dtype] = getattr(p.f.call, "dtypes", (p.y0.dtype,))
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+class Rest:
+    """The bound of one search, where the ratio of a step is at most `room`; `slope` is what it knows of f."""
+
+    def __init__(self, p: Problem, control: Adaptive) -> None:
+        self.p, self.control = p, control
+        self.slope: Slope | None = None
+        self.room = ROOM if looks(p, control) else -1.0
+
+    def bound(self, f: VectorField, t: Time, y: Tensor, f0: Tensor) -> float:
+        """Look beside y, where f is f0, and return how long the next step may be; one read of the device."""
+        p, y = self.p, y.detach()
+        with torch.no_grad(), p.undone():
+            before = Slope.unknown(y, p.f.batch) if self.slope is None else self.slope
+            self.slope = before.looked(f, t, y, f0.detach(), self.control.atol, resolution(p))
+        span = abs(p.ts.values[-1] - p.ts.values[0])
+        return max(longest(self.slope.steepness.item(), p.method, span), least(p, self.control))
