@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from resting import DOUBLE, MODELS, oscillator, prey
+from stubs import CountOperations
 from torch import nn
 
 import torchaca as aca
@@ -365,3 +366,35 @@ def test_a_stiff_rest_does_not_fail():
 def test_dt_min_is_kept():
     sol = solve(lambda t, y: -1e3 * y, torch.zeros(2, dtype=DOUBLE), [0.0, 1.0], dt_min=0.1, **TOLERANCES)
     assert sol.stats.accepted <= 11
+
+
+# Lanes of vmap.
+
+STARTS = torch.tensor([[1.0, 1.0], [1.0, 1.3], [1.0, 1.0], [2.0, 0.5]], dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+def test_lanes_rest_by_themselves(method):
+    """Each as if it were alone, whatever its mates do; those at rest with right gradients."""
+
+    def end(y0):
+        return solve(prey, y0, [0.0, 10.0], method=method, rtol=1e-4, atol=1e-6).ys[-1]
+
+    together = torch.func.vmap(torch.func.jacrev(end))(STARTS)
+    for y0, jacobian in zip(STARTS, together, strict=True):
+        assert torch.equal(torch.func.vmap(torch.func.jacrev(end))(y0[None])[0], jacobian)
+        torch.testing.assert_close(torch.func.jacrev(end)(y0), jacobian, rtol=1e-6, atol=1e-6)
+    exact = torch.linalg.matrix_exp(10 * torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=DOUBLE))
+    assert (together[0] - exact).norm() < 0.1
+
+
+def test_one_host_read_a_trial_of_lanes():
+    """Beside those that bound a step at rest: one more, and where to go on then."""
+
+    def end(y0):
+        return solve(prey, y0, [0.0, 10.0], rtol=1e-6, atol=1e-9).ys[-1]
+
+    with CountOperations() as counts:
+        torch.func.vmap(end)(STARTS[:1])
+    alone = solve(prey, STARTS[0], [0.0, 10.0], rtol=1e-6, atol=1e-9).stats
+    assert counts.host_reads <= 3 * alone.accepted + 20
