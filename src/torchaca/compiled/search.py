@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..core import VectorField
 from ..loops import pace
 from ..loops.pace import BAD_RATIO, accepts, first_dt, next_dt, propose, refusals
+from ..loops.rest import Rest
 from ..loops.rule import StepRule
 from . import compiler
 from .field_graph import FieldGraph
@@ -22,7 +24,10 @@ from .steps import basis_and_f1, one_sided, step_of
 
 @dataclass
 class Limits:
-    """What a search reads from one tensor, in this order: the limits of its pace, the stop, the first guess's reach."""
+    """What a search reads from one tensor, in this order: the limits of its pace, the stop, the first guess's reach.
+
+    `room` is the error ratio up to which a step's error says nothing.
+    """
 
     sign: Any
     smallest: Any
@@ -33,6 +38,7 @@ class Limits:
     fallback: Any
     stop: Any
     reach: Any
+    room: Any = -1.0
 
     @staticmethod
     def of(vector: Tensor) -> Limits:
@@ -57,20 +63,41 @@ class State:
     """What a search carries from trial to trial, beside y and f0: the numbers of one tensor, float64, in this order.
 
     `n` steps are accepted in this chunk, `m` of them with outputs inside; `trials` and `calls` of f count through all
-    chunks; `known`: f0 is f(t, y) already.
+    chunks; `known`: f0 is f(t, y) already. `rests`: the last step's error says nothing, and the loop ends there, so
+    that its next step can be bounded (see `torchaca.loops.rest`).
     """
 
-    n: Any
-    m: Any
-    trials: Any
-    calls: Any
-    rejections: Any
-    t: Any
-    dt: Any
-    ratio: Any
-    older: Any
-    rejected_size: Any
-    known: Any
+    n: Any = 0.0
+    m: Any = 0.0
+    trials: Any = 0.0
+    calls: Any = 0.0
+    rejections: Any = 0.0
+    t: Any = 0.0
+    dt: Any = 0.0
+    ratio: Any = 1.0
+    older: Any = 1.0
+    rejected_size: Any = math.inf
+    known: Any = 1.0
+    rests: Any = 0.0
+
+    def tensor(self) -> Tensor:
+        """Pack the numbers."""
+        return torch.tensor([*vars(self).values()], dtype=torch.float64, device="cpu")
+
+
+KNOWN = [*State.__dataclass_fields__].index("known")
+
+
+def bound(
+    state: Tensor, rest: Rest, f: VectorField, point: tuple[Tensor, Tensor], spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """Bound the next step of a search that rests at `y, f0`: f there, and the state. See `torchaca.loops.rest`."""
+    seen, (y, f0) = State(*state.tolist()), point
+    if not (spec.method.fsal or seen.known):
+        f0, seen.known, seen.calls = f(seen.t, y), 1.0, seen.calls + 1
+    seen.dt = min(seen.dt, rest.bound(f, seen.t, y, f0))
+    seen.calls, seen.rests = seen.calls + 1, 0.0
+    return f0, seen.tensor()
 
 
 def guessed_dt(
@@ -87,6 +114,7 @@ def may_go_on(s: State, limit: Limits, room: int) -> Tensor:
     limits = limit.pace
     t1, _ = propose(s.t, s.dt, limit.stop, limits)
     goes, size, lands = (s.n < room) & (s.t != limit.stop), (t1 - s.t).abs(), t1 == limit.stop
+    goes = goes & ~(s.rests > 0)
     found = refusals(s.t, size, lands, s.rejections, s.rejected_size, s.trials, limits)
     for refused in found.values():
         goes = goes & ~refused
@@ -174,6 +202,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
                 older=torch.where(ok, s.ratio, s.older),
                 rejected_size=torch.where(ok, torch.inf, size),
                 known=known.double(),
+                rests=(ok & (ratio <= limit.room)).double(),
             )
             return (
                 torch.where(ok, step.y1, y),
