@@ -1,5 +1,6 @@
 """How long a step may be for its derivative: read off the tableau, against polynomials and a table made otherwise."""
 
+import gc
 import math
 from dataclasses import replace
 from fractions import Fraction
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from torchaca.methods import HEUN_EULER, METHODS, RungeKutta
-from torchaca.methods.stability import first, stability
+from torchaca.methods.stability import _MEASURED, first, stability
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=str)
 
@@ -81,11 +82,28 @@ class Own(RungeKutta):
     __hash__ = None
 
 
+class Slotted:
+    """A method of one's own that nobody can refer to weakly."""
+
+    __slots__ = ()
+    name, order, adaptive, step = "mine", 2, True, HEUN_EULER.step
+
+
 def test_a_method_of_ones_own():
     renamed = replace(HEUN_EULER, name="mine")
-    assert stability(renamed) == stability(HEUN_EULER)
+    assert stability(renamed) == stability(HEUN_EULER) == stability(Slotted())
     own = Own("own", 1, c="0", a="", b="1")
     assert stability(own) == stability(METHODS["euler"])
+
+
+def test_measured_once_and_forgotten_with_the_method():
+    own = replace(HEUN_EULER, name="mine")
+    before = len(_MEASURED)
+    assert stability(own) is stability(own)
+    assert len(_MEASURED) == before + 1
+    del own
+    gc.collect()
+    assert len(_MEASURED) == before
 
 
 def test_the_first_place():

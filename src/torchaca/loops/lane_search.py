@@ -127,7 +127,7 @@ class Search:
             stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
             none, never = torch.zeros_like(t), torch.full_like(t, torch.inf)
             ratios, no = [torch.ones_like(t)] * 2, none.bool()
-        slope = Slope.unknown(y0) if looks(p, control) else None
+        slope = Slope(Slope.unknown(y0).direction, lanes.spread(none)) if looks(p, control) else None
         return Search(
             p, control, limits, lanes, y0, f0, t, dt, stops, ratios, none, never, no, no, slope, alone
         )

@@ -17,8 +17,10 @@ difference would be noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from ..core import Method, Problem, VectorField
 from ..methods.stability import GOOD, SHARE, stability
-from ..numbers import Time, at_least, at_most
+from ..numbers import Numbers, Time, at_least, at_most, in_double, on_host, where
 from ..state import rms
 from ..torch_internals import plain
 from .pace import TOO_SMALL, ulp
@@ -40,6 +42,7 @@ FADING = 0.7  # what an old |J| counts for
 MOST = 10_000  # steps into which the bound may divide a span
 TOTAL = 0.1  # relative error of the derivative over the whole of a solve at rest
 FLAT = 1e-200  # a |J| that is as good as none
+SMALL = 4096  # directions of so many numbers are remembered
 
 
 @dataclass(frozen=True)
@@ -50,40 +53,63 @@ class Slope:
     ----------
     direction : Tensor, shape of y
         One in which J is large, of rms 1.
-    steepness : Tensor, 0-dim, float64
+    steepness : float or Tensor, 0-dim, float64
         How large; zero while nothing is known.
     """
 
     direction: Tensor
-    steepness: Tensor
+    steepness: Any
 
     @staticmethod
     def unknown(y: Tensor, batch: int = 0) -> Slope:
         """Nothing, and a direction that is the same for each of the independent problems in y, lanes or rows."""
         with plain():  # a random operation inside of vmap
-            generator = torch.Generator("cpu").manual_seed(0)  # the user's random numbers stay as they are
-            noise = torch.randn(y.shape[batch:], generator=generator, dtype=torch.float64, device="cpu")
-            direction = (noise / rms(noise)).to(y.device, y.dtype).expand(y.shape)
-            return Slope(direction, torch.zeros((), dtype=torch.float64, device=y.device))
+            shape = y.shape[batch:]
+            noise = _remembered(shape) if shape.numel() <= SMALL else _noise(shape)
+            return Slope(noise.to(y.device, y.dtype).expand(y.shape), 0.0)
 
     def looked(
-        self, f: VectorField, t: Time, y: Tensor, f0: Tensor, atol: float | Tensor, eps: float
+        self,
+        f: VectorField,
+        t: Time,
+        y: Tensor,
+        f0: Tensor,
+        atol: float | Tensor,
+        eps: float,
+        numbers: Numbers = in_double,
     ) -> Slope:
         """Evaluate f beside y, at which it is `f0`, and so know J better.
 
         `eps` is the resolution of the dtype in which f computes. The distance is 1e-4 of the state's size in float64,
-        3e-4 in float32, and where the state is zero eps^(3/4), which the ones in f resolve.
+        3e-4 in float32, and where the state is zero eps^(3/4), which the ones in f resolve. Norms become `numbers`.
         """
-        v, size = self.direction, rms(y) + (rms(atol) if isinstance(atol, Tensor) else atol)
-        beside = (max(1e-4, eps**0.5) * size + eps**0.75).to(y.dtype.to_real())
-        w = (f(t, y + beside * v) - f0) / beside
-        steep = rms(w)
-        turned = w / steep + v / 2
-        seen = torch.isfinite(steep) & (steep > 0)  # else J is zero there, or f not defined
-        steepness = torch.where(seen, steep.double(), 0.0)
+        v, root, norm = self.direction, math.sqrt(max(y.numel(), 1)), torch.linalg.vector_norm
+        size, *floor = numbers(norm(y), *([rms(atol)] if isinstance(atol, Tensor) else []))
+        beside = max(1e-4, eps**0.5) * (size / root + (floor[0] if floor else atol)) + eps**0.75
+        w = f(t, y + _factor(beside, y) * v) - f0
+        (rise,) = numbers(norm(w))
+        seen = (rise > 0) & (rise < math.inf)  # else J is zero there, or f not defined
+        turned = v / 2 + w * _factor(root / where(seen, rise, 1.0), y)
+        (length,) = numbers(norm(turned))
+        steepness = where(seen, rise / (beside * root), 0.0)
         return Slope(
-            torch.where(seen, turned / rms(turned), v), torch.maximum(steepness, FADING * self.steepness)
+            where(seen, turned * _factor(root / length, y), v), at_least(steepness, FADING * self.steepness)
         )
+
+
+def _noise(shape: torch.Size) -> Tensor:
+    """Numbers of rms 1, the same each time; the user's random numbers stay as they are."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return noise / rms(noise)
+
+
+_remembered = lru_cache(maxsize=64)(_noise)
+
+
+def _factor(x: Any, y: Tensor) -> Any:
+    """A number of float64 to multiply y with; a tensor would widen a state without dimensions."""
+    return x.to(y.dtype.to_real()) if isinstance(x, Tensor) else x
 
 
 def looks(p: Problem, control: Adaptive) -> bool:
@@ -124,10 +150,11 @@ class Rest:
         self.room = ROOM if looks(p, control) else -1.0
 
     def bound(self, f: VectorField, t: Time, y: Tensor, f0: Tensor) -> float:
-        """Look beside y, where f is f0, and return how long the next step may be; one read of the device."""
+        """Look beside y, where f is f0, and return how long the next step may be."""
         p, y = self.p, y.detach()
         with torch.no_grad(), p.undone():
             before = Slope.unknown(y, p.f.batch) if self.slope is None else self.slope
-            self.slope = before.looked(f, t, y, f0.detach(), self.control.atol, resolution(p))
+            point = (t, y, f0.detach(), self.control.atol, resolution(p))
+            self.slope = before.looked(f, *point, numbers=on_host)
         span = abs(p.ts.values[-1] - p.ts.values[0])
-        return max(longest(self.slope.steepness.item(), p.method, span), least(p, self.control))
+        return max(longest(self.slope.steepness, p.method, span), least(p, self.control))

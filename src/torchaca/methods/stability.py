@@ -8,8 +8,10 @@ anything. What follows is read off y' = lambda y on three axes: decaying (z < 0)
 
 from __future__ import annotations
 
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,7 +46,7 @@ class Stability:
 
 
 def stability(method: Method) -> Stability:
-    """Measure the limits of a method's steps; once for each method.
+    """Measure the limits of a method's steps, once for each method.
 
     Parameters
     ----------
@@ -55,10 +57,22 @@ def stability(method: Method) -> Stability:
     -------
     Stability
     """
-    try:
-        return _remembered(method)
-    except TypeError:  # a method that cannot be hashed
-        return _measured(method)
+    known = _MEASURED.get(id(method))
+    if known is not None and known[0]() is method:
+        return known[1]
+    found = _measured(method)
+    with suppress(TypeError):  # an object that nobody can refer to weakly is measured each time
+        _MEASURED[id(method)] = weakref.ref(method, partial(_forget, id(method))), found
+    return found
+
+
+# By identity: a tableau takes as long to hash as a solve takes some steps.
+_MEASURED: dict[int, tuple[weakref.ref[Method], Stability]] = {}
+
+
+def _forget(place: int, gone: weakref.ref[Method]) -> None:
+    if place in _MEASURED and _MEASURED[place][0] is gone:
+        del _MEASURED[place]
 
 
 def _measured(method: Method) -> Stability:
@@ -84,9 +98,6 @@ def _measured(method: Method) -> Stability:
         return Stability(SHARE * good, 1.0, gamma)
     kappa = sum((estimate / largest / error)[axis, poor[axis]].item() for axis in (0, 1)) / 2
     return Stability(SHARE * good, kappa, gamma)
-
-
-_remembered = lru_cache(maxsize=64)(_measured)
 
 
 def first(error: Tensor, limit: float) -> int:
