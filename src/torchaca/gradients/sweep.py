@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from ..loops.outputs import inside
 from ..numbers import Time
 from ..trace import Trace
 from .drift import Drift
+from .inner import Inner
 from .replay import MaybeTensors, Parts, rebuilt, totals_for, vjp, without_graph
 from .tally import Tally
 
@@ -53,6 +55,8 @@ class Replay:
         Make the graph of each evaluation when it is differentiated.
     alone : container of int
         Steps that evaluate f at their ends themselves, since another one takes their place, or their neighbour's.
+    inner : mapping
+        By step, cotangents of further values inside of it.
 
     Raises
     ------
@@ -72,6 +76,7 @@ class Replay:
         end: Tensor | None = None,
         stagewise: bool = False,
         alone: Container[int] = (),
+        inner: Mapping[int, Inner] = MappingProxyType({}),
     ) -> None:
         if moments is None and problem.effects and problem.effects.stateful:
             raise ValueError(
@@ -87,7 +92,8 @@ class Replay:
             self.p = self.p.calling(evaluated_stagewise(self.p))
         with torch.enable_grad():
             self.boundaries = list(self.p.control.boundaries(self.p.ts, times))
-        self.ys_grad, self.dense_grad, self.alone = cotangents[0], cotangents[1:], alone
+        self.ys_grad, self.dense_grad, self.inner = cotangents[0], cotangents[1:], inner
+        self.alone = alone
         self.wrt = [leaves.ts, *leaves.control, *leaves.args, *leaves.captured]
         self.tally = self.tallied(cotangents)
         self.next_f0: Tensor | None = None
@@ -186,6 +192,8 @@ class Replay:
         if grad is not None:
             outs.append(step.basis())
             cotangents.append(grad)
+        if n in self.inner:
+            self.inner[n].add(step, outs, cotangents)
 
     def _inside(self, n: int) -> list[int]:
         """The outputs on the interpolant of step n."""
@@ -197,7 +205,7 @@ class Replay:
         last = n + 1 == self.n_steps
         if not within or last or self.dense_grad or not self.p.reuses(self.boundaries[n + 1]):
             return None
-        if n in self.alone or n + 1 in self.alone:
+        if self.inner or n in self.alone or n + 1 in self.alone:
             return None
         times = [self.p.ts[i] for i in within]
         return self.p.method.f1_weights(self.boundaries[n], self.boundaries[n + 1], times)
