@@ -211,6 +211,7 @@ def run(
             outcome = executor.finish(begun)
     except CannotCompile as reason:
         p.stats.__init__()
+        p.log.rests.__init__()
         warn(f"compile={asked.compile!r}: {reason}; this solve runs in the eager loop")
         executor = Eager()
         begun = prepared(executor.begin(p), asked.gradient)

@@ -21,7 +21,7 @@ from ..layout import empty_rows
 from ..loops.adaptive import Adaptive
 from ..loops.diagnosis import History, chatters, diagnose
 from ..loops.pace import Limits, propose, refusals
-from ..loops.rest import Rest
+from ..loops.rest import ROOM, Rest
 from ..loops.stepping import stopped
 from ..numbers import Time, value
 from ..torch_internals import mark_dynamic
@@ -33,7 +33,7 @@ from .inference import normal
 from .kept import split_stages
 from .loops import march_loop
 from .outputs import Chunk, emit, inner_times, padded, step_times
-from .search import KNOWN, State, bound, search_loop
+from .search import KNOWN, State, bound, search_loop, tolerances
 from .spec import Spec
 from .steps import beside
 
@@ -224,13 +224,10 @@ class Forward:
         reach, self.history = min(0.5 * abs(stops[0] - now), control.dt_max), History()
         dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
         self.state = State(t=now, dt=dt).tensor()
-        self.tolerances = [
-            normal(x) if isinstance(x, Tensor) else torch.tensor(x, dtype=DOUBLE, device="cpu")
-            for x in (control.rtol, control.atol)
-        ]
+        self.tolerances = tolerances(control)
         limits, self.rest = Limits.of(p, control), Rest(p, control)
         for stop in stops:
-            numbers = [*vars(limits).values(), stop, reach, self.rest.room]
+            numbers = [*vars(limits).values(), stop, reach, ROOM]
             bounds = torch.tensor(numbers, dtype=DOUBLE, device="cpu")
             while now != stop:
                 seen, chunk = self._search_chunk(now, stop, bounds)
@@ -241,8 +238,8 @@ class Forward:
                 if chunk.jumps and now != end:
                     self.f0, self.state[KNOWN] = self._at(now, self.y), 1.0
                     p.stats.nfe, evaluated = p.stats.nfe + 1, evaluated + 1
-                if seen.rests and now != end:
-                    self._bound()
+                if seen.rests:
+                    self._bound(chunk.T, seen)
                 self._follow(control, chunk, seen)
                 if now != stop and chunk.n < self.run.room:
                     self._stopped(control, limits, seen, stop)
@@ -272,16 +269,17 @@ class Forward:
             seen = State(*self.state.tolist())
             if not seen.rests or seen.t == stop or seen.n == run.room:
                 break
-            self._bound()  # and go on in the same chunk
+            self._bound(T, seen)  # and go on in the same chunk
         self.state[:2] = 0  # n and m
         n = int(seen.n)
         chunk = Chunk(n, T, Y, T[: n + 1].tolist(), kept=kept)
         chunk.jumps = n > 0 and chunk.times[-1] in self.p.jumps
         return seen, chunk
 
-    def _bound(self) -> None:
-        """Bound the next step where the error of the last one says nothing."""
-        self.f0, self.state = bound(self.state, self.rest, self._at, (self.y, self.f0), self.run.spec)
+    def _bound(self, T: Tensor, seen: State) -> None:
+        """Note that the error of the last step says nothing, and bound the next one."""
+        here, spec = (T[int(seen.n) - 1].item(), self.y, self.f0), self.run.spec
+        self.f0, self.state = bound(self.state, self.rest, self._at, here, spec)
 
     def _at(self, t: Time, y: Tensor) -> Tensor:
         """f at the end of a step, for the next one: just behind a jump."""

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ..core import VectorField
 from ..loops import pace
+from ..loops.adaptive import Adaptive
 from ..loops.pace import BAD_RATIO, accepts, first_dt, next_dt, propose, refusals
 from ..loops.rest import Rest
 from ..loops.rule import StepRule
 from . import compiler
 from .field_graph import FieldGraph
 from .halves import Halves
+from .inference import normal
 from .spec import Spec
 from .steps import basis_and_f1, one_sided, step_of
 
@@ -88,15 +90,28 @@ class State:
 KNOWN = [*State.__dataclass_fields__].index("known")
 
 
+def tolerances(control: Adaptive) -> list[Tensor]:
+    """Return rtol and atol as tensors, which may change from call to call."""
+    return [
+        normal(x) if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device="cpu")
+        for x in (control.rtol, control.atol)
+    ]
+
+
 def bound(
-    state: Tensor, rest: Rest, f: VectorField, point: tuple[Tensor, Tensor], spec: Spec
+    state: Tensor, rest: Rest, f: VectorField, step: tuple[float, Tensor, Tensor], spec: Spec
 ) -> tuple[Tensor, Tensor]:
-    """Bound the next step of a search that rests at `y, f0`: f there, and the state. See `torchaca.loops.rest`."""
-    seen, (y, f0) = State(*state.tolist()), point
-    if not (spec.method.fsal or seen.known):
-        f0, seen.known, seen.calls = f(seen.t, y), 1.0, seen.calls + 1
-    seen.dt = min(seen.dt, rest.bound(f, seen.t, y, f0))
-    seen.calls, seen.rests = seen.calls + 1, 0.0
+    """Go on after a step whose error says nothing: f where it ended, and the state. See `torchaca.loops.rest`.
+
+    `step` is where it started, and y and f0 where it ended.
+    """
+    seen, (t0, y, f0) = State(*state.tolist()), step
+    if rest.note(t0, seen.ratio, seen.t):
+        if not (spec.method.fsal or seen.known):
+            f0, seen.known, seen.calls = f(seen.t, y), 1.0, seen.calls + 1
+        seen.dt = min(seen.dt, rest.bound(f, seen.t, y, f0))
+        seen.calls += 1
+    seen.rests = 0.0
     return f0, seen.tensor()
 
 

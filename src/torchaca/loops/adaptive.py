@@ -141,7 +141,8 @@ class Adaptive:
         """Hairer's first step size, positive (one evaluation of f, inside [t0, t1]); see `StepRule.guessed_step`."""
         span = min(abs(stop - p.ts.values[0]) for stop in self.stops(p.ts))
         reach = min(0.5 * span, self.dt_max)  # halfway: neither rounding nor a jump is reached
-        return self._rule.guessed_step(p.f, p.ts[0], p.y0, f0, p.ts.sign, reach, p.method.order, numbers)
+        point = (p.ts[0], p.y0, f0, p.ts.sign, reach, p.method.order, numbers)
+        return self._rule.guessed_step(p.f, *point, p.log.rests)
 
     def stops(self, ts: Times) -> list[float]:
         """The times where a step has to end: jumps and stops inside the span, and its end."""

@@ -142,12 +142,16 @@ def resolution(p: Problem) -> float:
 
 
 class Rest:
-    """The bound of one search, where the ratio of a step is at most `room`; `slope` is what it knows of f."""
+    """What one search does about steps of a ratio of at most `ROOM`; `slope` is what it knows of f."""
 
     def __init__(self, p: Problem, control: Adaptive) -> None:
-        self.p, self.control = p, control
+        self.p, self.control, self.looks = p, control, looks(p, control)
         self.slope: Slope | None = None
-        self.room = ROOM if looks(p, control) else -1.0
+
+    def note(self, t0: float, ratio: float, t1: float) -> bool:
+        """Note the step from t0 to t1 for gradients; whether the next one has to be bounded."""
+        self.p.log.rests.ratios[t0] = ratio
+        return self.looks and t1 != self.p.ts.values[-1]
 
     def bound(self, f: VectorField, t: Time, y: Tensor, f0: Tensor) -> float:
         """Look beside y, where f is f0, and return how long the next step may be."""

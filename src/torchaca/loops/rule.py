@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core import Step, VectorField
+from ..log import Rests
 from ..numbers import Numbers, Time, at_least, at_most, clip, in_double, where
 from ..state import rms
 
@@ -107,10 +108,12 @@ class StepRule:
         reach: Any,
         order: int,
         numbers: Numbers = in_double,
+        rests: Rests | None = None,
     ) -> Any:
         """The same from numbers or tensors; f is evaluated not further than `reach` from t0.
 
-        The size is computed with the `numbers` of norms: on the host that takes a hundredth of the time.
+        The size is computed with the `numbers` of norms: on the host that takes a hundredth of the time. `rests` is
+        told of the start.
         """
         norm, scale = self.relative_to(y0.abs())
 
@@ -118,6 +121,8 @@ class StepRule:
             return torch.as_tensor(norm(x / scale), device=x.device)
 
         d0, d1 = numbers(relative(y0), relative(f0))
+        if rests is not None and isinstance(d0, float):
+            rests.start = d0
         small = (d0 < 1e-5) | (d1 < 1e-5)
         guess = 0.01 * d0 / where(small, 1.0, d1)  # neither nan nor an error in the branch not taken
         guess = at_least(where(small, 1e-6, guess), math.ulp(0.0))  # not zero, which the change is divided by

@@ -28,7 +28,7 @@ from .pace import (
     propose,
     refusals,
 )
-from .rest import Rest
+from .rest import ROOM, Rest
 
 __all__ = ["BAD_RATIO", "HOPELESS", "TOO_SMALL", "Walk", "march", "search", "steps", "stopped"]
 
@@ -140,8 +140,7 @@ def search(
     """Yield steps whose sizes follow the error estimate, computed in `numbers`; `explain` explains a failure."""
     if p.ts.values[0] == p.ts.values[-1]:
         return End("reached")
-    walk, rest = Walk(p), Rest(p, control)
-    last = walk.last
+    walk, rest, last = Walk(p), Rest(p, control), p.ts[len(p.ts) - 1]
     with p.undone() if p.f0 is None else nullcontext():
         slope = p.slope(walk.t, last, walk.y) if p.f0 is None else p.f0
     walk.f0 = slope if not (p.effects and p.effects.stateful) else None
@@ -170,7 +169,7 @@ def search(
             dt = next_dt(control, order, dt, [ratio, *ratios], trial, calm, limits)
             if ok:
                 walk.accept(step)
-                if error <= rest.room and not (lands and end is last):
+                if error <= ROOM and rest.note(now, error, value(later)):
                     dt = at_most(dt, walk.bound(rest))
                 yield step
                 history.accept(size)
