@@ -23,6 +23,7 @@ from ..loops.outputs import gather
 from .checkpoints import States, parse_bytes
 from .fitting import record_while_it_fits, step_bytes
 from .in_place import guarded
+from .look_hooks import Looking
 from .observed import observed
 from .passes import solve_with
 from .refinement import Pull, check_setting, refined
@@ -132,7 +133,8 @@ class ACA:
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve, keeping graphs or states of the accepted steps; see `torchaca.core.Gradient`."""
         if self.records:
-            return guarded(p, gather(p, observed(p)))
+            looking = Looking(p)
+            return guarded(p, looking.close(gather(p, looking.over(observed(p)))))
         if self.records is None and inputs.attached and not inputs.kept:
             return record_while_it_fits(p, inputs, Replayed(p, inputs, States("all")))
         unreached = None

@@ -14,6 +14,7 @@ from ..loops.outputs import gather
 from ..loops.stepping import steps
 from .again import differentiate_again
 from .inner import inner_of
+from .look import look_of
 from .passes import refuse
 from .replay import MaybeTensors, without_graph
 from .substeps import march_shifted, through
@@ -102,12 +103,18 @@ class Replayed:
             alone=() if whole else range(len(self.times)),
             inner={} if whole else inner_of(self.problem.method, cotangents[1:]),
         )
+        look = look_of(self.problem, self.times, cotangents) if whole else None
         for n, start in self.store.reversed(kept, replay):
-            if whole:
-                replay.replay(n, start)
-            else:
+            if not whole:
                 replay.add(n, start, through(replay, n, start, self.substeps))
-        return replay.finish()
+            elif look is not None and n in look.steps:
+                look.replay(replay, n, start)
+            else:
+                replay.replay(n, start)
+        grads = replay.finish()
+        if look is not None:
+            look.settle(grads[2 + len(replay.parts.control) :])
+        return grads
 
     def twice(
         self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
