@@ -324,20 +324,11 @@ def test_one_host_read_a_trial(gradient, grad):
         one = solve(lambda t, y: -y * t.cos(), y0, times, gradient=gradient, rtol=1e-4)
     with CountOperations() as long:
         two = solve(lambda t, y: -y * t.cos(), y0, times * 4, gradient=gradient, rtol=1e-4)
-    looks, more = [looks_beside(sol) for sol in (one, two)], trials(two) - trials(one)
+    more = trials(two) - trials(one)
     assert more > 30
-    assert max(looks) < 0.1 * trials(one)
-    assert long.host_reads - short.host_reads == more + NORMS_OF_A_LOOK * (looks[1] - looks[0])
-    # the first step size, and to spare
-    assert short.host_reads <= trials(one) + NORMS_OF_A_LOOK * looks[0] + 2
-
-
-NORMS_OF_A_LOOK = 3
-
-
-def looks_beside(sol):
-    """How often a dopri5 solve has evaluated f beside its state, where a step's error said nothing."""
-    return sol.stats.nfe - evaluations(METHODS["dopri5"], sol.stats, 1)
+    # Where a step's error says nothing, one more: how far it has moved the state.
+    assert 0 <= long.host_reads - short.host_reads - more <= 2
+    assert short.host_reads <= trials(one) + 4  # the first step size, and to spare
 
 
 @pytest.mark.parametrize("gradient", ["aca", "direct", "adjoint"])
@@ -375,10 +366,9 @@ def test_host_reads_of_a_training_step(options, gradient, reads, dense, timed):
         loss.backward()
     searched = "rtol" in options
     assert sol.stats.accepted >= 7
-    looks = NORMS_OF_A_LOOK * looks_beside(sol) if searched else 0
-    assert looks <= 2 * NORMS_OF_A_LOOK
-    # and the first step size
-    assert forward.reads_of[torch.float32] == (trials(sol) + 1 + looks if searched else 0)
+    # and the first step size; and how far a step whose error says nothing has moved the state
+    more = forward.reads_of[torch.float32] - (trials(sol) + 1 if searched else 0)
+    assert 0 <= more <= (2 if searched else 0)
     assert backward.reads_of[torch.float32] == 0
     assert backward.reads_of[torch.bool] == reads
 

@@ -21,7 +21,7 @@ from ..layout import empty_rows
 from ..loops.adaptive import Adaptive
 from ..loops.diagnosis import History, chatters, diagnose
 from ..loops.pace import Limits, propose, refusals
-from ..loops.rest import ROOM, Rest
+from ..loops.rest import ROOM, Rest, start_of
 from ..loops.stepping import stopped
 from ..numbers import Time, value
 from ..torch_internals import mark_dynamic
@@ -223,7 +223,7 @@ class Forward:
         evaluated, stops = p.stats.nfe, control.stops(p.ts)
         reach, self.history = min(0.5 * abs(stops[0] - now), control.dt_max), History()
         dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
-        self.state = State(t=now, dt=dt).tensor()
+        self.state, p.log.rests.start = State(t=now, dt=dt).tensor(), start_of(p, control)
         self.tolerances = tolerances(control)
         limits, self.rest = Limits.of(p, control), Rest(p, control)
         for stop in stops:
@@ -239,7 +239,7 @@ class Forward:
                     self.f0, self.state[KNOWN] = self._at(now, self.y), 1.0
                     p.stats.nfe, evaluated = p.stats.nfe + 1, evaluated + 1
                 if seen.rests:
-                    self._bound(chunk.T, seen)
+                    self._bound(chunk.T, chunk.Y, seen)
                 self._follow(control, chunk, seen)
                 if now != stop and chunk.n < self.run.room:
                     self._stopped(control, limits, seen, stop)
@@ -269,17 +269,19 @@ class Forward:
             seen = State(*self.state.tolist())
             if not seen.rests or seen.t == stop or seen.n == run.room:
                 break
-            self._bound(T, seen)  # and go on in the same chunk
+            self._bound(T, Y, seen)  # and go on in the same chunk
         self.state[:2] = 0  # n and m
         n = int(seen.n)
         chunk = Chunk(n, T, Y, T[: n + 1].tolist(), kept=kept)
         chunk.jumps = n > 0 and chunk.times[-1] in self.p.jumps
         return seen, chunk
 
-    def _bound(self, T: Tensor, seen: State) -> None:
+    def _bound(self, T: Tensor, Y: Tensor, seen: State) -> None:
         """Note that the error of the last step says nothing, and bound the next one."""
-        here, spec = (T[int(seen.n) - 1].item(), self.y, self.f0), self.run.spec
-        self.f0, self.state = bound(self.state, self.rest, self._at, here, spec)
+        n, spec = int(seen.n) - 1, self.run.spec
+        self.f0, self.state = bound(
+            self.state, self.rest, self._at, (T[n].item(), Y[n], self.y, self.f0), spec
+        )
 
     def _at(self, t: Time, y: Tensor) -> Tensor:
         """f at the end of a step, for the next one: just behind a jump."""

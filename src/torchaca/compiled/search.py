@@ -99,14 +99,14 @@ def tolerances(control: Adaptive) -> list[Tensor]:
 
 
 def bound(
-    state: Tensor, rest: Rest, f: VectorField, step: tuple[float, Tensor, Tensor], spec: Spec
+    state: Tensor, rest: Rest, f: VectorField, step: tuple[float, Tensor, Tensor, Tensor], spec: Spec
 ) -> tuple[Tensor, Tensor]:
     """Go on after a step whose error says nothing: f where it ended, and the state. See `torchaca.loops.rest`.
 
-    `step` is where it started, and y and f0 where it ended.
+    `step` is where it started, in time and state, and y and f0 where it ended.
     """
-    seen, (t0, y, f0) = State(*state.tolist()), step
-    if rest.note(t0, seen.ratio, seen.t):
+    seen, (t0, y0, y, f0) = State(*state.tolist()), step
+    if rest.note(t0, seen.ratio, seen.t, y0, y):
         if not (spec.method.fsal or seen.known):
             f0, seen.known, seen.calls = f(seen.t, y), 1.0, seen.calls + 1
         seen.dt = min(seen.dt, rest.bound(f, seen.t, y, f0))
@@ -146,6 +146,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
     assert rule is not None
     fsal, order = method.fsal, method.order
     pid, safety, low, high = rule.pid, rule.safety, rule.factor_min, rule.factor_max
+    resolves = rule.resolves
     norm = rule.norm if spec.structure is None else spec.structure.mixed_rms
 
     def search(
@@ -169,7 +170,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
 
         def ruled() -> StepRule:
             rtol, atol = tolerances
-            return StepRule(rtol, atol, pid, safety, low, high, norm)
+            return StepRule(rtol, atol, pid, safety, low, high, norm, resolves)
 
         def goes_on(y: Tensor, f0: Tensor, state: Tensor) -> Tensor:
             return may_go_on(State(*state.unbind()), Limits.of(bounds), room)

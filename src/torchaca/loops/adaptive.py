@@ -118,8 +118,9 @@ class Adaptive:
 
     @cached_property
     def _rule(self) -> StepRule:
+        factors = (self.safety, self.factor_min, self.factor_max)
         return StepRule(
-            self.rtol, self.atol, self.pid, self.safety, self.factor_min, self.factor_max, self.norm
+            self.rtol, self.atol, self.pid, *factors, self.norm, resolves=self.at_rest == "resolve"
         )
 
     @property
@@ -132,6 +133,11 @@ class Adaptive:
     def ratio(self, step: Step) -> Tensor:
         """The error of a step over its tolerance, 0-dim; at most 1 is acceptable, nan is not."""
         return self._rule.ratio(step)
+
+    def motion(self, y0: Tensor, y1: Tensor) -> Tensor:
+        """How far a step moves the state, in units of its tolerance, 0-dim."""
+        norm, scale = self._rule.relative_to(torch.maximum(y0.abs(), y1.abs()))
+        return torch.as_tensor(norm((y1 - y0) / scale), device=y0.device)
 
     def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
         """What the step size is multiplied with; see `StepRule.factor`."""

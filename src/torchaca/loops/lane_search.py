@@ -23,7 +23,7 @@ from ..torch_internals import (
     plain,
 )
 from .pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
-from .rest import ROOM, Slope, least, longest, looks, resolution
+from .rest import ROOM, ROUNDING, STILL, Slope, least, longest, looks, resolution
 
 if TYPE_CHECKING:
     from .adaptive import Adaptive
@@ -107,6 +107,7 @@ class Search:
     slope: Slope | None
     alone: bool = False
     rests: bool = False
+    before: Tensor | None = None
     failure: SolverError | None = None
     history: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
@@ -164,8 +165,12 @@ class Search:
 
     def _bound(self) -> None:
         """Bound the next steps of lanes at rest; see `rest`. All lanes look, those with room take the answer."""
-        p, here, known, spread = self.p, self.room, self.slope, self.lanes.spread
+        p, known, spread, before = self.p, self.slope, self.lanes.spread, self.before
         assert known is not None
+        assert before is not None
+        motion = self.lanes.gathered(self.control.motion(before, self.y))
+        with plain():
+            here = self.room & ((motion <= STILL) | (self.ratios[0] <= ROUNDING))
         t, mine = spread(self.t), spread(here)
         self.f0 = p.f.call(t, self.y) if self.f0 is None else self.f0
         seen = known.looked(p.f.call, t, self.y, self.f0, self.control.atol, resolution(p))
@@ -197,7 +202,7 @@ class Search:
             if self.slope is not None:
                 self.room = success & (ratio <= ROOM) & (t1 != self.stops[-1])
             self.history.append((t1, active, success))
-        here, f1 = spread(success), step.hint
+        here, f1, self.before = spread(success), step.hint, self.y
         self.y = torch.where(here, step.y1, self.y)
         self.f0 = None if f1 is None else torch.where(here, f1, step.f0)
 

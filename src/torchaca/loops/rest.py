@@ -3,7 +3,7 @@
 At an equilibrium a step has no error, however long it is, and steps would grow tenfold each, far out of the method's
 stability region: the state stays right, its derivative does not, and a pulse between two stages goes unseen. What the
 error estimate cannot tell, h |J|, takes one evaluation beside the state. After an accepted step whose error ratio is at
-most `ROOM`, unless it is the last,
+most `ROOM`, and which has moved the state by less than its tolerance (or without any error), unless it is the last,
 
     w = (f(t, y + s v) - f(t, y)) / s          |v| = 1 (rms), at first random
     L = max(|w|, 0.7 L)                        v := w / |w| + v / 2, normed
@@ -32,16 +32,18 @@ from ..numbers import Numbers, Time, at_least, at_most, in_double, on_host, wher
 from ..state import rms
 from ..torch_internals import plain
 from .pace import TOO_SMALL, ulp
+from .rule import FLAT
 
 if TYPE_CHECKING:
     from .adaptive import Adaptive
 
 AT_REST = ("resolve", "ignore")
 ROOM = 1e-3  # ratios of controlled steps are 0.03 to 1: only steps that something else has limited are below
+STILL = 1.0  # tolerances: a state that moves further in a step is not at rest, but on a way that is easy to follow
+ROUNDING = 1e-6  # of a ratio: a state that moves without any error may have parts at rest
 FADING = 0.7  # what an old |J| counts for
 MOST = 10_000  # steps into which the bound may divide a span
-TOTAL = 0.1  # relative error of the derivative over the whole of a solve at rest
-FLAT = 1e-200  # a |J| that is as good as none
+TOTAL = 0.05  # relative error of the derivative over the whole of a solve at rest
 SMALL = 4096  # directions of so many numbers are remembered
 
 
@@ -93,7 +95,8 @@ class Slope:
         (length,) = numbers(norm(turned))
         steepness = where(seen, rise / (beside * root), 0.0)
         return Slope(
-            where(seen, turned * _factor(root / length, y), v), at_least(steepness, FADING * self.steepness)
+            where(seen, turned * _factor(root / at_least(length, FLAT), y), v),
+            at_least(steepness, FADING * self.steepness),
         )
 
 
@@ -141,6 +144,11 @@ def resolution(p: Problem) -> float:
     return max(torch.finfo(dtype).eps for dtype in dtypes)
 
 
+def start_of(p: Problem, control: Adaptive) -> float:
+    """Return the norm of y0 in units of its tolerances."""
+    return control.motion(torch.zeros_like(p.y0), p.y0.detach()).item()
+
+
 class Rest:
     """What one search does about steps of a ratio of at most `ROOM`; `slope` is what it knows of f."""
 
@@ -148,10 +156,12 @@ class Rest:
         self.p, self.control, self.looks = p, control, looks(p, control)
         self.slope: Slope | None = None
 
-    def note(self, t0: float, ratio: float, t1: float) -> bool:
+    def note(self, t0: float, ratio: float, t1: float, y0: Tensor, y1: Tensor) -> bool:
         """Note the step from t0 to t1 for gradients; whether the next one has to be bounded."""
         self.p.log.rests.ratios[t0] = ratio
-        return self.looks and t1 != self.p.ts.values[-1]
+        if not self.looks or t1 == self.p.ts.values[-1]:
+            return False
+        return ratio <= ROUNDING or self.control.motion(y0.detach(), y1.detach()).item() <= STILL
 
     def bound(self, f: VectorField, t: Time, y: Tensor, f0: Tensor) -> float:
         """Look beside y, where f is f0, and return how long the next step may be."""

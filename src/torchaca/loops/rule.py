@@ -19,10 +19,12 @@ from torch import Tensor
 
 from ..core import Step, VectorField
 from ..log import Rests
+from ..methods.stability import GOOD, SHARE
 from ..numbers import Numbers, Time, at_least, at_most, clip, in_double, where
 from ..state import rms
 
 Norm = Callable[[Tensor], Tensor]
+FLAT = 1e-200  # a |J| that is as good as none
 TINY_RATIO = 1e-10  # a ratio of zero asks for no more than the largest factor; powers of it stay finite
 
 
@@ -63,6 +65,8 @@ class StepRule:
     factor_min: float
     factor_max: float
     norm: str | Norm
+    resolves: bool = False
+    """Whether the first step is kept short where it would move less than its tolerance; see `rest`."""
 
     def relative_to(self, size: Tensor) -> tuple[Norm, Tensor]:
         """`norm, scale` such that `norm(x / scale)`, 0-dim, is the size of x relative to `atol + rtol size`."""
@@ -137,4 +141,10 @@ class StepRule:
             at_least(h0 * 1e-3, 1e-6),
             (0.01 / at_least(steepest, 1e-15)) ** (1.0 / order),
         )
-        return at_most(h1, 100 * h0)
+        h1 = at_most(h1, 100 * h0)
+        if not self.resolves:
+            return h1
+        # A step that moves less than its tolerance has an error that says nothing. |J| along f0 is known by now.
+        steep = change / (h0 * at_least(d1, FLAT))
+        calm = SHARE * (GOOD * math.factorial(order + 1)) ** (1 / (order + 1)) / at_least(steep, FLAT)
+        return where((d1 * h1 <= 1) & (d1 > 0), at_most(h1, calm), h1)

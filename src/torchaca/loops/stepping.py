@@ -169,7 +169,7 @@ def search(
             dt = next_dt(control, order, dt, [ratio, *ratios], trial, calm, limits)
             if ok:
                 walk.accept(step)
-                if error <= ROOM and rest.note(now, error, value(later)):
+                if error <= ROOM and rest.note(now, error, value(later), step.y0, step.y1):
                     dt = at_most(dt, walk.bound(rest))
                 yield step
                 history.accept(size)
