@@ -1,5 +1,7 @@
 """Steps at rest in compiled loops: those of the eager loop, at the same evaluations."""
 
+import weakref
+
 import pytest
 import torch
 from compiled_helpers import assert_equal, both
@@ -7,6 +9,8 @@ from resting import MODELS, prey
 
 import torchaca
 from torchaca import Adaptive
+from torchaca.errors import GradientWarning
+from torchaca.gradients import look
 from torchaca.methods import METHODS
 from torchaca.methods.staged import staged
 
@@ -33,12 +37,11 @@ def test_every_model(interpreted, model):
     assert_equal(eager, compiled)
 
 
-@pytest.mark.parametrize("at_rest", ["resolve", "ignore"])
-def test_more_steps_than_a_chunk_holds(interpreted, monkeypatch, at_rest):
+def test_more_steps_than_a_chunk_holds(interpreted, monkeypatch):
     monkeypatch.setattr("torchaca.compiled.run.CHUNK_BYTES", 1)
     y0 = torch.ones(2, dtype=torch.float64)
-    eager, compiled = both(prey, y0, [0.0, 10.0, 20.0], at_rest=at_rest, **TOLERANCES)
-    assert (eager[0].stats.accepted > 20) == (at_rest == "resolve")
+    eager, compiled = both(prey, y0, [0.0, 10.0, 20.0], **TOLERANCES)
+    assert eager[0].stats.accepted > 20
     assert_equal(eager, compiled)
 
 
@@ -57,3 +60,21 @@ def test_compiled(mode):
     eager, compiled = both(prey, y0, [0.0, 20.0], how=mode, method="bosh3", **TOLERANCES)
     assert eager[0].stats.accepted > 50
     assert_equal(eager, compiled)
+
+
+@pytest.mark.parametrize("checkpoints", ["all", "none", "auto"])
+@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
+def test_the_warning_of_the_eager_loop(interpreted, monkeypatch, checkpoints, times):
+    """The same words and evaluations: the backward loop stops behind the suspect, also in the middle of a chunk."""
+    said = []
+    for compile in (False, True):
+        monkeypatch.setattr(look, "_TOLD", weakref.WeakKeyDictionary())
+        y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        options = {"gradient": torchaca.ACA(checkpoints=checkpoints), "at_rest": "ignore", **TOLERANCES}
+        sol = torchaca.solve(prey, y0, times, compile=compile, **options)
+        with pytest.warns(GradientWarning) as caught:
+            (grad,) = torch.autograd.grad(sol.ys.square().sum(), y0)
+        said.append((str(caught[0].message), sol.stats.nfe_backward, grad))
+    (eager, compiled) = said
+    assert eager[:2] == compiled[:2]
+    torch.testing.assert_close(eager[2], compiled[2], rtol=1e-9, atol=0)

@@ -174,7 +174,7 @@ def test_nobody_is_kept_alive():
 
 @pytest.mark.parametrize("gradient", SETTINGS[:4], ids=str)
 def test_what_it_costs(gradient):
-    """Nothing in a solve that its error controls; one step, or what a replayed step lacks, in one that it does not."""
+    """Nothing in a solve that its error controls, one step in one that it does not."""
     counts = {}
     for start in (1.0, 2.0):
         y0 = torch.full((2,), start, dtype=DOUBLE, requires_grad=True)
@@ -183,7 +183,7 @@ def test_what_it_costs(gradient):
         replayed = 6 * sol.stats.accepted if gradient == ACA(checkpoints="all") else 0
         counts[start] = sol.stats.nfe_backward - replayed
     assert counts[2.0] == 0
-    assert counts[1.0] == (1 if gradient == ACA(checkpoints="all") else 7)
+    assert counts[1.0] == 7
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

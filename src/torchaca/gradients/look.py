@@ -6,7 +6,7 @@ looked at in the backward pass. With its cotangent lambda at t1 and the product 
 
     eps_y = |(de/dy)^T lambda| / max(|lambda(t0)|, |lambda(t1)|)          eps_p = |(de/dp)^T lambda| / |dL/dp|
 
-says how far they are off, for one more product and the last stage. kappa (`methods.stability`) is the estimate over the
+says how far they are off, for the price of one step. kappa (`methods.stability`) is the estimate over the
 true error; resolved steps stay two decades below the limits, and so does every step that its error has chosen, because
 it is not looked at: of stiff problems each step has an eps_y of about one, and right gradients.
 """
@@ -16,16 +16,16 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..core import Problem, Step, tolerant
+from ..core import Problem, tolerant
 from ..errors import OURS, GradientWarning, warn
-from ..field.dynamics import Dynamics
 from ..log import SMALL
 from ..methods.stability import stability
 from ..state import rms
@@ -73,13 +73,13 @@ def suspects(p: Problem, times: Sequence[float]) -> dict[int, Suspect]:
 class Measured:
     """What was found at one step, on its device.
 
-    `numbers` are eps_y, the growth of the cotangent, and whether the step is one to be measured, 0-dim, float64.
+    `numbers` are eps_y and the growth of the cotangent, 0-dim, float64.
     `shares` are the sizes of the transposed estimate for everything else that f depends on, `own` those of the step's
     product.
     """
 
     suspect: Suspect
-    numbers: tuple[Tensor, Tensor, Tensor]
+    numbers: tuple[Tensor, Tensor]
     shares: Sequence[Tensor | None]
     own: Sequence[Tensor | None]
 
@@ -93,75 +93,72 @@ class Look:
     found: list[Measured] = field(default_factory=list)
 
     def replay(self, replay: Replay, n: int, start: Tensor) -> None:
-        """Replay step n, and measure it, on the graph that is there if that can be asked more than once."""
-        made, suspect = replay.make(n, start), self.steps[n]
-        plain = isinstance(replay.p.f.call, Dynamics)
-        product = made.pulled(made.outs, made.cotangents, keep=plain)
-        lam, tensors = made.cotangents[0], (*replay.parts.args, *replay.parts.captured)
-        if plain:
-            first = 4 + len(
-                replay.parts.control
-            )  # behind the start, two boundaries, the times and the control
-            alone = product
-            if len(made.outs) > 1:  # what outputs inside the step add to lambda is no growth
-                alone = made.pulled(made.outs[:1], made.cotangents[:1], keep=True)
-            with torch.enable_grad():
-                error = made.step.error
-            estimate = made.pulled([error], [_of_state(lam, error)])
-            self.add(suspect, made.step, lam, alone[:1] + alone[first:], estimate[:1] + estimate[first:])
-        else:
-            replay.moments.restore(n)
-            p = rebuilt(self.p, replay.parts, replay.inputs)
-            self.add(suspect, *measured(p, suspect, start, lam, tensors))
-        replay.add(n, start, product, made)
+        """Replay step n, and measure it by itself: a graph may allow one product alone, as that of a compiled f."""
+        made = replay.make(n, start)
+        lam = made.cotangents[0]
+        replay.add(n, start, made.pulled(made.outs, made.cotangents), made)
+        tensors = (*replay.parts.args, *replay.parts.captured)
+        replay.moments.restore(n)
+        ends = start, made.outs[0].detach()
+        self.measure(rebuilt(self.p, replay.parts, replay.inputs), self.steps[n], ends, lam, tensors)
 
-    def add(
-        self, suspect: Suspect, step: Step, lam: Tensor, product: MaybeTensors, estimate: MaybeTensors
+    def measure(
+        self,
+        p: Problem,
+        suspect: Suspect,
+        ends: tuple[Tensor, Tensor],
+        lam: Tensor,
+        tensors: Sequence[Tensor],
     ) -> None:
+        """Make a suspect again, and note its products with the cotangent of its end.
+
+        `ends` is what was handed to it, and what it has handed on. Whatever f does not allow here, such as a call more
+        than it was made for, is no reason to fail.
+        """
+        p, start = replace(p, f=replace(p.f, stepper=None)), ends[0]
+        with suppress(Exception), torch.enable_grad():
+            if suspect.ratio is None and not _are_small(p, *(_state(x.detach(), p.y0) for x in ends)):
+                return
+            y = start.detach().requires_grad_()
+            step = p.step(suspect.t0, suspect.t1, y)
+            end, error = p.handed(step), step.error
+            product = vjp([end], [y, *tensors], [lam], keep=True)
+            estimate = vjp([error], [y, *tensors], [_state(lam, error)], keep=True)
+            self.add(suspect, lam, product, estimate)
+
+    def add(self, suspect: Suspect, lam: Tensor, product: MaybeTensors, estimate: MaybeTensors) -> None:
         """Note what a step's product and the transposed estimate are: those of its start, then everything else's."""
         sizes, shares = ([_size(g, lam) for g in grads] for grads in (product, estimate))
         none = torch.zeros((), dtype=torch.float64, device=lam.device)
         before, after = sizes[0] if sizes[0] is not None else none, torch.linalg.vector_norm(lam).double()
         tiny = torch.finfo(torch.float64).tiny
         eps = (none if shares[0] is None else shares[0]) / torch.maximum(before, after).clamp(min=tiny)
-        counts = torch.ones_like(none) if suspect.ratio is not None else _is_small(self.p, step)
         growth = before / after.clamp(min=tiny)
-        self.found.append(Measured(suspect, (eps, growth, counts), shares[1:], sizes[1:]))
+        self.found.append(Measured(suspect, (eps, growth), shares[1:], sizes[1:]))
 
     def settle(self, totals: Sequence[Tensor | None] | None = None) -> None:
         """Warn of what was found, in one read; `totals` are the gradients of everything else, if they are known."""
         if not self.found:
             return
         sizes = None if totals is None else [_size(g, self.p.y0) for g in totals]
-        rows = [
-            torch.stack([*one.numbers, _largest_share(one.shares, one.own if sizes is None else sizes)])
-            for one in self.found
-        ]
+        rows = [torch.stack([*one.numbers, self._share(one, sizes)]) for one in self.found]
         limits = stability(self.p.method)
-        for one, (eps_y, growth, counts, eps_p) in zip(self.found, torch.stack(rows).tolist(), strict=True):
+        for one, (eps_y, growth, eps_p) in zip(self.found, torch.stack(rows).tolist(), strict=True):
             off = max(eps_y / limits.kappa, eps_p / limits.kappa)
-            wrong = eps_y > OFF_Y * limits.kappa or eps_p > OFF_P * limits.kappa or growth > limits.gamma
-            if counts and wrong and not told(self.p):
+            wrong = eps_y > OFF_Y * limits.kappa or growth > limits.gamma
+            # The estimate of a forcing that no stage has seen saturates below 1, whatever kappa is.
+            wrong = wrong or eps_p > OFF_P * min(limits.kappa, 1.0)
+            if wrong and not told(self.p):
                 tell(self.p)
                 warn(message(self.p, one.suspect, off, growth), GradientWarning, (*OURS, "torch"))
         self.found.clear()
 
-
-def measured(
-    p: Problem, suspect: Suspect, start: Tensor, lam: Tensor, tensors: Sequence[Tensor]
-) -> tuple[Step, Tensor, MaybeTensors, MaybeTensors]:
-    """Make a suspect again: the step, its cotangent, and the products that `Look.add` takes."""
-    with torch.enable_grad():
-        y = start.detach().requires_grad_()
-        step = p.step(suspect.t0, suspect.t1, y)
-        end, error = p.handed(step), step.error
-    product = vjp([end], [y, *tensors], [lam], keep=True)
-    return step, lam, product, vjp([error], [y, *tensors], [_of_state(lam, error)], keep=True)
-
-
-def _of_state(lam: Tensor, y: Tensor) -> Tensor:
-    """The cotangent of the state in that of what a step hands on."""
-    return lam if lam.shape == y.shape else lam[0]
+    def _share(self, one: Measured, sizes: Sequence[Tensor | None] | None) -> Tensor:
+        """The largest error of a parameter's gradient; if that is not known, this step stands for all of them."""
+        if sizes is not None:
+            return _largest_share(one, sizes)
+        span = abs(self.p.ts.values[-1] - self.p.ts.values[0])
+        return _largest_share(one, one.own) * (abs(one.suspect.t1 - one.suspect.t0) / span)
 
 
 def look_of(p: Problem, times: Sequence[float], cotangents: Sequence[Tensor | None]) -> Look | None:
@@ -179,23 +176,27 @@ def _size(x: Tensor | None, like: Tensor) -> Tensor | None:
     return torch.linalg.vector_norm(dense.detach()).double().to(like.device)
 
 
-def _largest_share(shares: Sequence[Tensor | None], sizes: Sequence[Tensor | None]) -> Tensor:
+def _largest_share(one: Measured, sizes: Sequence[Tensor | None]) -> Tensor:
     """The largest of the shares relative to their sizes; what is rounding beside the largest size does not count."""
-    pairs = [(a, b) for a, b in zip(shares, sizes, strict=True) if a is not None and b is not None]
+    pairs = [(a, b) for a, b in zip(one.shares, sizes, strict=True) if a is not None and b is not None]
     if not pairs:
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros_like(one.numbers[0])
     parts, wholes = map(torch.stack, zip(*pairs, strict=True))
     least = torch.finfo(torch.float32).eps ** ROUNDING * wholes.amax()
     return (parts / torch.maximum(wholes, least).clamp(min=torch.finfo(torch.float64).tiny)).amax()
 
 
-def _is_small(p: Problem, step: Step) -> Tensor:
-    """Whether a step's states are smaller than ten of their tolerances."""
+def _are_small(p: Problem, y0: Tensor, y1: Tensor) -> bool:
+    """Whether a step's states are smaller than ten times their absolute tolerance."""
     control: Any = tolerant(p.control)
-    y0, y1 = step.y0.detach(), step.y1.detach()
-    unit = control.atol + control.rtol * torch.maximum(y0.abs(), y1.abs())
+    unit = torch.as_tensor(control.atol, dtype=y0.dtype.to_real(), device=y0.device)
     unit = unit.clamp(min=torch.finfo(unit.dtype).tiny)
-    return (torch.maximum(rms(y0 / unit), rms(y1 / unit)) <= SMALL).double()
+    return bool(torch.maximum(rms(y0 / unit), rms(y1 / unit)) <= SMALL)
+
+
+def _state(x: Tensor, y: Tensor) -> Tensor:
+    """The state in what a step hands on, or its cotangent in that of it."""
+    return x if x.shape == y.shape else x[0]
 
 
 def message(p: Problem, suspect: Suspect, off: float, growth: float) -> str:

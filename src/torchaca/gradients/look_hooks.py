@@ -12,7 +12,7 @@ from ..field.inputs import Inputs
 from ..field.places import Reads
 from ..field.reach import reach
 from ..torch_internals import is_legacy_batchedtensor, transformed
-from .look import Look, Suspect, measured, suspects, told
+from .look import Look, Suspect, suspects, told
 from .replay import Ambience, backward_pass, without_graph
 
 
@@ -49,7 +49,8 @@ class Looking:
                 start, end = recorded[n]
                 inputs = _inputs_of(p) if inputs is None else inputs
                 alone = replace(without_graph(p).knowing(None), log=replace(p.log, watch=None))
-                end.register_hook(Hook(alone, inputs, Ambience.here(p.y0), suspect, start.detach()))
+                ends = start.detach(), end.detach()
+                end.register_hook(Hook(alone, inputs, Ambience.here(p.y0), suspect, ends))
         return outcome
 
 
@@ -64,19 +65,19 @@ def _inputs_of(p: Problem) -> Inputs:
 
 @dataclass(frozen=True)
 class Hook:
-    """On the state that a suspect has ended with; `start` is what was handed to the step."""
+    """On the state that a suspect has ended with; `ends` is what was handed to the step, and what it has handed on."""
 
     p: Problem
     inputs: Inputs
     ambience: Ambience
     suspect: Suspect
-    start: Tensor
+    ends: tuple[Tensor, Tensor]
 
-    def __call__(self, cotangent: Tensor) -> None:
-        p, tensors = self.p, self.inputs.tensors
-        if is_legacy_batchedtensor(cotangent) or transformed() or told(p):
+    def __call__(self, cotangent: Tensor | None) -> None:
+        p = self.p
+        if cotangent is None or is_legacy_batchedtensor(cotangent) or transformed() or told(p):
             return
         look = Look(p, {})
         with backward_pass(p, self.inputs, self.ambience):
-            look.add(self.suspect, *measured(p, self.suspect, self.start, cotangent.detach(), tensors))
+            look.measure(p, self.suspect, self.ends, cotangent.detach(), self.inputs.tensors)
         look.settle()
