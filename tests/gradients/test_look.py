@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from random_rests import figures, judged, problems
 from resting import DOUBLE, MODELS, prey
 from torch import nn
 
@@ -233,3 +234,24 @@ def test_odeint():
     y0, t = torch.ones(2, dtype=DOUBLE, requires_grad=True), torch.tensor([0.0, 20.0], dtype=DOUBLE)
     with pytest.warns(GradientWarning):
         aca.odeint(prey, y0, t, options={"at_rest": "ignore"})[-1].sum().backward()
+
+
+# Random problems: python tests/random_rests.py prints the figures, and those that are odd.
+
+
+def test_some_random_problems():
+    counted = figures([row for problem in problems(7) if (row := judged(problem))])
+    assert counted.wrong[0] == counted.wrong[1] > 3
+    assert counted.right_cured[0] == 0 < counted.right_cured[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_thousand_random_problems():
+    """Of those at rest or below atol that are off by half nearly all are told, of those right to 3 % nearly none."""
+    counted = figures([row for problem in problems(1000) if (row := judged(problem))])
+    assert counted.wrong[1] > 400
+    assert counted.wrong[0] >= 0.95 * counted.wrong[1]
+    assert counted.right[1] + counted.right_cured[1] > 1000
+    assert counted.right[0] + counted.right_cured[0] <= 0.005 * (counted.right[1] + counted.right_cured[1])
+    assert counted.cured[0] >= 0.95 * counted.cured[1]
