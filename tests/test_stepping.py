@@ -266,7 +266,10 @@ def trials(p):
 
 
 def evaluations(method, stats, chosen_dt0):
-    """First slope, first step size; then the other stages of every trial, and each step's first stage."""
+    """First slope, first step size; then the other stages of every trial, and each step's first stage.
+
+    Without those beside a state at rest, which are counted in test_rest.py.
+    """
     per_trial = method.stages - 1
     firsts = 1 if starts_with_known_slope(method) else stats.accepted
     return firsts + chosen_dt0 + per_trial * (stats.accepted + stats.rejected)
@@ -276,7 +279,8 @@ def evaluations(method, stats, chosen_dt0):
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_evaluations_of_an_adaptive_solve(name, dt0):
     f = Recorder(lambda t, y: 4 * y * torch.cos(9 * t))
-    sol = solve(f, torch.ones(2, dtype=DOUBLE), [0.0, 3.0], method=name, rtol=1e-4, atol=1e-4, dt0=dt0)
+    options = {"rtol": 1e-4, "atol": 1e-4, "dt0": dt0, "at_rest": "ignore"}
+    sol = solve(f, torch.ones(2, dtype=DOUBLE), [0.0, 3.0], method=name, **options)
     assert sol.stats.accepted > 2
     assert dt0 is None or sol.stats.rejected > 0
     assert sol.stats.nfe == f.nfe == evaluations(METHODS[name], sol.stats, dt0 is None)
@@ -288,7 +292,8 @@ def test_evaluations_with_outputs_between_steps(name):
     method = METHODS[name]
     f = Recorder(lambda t, y: 4 * y * torch.cos(9 * t))
     times = torch.linspace(0, 3, 7, dtype=DOUBLE)
-    sol = solve(f, torch.ones(2, dtype=DOUBLE), times, method=name, rtol=1e-4, atol=1e-4)
+    options = {"rtol": 1e-4, "atol": 1e-4, "at_rest": "ignore"}
+    sol = solve(f, torch.ones(2, dtype=DOUBLE), times, method=name, **options)
     ends = torch.tensor(sol.steps, dtype=DOUBLE)
     containing = [any((ends[i] < t < ends[i + 1]) for t in times) for i in range(len(ends) - 1)]
     expected = evaluations(method, sol.stats, 1)
@@ -321,8 +326,9 @@ def test_one_host_read_a_trial(gradient, grad):
         two = solve(lambda t, y: -y * t.cos(), y0, times * 4, gradient=gradient, rtol=1e-4)
     more = trials(two) - trials(one)
     assert more > 30
-    assert long.host_reads - short.host_reads == more
-    assert short.host_reads <= trials(one) + 2  # the first step size, and to spare
+    # Where a step's error says nothing, one more: how far it has moved the state.
+    assert 0 <= long.host_reads - short.host_reads - more <= 2
+    assert short.host_reads <= trials(one) + 4  # the first step size, and to spare
 
 
 @pytest.mark.parametrize("gradient", ["aca", "direct", "adjoint"])
@@ -360,7 +366,9 @@ def test_host_reads_of_a_training_step(options, gradient, reads, dense, timed):
         loss.backward()
     searched = "rtol" in options
     assert sol.stats.accepted >= 7
-    assert forward.reads_of[torch.float32] == (trials(sol) + 1 if searched else 0)  # and the first step size
+    # and the first step size; and how far a step whose error says nothing has moved the state
+    more = forward.reads_of[torch.float32] - (trials(sol) + 1 if searched else 0)
+    assert 0 <= more <= (2 if searched else 0)
     assert backward.reads_of[torch.float32] == 0
     assert backward.reads_of[torch.bool] == reads
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from .log import Stats
 if TYPE_CHECKING:
     from .solution import Solution
 
-__all__ = ["KINDS", "SolverError"]
+__all__ = ["KINDS", "GradientWarning", "SolverError"]
 
 OURS = ("torchaca", "torch_ACA")
 
@@ -82,12 +82,19 @@ class SolverError(RuntimeError):
         return f"SolverError[{self.kind}] in the {where}: {super().__str__()}"
 
 
-def warn(message: str) -> None:
-    """A warning that points at the line which called torchaca."""
+class GradientWarning(UserWarning):
+    """The solution is right as far as its error estimate tells, and its gradient is not.
+
+    A category of its own, for `warnings.filterwarnings("error", category=torchaca.errors.GradientWarning)`.
+    """
+
+
+def warn(message: str, category: type[Warning] = UserWarning, passing: Sequence[str] = OURS) -> None:
+    """A warning that points at the line which called torchaca, behind all frames of the packages in `passing`."""
     level, frame = 1, sys._getframe()
-    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in OURS:
+    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in passing:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -175,7 +175,7 @@ def check_mode(mode: Mode) -> None:
         raise ValueError(f"compile is {', '.join(names)} or {last}, got {mode!r}")
 
 
-def at_rest(p: Problem) -> Outcome:
+def unmoved(p: Problem) -> Outcome:
     """The outputs if all times are equal: y0, moving along f if the times carry derivatives."""
     ys = stacked([p.y0] * len(p.ts))
     if p.ts.tensor is not None and len(p.ts) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -47,15 +48,41 @@ class Stats:
     gradient_error: float | None = None
 
 
+SMALL = 10.0  # tolerances: a smaller state is not resolved to a tenth itself
+
+
+@dataclass
+class Rests:
+    """What an adaptive solve notes of its steps whose error says nothing; see `loops.rest`.
+
+    Attributes
+    ----------
+    ratios : dict
+        By the time at which such a step starts, its error ratio.
+    start : float
+        The norm of y0 in units of its tolerances; infinite if nobody has found that out.
+    """
+
+    ratios: dict[float, float] = field(default_factory=dict)
+    start: float = math.inf
+
+    @property
+    def small(self) -> bool:
+        """Whether y0 is so small that its tolerances say nothing of it."""
+        return self.start <= SMALL
+
+
 @dataclass(frozen=True)
 class Log:
     """What is noted of a solve, and who is told.
 
     `watch` is called at every trial; `trace` is told of every step of the backward pass; `on_failure` is the option of
-    `torchaca.solve`: of lanes of vmap, one that fails raises for all, or fails alone.
+    `torchaca.solve`: of lanes of vmap, one that fails raises for all, or fails alone. `rests` is what gradients look at
+    after a solve.
     """
 
     stats: Stats = field(default_factory=Stats)
     watch: Watcher | None = None
     trace: Trace | None = None
     on_failure: str = "raise"
+    rests: Rests = field(default_factory=Rests)

@@ -28,7 +28,7 @@ from .transforms import is_differentiated, refuse_lanes, tensors_in
 
 ON_FAILURE = ("raise", "status", "nan")
 FIXED = ("dt", "n_steps", "grid")
-OF_CONTROL = ("rtol", "atol", *FIXED, "dt0", "dt_min", "dt_max", "max_steps", "jump_ts", "norm")
+OF_CONTROL = ("rtol", "atol", *FIXED, "dt0", "dt_min", "dt_max", "max_steps", "jump_ts", "norm", "at_rest")
 """The options that a control object takes the place of."""
 
 
@@ -50,6 +50,7 @@ class Options:
     max_steps: int | None = None
     jump_ts: Any = None
     norm: str | Callable[[Any], Tensor] | None = None
+    at_rest: str | None = None
     control: Control | None = None
     compile: bool | str = False
     dense: bool = False
@@ -132,7 +133,8 @@ class Options:
     ) -> Adaptive:
         if not method.adaptive:
             raise ValueError(_needs_step(method, f"{next(iter(named))}= has no effect" if named else ""))
-        options = {name: named[name] for name in ("dt0", "dt_min", "dt_max", "max_steps") if name in named}
+        alone = ("dt0", "dt_min", "dt_max", "max_steps", "at_rest")
+        options = {name: named[name] for name in alone if name in named}
         if "jump_ts" in named:
             try:
                 options["jump_ts"] = tuple(host_times(self.jump_ts).reshape(-1).tolist())

@@ -13,7 +13,7 @@ from .compiled import CannotCompile
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
 from .errors import shorten, warn
-from .executors import Eager, at_rest, chosen, prepared
+from .executors import Eager, chosen, prepared, unmoved
 from .field.calling import not_f
 from .field.dynamics import Dynamics
 from .field.field import Field
@@ -48,6 +48,7 @@ def solve(
     max_steps: int | None = None,
     jump_ts: Any = None,
     norm: str | Callable[[Any], Tensor] | None = None,
+    at_rest: str | None = None,
     control: Control | None = None,
     compile: bool | str = False,
     dense: bool = False,
@@ -88,6 +89,9 @@ def solve(
         Where f or its derivatives jump in time: steps end there.
     norm : "rms" (default), "max", "mixed" (largest RMS of a nested state's tensors) or callable
         Of the scaled error; a callable gets the structure of y0.
+    at_rest : "resolve" (default) or "ignore"
+        Whether steps with no error to limit them, as at an equilibrium, are kept short enough for the gradient, at one
+        evaluation each; see `Adaptive`.
     control : Adaptive, FixedSteps or a control of your own
         Instead of all the step options above.
     compile : bool, "steps" or "cuda-graphs"
@@ -126,7 +130,7 @@ def solve(
     # fmt: off
     options = Options(
         args, method, rtol, atol, gradient, dt, n_steps, grid, dt0, dt_min, dt_max,
-        max_steps, jump_ts, norm, control, compile, dense, on_failure, debug,
+        max_steps, jump_ts, norm, at_rest, control, compile, dense, on_failure, debug,
     )
     # fmt: on
     if unknown:
@@ -187,13 +191,14 @@ def run(
         executor = Eager()  # no component, no work
     try:
         if ts.values[0] == ts.values[-1]:
-            begun, outcome = p, at_rest(p)
+            begun, outcome = p, unmoved(p)
         else:
             begun = prepared(executor.begin(p), asked.gradient)
             p = replace(p, control=begun.control)  # tolerances are raised, and told of, once
             outcome = executor.finish(begun)
     except CannotCompile as reason:
         p.stats.__init__()
+        p.log.rests.__init__()
         warn(f"compile={asked.compile!r}: {reason}; this solve runs in the eager loop")
         executor = Eager()
         begun = prepared(executor.begin(p), asked.gradient)

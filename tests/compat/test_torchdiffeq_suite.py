@@ -14,6 +14,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 import torchaca as aca
+from torchaca.methods import ALIASES, METHODS
 
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
 ADAPTIVE = ("adaptive_heun", "bosh3", "fehlberg2", "dopri5", "dopri8")
@@ -183,8 +184,10 @@ class TestDiscontinuities:
             assert torch.allclose(y0.grad, math.exp(-0.25) / (1 - 0.5 * middle) ** 2, rtol=2 * bound)
         (forward, backward), (better_forward, better_backward) = counts
         assert better_forward < forward
-        # odeint keeps the graph of its steps.
-        assert (better_backward, backward) == (0, 0) if interface == "odeint" else better_backward < backward
+        # odeint keeps the graph of its steps; it may look at one of them again.
+        looks = (0, {**METHODS, **ALIASES}[method].stages)
+        kept = better_backward in looks and backward in looks
+        assert kept if interface == "odeint" else better_backward < backward
 
     def test_more_than_one_jump(self):
         calls = [0]

@@ -18,6 +18,7 @@ assert {f.name for f in fields(ACA) if f.init} == {
     "memory_budget",
     "stagewise",
     "grad_rtol",
+    "substeps",  # of a gradient of its own: test_substeps.py
 }, "a new field of ACA needs a row in ACA_SETTINGS"
 EVERY = {**{name: make() for name, make in GRADIENTS.items() if name != "aca"}, **ACA_SETTINGS}
 """Gradients by the names of their settings; "aca-all" is "aca"."""

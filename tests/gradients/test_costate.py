@@ -146,7 +146,7 @@ def test_contraction_does_no_harm(settings, dtype):
 def test_contraction_breaks_every_backsolve(settings):
     with pytest.raises(SolverError, match="blow-up"):
         forgets(settings, torch.float32, rtol=1e-4)
-    assert abs(forgets(settings, DOUBLE, rtol=1e-4) / TRUE - 1) > 0.1
+    assert abs(forgets(settings, DOUBLE, rtol=1e-4, at_rest="ignore") / TRUE - 1) > 0.1
 
 
 def test_van_der_pol():

@@ -2,8 +2,9 @@
 
 Differences, all on purpose: gradients of `odeint` are ACA's (exact for the computed solution, little memory), the
 solve lands on the last time and never calls func beyond it, outputs between the steps of a fixed-step method keep
-the method's order (`options={"interp": "linear"}` asks for torchdiffeq's), lists and dicts work as states, and
-failures are `SolverError`s, which can be caught as AssertionError too.
+the method's order (`options={"interp": "linear"}` asks for torchdiffeq's), a solve that starts at rest takes more steps
+(`options={"at_rest": "ignore"}` asks for torchdiffeq's), lists and dicts work as states, and failures are
+`SolverError`s, which can be caught as AssertionError too.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def odeint(
     method : str, optional
         torchdiffeq's names ("dopri5" by default; "rk4" is the 3/8 rule) and those of `torchaca.METHODS`.
     options : dict, optional
-        torchdiffeq's options of that method.
+        torchdiffeq's options of that method, and `at_rest`: "resolve" (default) takes shorter steps at an equilibrium
+        than torchdiffeq, "ignore" its steps and its gradients; see `torchaca.Adaptive`.
     event_fn : callable
         Not available yet.
     compile : bool or str

@@ -27,7 +27,7 @@ NOT_YET = {
 }
 ADAPTIVE_OPTIONS = {
     *("norm", "first_step", "min_step", "max_step", "step_t", "jump_t", "safety", "ifactor", "dfactor"),
-    *("max_num_steps", "dtype"),
+    *("max_num_steps", "dtype", "at_rest"),
 }
 FIXED_OPTIONS = {"step_size", "grid_constructor", "interp", "perturb"}
 OTHER_OPTIONS = {"max_order", "max_iters", "implicit", "solver"}  # of the methods in NOT_YET
@@ -114,6 +114,7 @@ class Call:
                 max_steps=int(self.options.get("max_num_steps", 2**31 - 1)),
                 jump_ts=_numbers(self.options.get("jump_t")),
                 stop_ts=_numbers(self.options.get("step_t")),
+                at_rest=self.options.get("at_rest", Adaptive.at_rest),
                 **numbers,
             )
 

@@ -23,6 +23,7 @@ from .capture import Capture, capture
 from .door import is_timed, keeps_graphs, refuse_loops
 from .failure import CannotCompile
 from .inference import normal, outside_inference
+from .look import Looks
 from .loops import sweep_loop
 from .outputs import Chunk, f1_cotangent, padded, table_of_ends, tables_of_inner
 from .pullback import Pullback
@@ -116,26 +117,32 @@ class Sweep:
         run, y0 = self.run, self.run.problem.y0
         T = torch.zeros(run.room + 1, dtype=torch.float64, device="cpu")
         Y = y0.new_empty((run.room, *y0.shape))
-        self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)))
+        self._replay(Chunk(0, T, Y, []), Y, None, y0.new_zeros((1, *y0.shape)), (0, 0))
 
     def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> MaybeTensors:
         """Gradients of y0, the times, the control and the chosen inputs, from those of the outputs."""
         run, p, spec = self.run, self.run.problem, self.run.spec
+        looks = Looks(run, self.inputs, grad_ys)
         for k in range(len(run.chunks) - 1, -1, -1):
             chunk, before = run.chunks[k], run.chunks[k - 1] if k and not run.chunks[k - 1].jumps else None
             last = k == len(run.chunks) - 1
             if (last or chunk.jumps) and spec.carries and chunk.n - 1 in chunk.inside:
                 self._tail(chunk, y1 if last else states[k + 1][0], grad_ys)
-            self._replay(chunk, states[k], before, grad_ys)
+            for first, until in looks.parts(k):
+                self._replay(chunk, states[k], before, grad_ys, (first, until))
+                looks.look(k, until, states[k], self.lam)
             if self.times is not None:
                 self.times.add(chunk, self.ends, grad_ys)
         each = p.method.stages - spec.method.fsal
         p.stats.nfe_backward += sum(chunk.n * each + len(chunk.inside) * spec.extra for chunk in run.chunks)
         moved = [None] if self.times is None else self.times.gradients()
+        looks.settle(self.totals)
         return [self.lam + grad_ys[: p.ts.at_start()].sum(0), *moved, *self.totals]
 
-    def _replay(self, chunk: Chunk, Y: Tensor, before: Chunk | None, grad_ys: Tensor) -> None:
-        """One chunk's steps in reverse."""
+    def _replay(
+        self, chunk: Chunk, Y: Tensor, before: Chunk | None, grad_ys: Tensor, steps: tuple[int, int]
+    ) -> None:
+        """The first steps of a chunk in reverse, but for the first of them: so many each."""
         run, spec = self.run, self.run.spec
         tables = [table_of_ends(chunk, run.room, grad_ys)]
         if spec.inside:
@@ -144,7 +151,8 @@ class Sweep:
         self.lam, carried, ends, self.totals = run.call(
             ("sweep", run.wanted),
             lambda: sweep_loop(run.capture.field, spec, run.wanted),
-            *(torch.tensor(chunk.n, device="cpu"), chunk.T, Y, tables, self.lam, self.f1, self.ends),
+            *(torch.tensor(n, device="cpu") for n in steps),
+            *(chunk.T, Y, tables, self.lam, self.f1, self.ends),
             *(self.totals, padded(sorted(run.problem.jumps)), self.inputs),
         )
         if carried:

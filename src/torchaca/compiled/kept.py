@@ -37,14 +37,16 @@ def split_stages(
 
 
 def pullback_loop(spec: Spec, wanted: tuple[bool, ...], split: Halves) -> Callable[..., Any]:
-    """The backward pass over one chunk: `(n_steps, T, Y, kept, tables, lam, mu, totals, inputs)` -> lam, mu, totals.
+    """The backward pass over one chunk: `(n_steps, until, T, Y, kept, tables, lam, mu, totals, inputs)`.
 
+    Over its first `n_steps` steps, but for the first `until` -> lam, mu, totals.
     `mu` is the cotangent of f(t1, y1), which the step after this one started with.
     """
     method = spec.method
 
     def pull(
         n_steps: Tensor,
+        until: Tensor,
         T: Tensor,
         Y: Tensor,
         kept: Sequence[Tensor],
@@ -55,7 +57,7 @@ def pullback_loop(spec: Spec, wanted: tuple[bool, ...], split: Halves) -> Callab
         inputs: Sequence[Tensor],
     ) -> Any:
         def goes_on(n: Tensor, lam: Tensor, mu: Tensor, *totals: Tensor) -> Tensor:
-            return n > 0
+            return n > until
 
         def back(n: Tensor, lam: Tensor, mu: Tensor, *totals: Tensor) -> Any:
             at = (n - 1).view(1)

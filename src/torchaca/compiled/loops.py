@@ -78,7 +78,9 @@ def march_loop(func: FieldGraph, spec: Spec) -> Callable[..., Any]:
 
 
 def sweep_loop(func: FieldGraph, spec: Spec, wanted: tuple[bool, ...]) -> Callable[..., Any]:
-    """ACA's backward pass over one chunk: `(n_steps, T, Y, tables, lam, f1, ends, totals, jumps, inputs)`.
+    """ACA's backward pass over one chunk: `(n_steps, until, T, Y, tables, lam, f1, ends, totals, jumps, inputs)`.
+
+    Over its first `n_steps` steps, but for the first `until`.
 
     Returns lam, f0 and ends (in lists, empty where nobody needs them) and totals. `wanted` says which inputs are
     differentiated. `tables` hold the cotangents of outputs: of y1, and where there are outputs inside steps, of the
@@ -89,6 +91,7 @@ def sweep_loop(func: FieldGraph, spec: Spec, wanted: tuple[bool, ...]) -> Callab
 
     def sweep(
         n_steps: Tensor,
+        until: Tensor,
         T: Tensor,
         Y: Tensor,
         tables: Sequence[tuple[Tensor, Tensor]],
@@ -105,7 +108,7 @@ def sweep_loop(func: FieldGraph, spec: Spec, wanted: tuple[bool, ...]) -> Callab
             return func(t.to(y.dtype), y, now)
 
         def goes_on(n: Tensor, lam: Tensor, *others: Tensor) -> Tensor:
-            return n > 0
+            return n > until
 
         def replay(n: Tensor, lam: Tensor, *sums: Tensor) -> Any:
             known, moved, old = parted(sums)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..gradients.replay import MaybeTensors, vjp
 from .inference import normal
 from .kept import pullback_loop
+from .look import Looks
 from .outputs import Chunk, table_of_ends, tables_of_inner
 from .run import CompiledSolve
 
@@ -31,15 +32,20 @@ class Pullback:
         T = torch.zeros(run.room + 1, dtype=torch.float64, device="cpu")
         Y = y0.new_empty((run.room, *y0.shape))
         kept = [x.new_empty((run.room, *x.shape)) for x in run.split.like]
-        self._pull_back(Chunk(0, T, Y, []), [Y, *kept], y0.new_zeros((1, *y0.shape)))
+        self._pull_back(Chunk(0, T, Y, []), [Y, *kept], y0.new_zeros((1, *y0.shape)), 0, 0)
 
     def over(self, states: Sequence[Sequence[Tensor]], grad_ys: Tensor) -> MaybeTensors:
         """Gradients of y0, of the times, which have none, and of the chosen inputs."""
         run = self.run
-        for chunk, own in zip(reversed(run.chunks), reversed(states), strict=True):
-            self._pull_back(chunk, own, grad_ys)
+        looks = Looks(run, self.inputs, grad_ys)
+        for k in reversed(range(len(run.chunks))):
+            chunk, own = run.chunks[k], states[k]
+            for last, until in looks.parts(k):
+                self._pull_back(chunk, own, grad_ys, last, until)
+                looks.look(k, until, own[0], self.lam, self.mu)
         if run.chunks:
             self._first_evaluation()
+        looks.settle(self.totals)
         return [self.lam + grad_ys[: run.problem.ts.at_start()].sum(0), None, *self.totals]
 
     def _first_evaluation(self) -> None:
@@ -52,7 +58,9 @@ class Pullback:
         sums = [self.lam, *self.totals]
         self.lam, *self.totals = [a if g is None else a + g for a, g in zip(sums, grads, strict=True)]
 
-    def _pull_back(self, chunk: Chunk, states: Sequence[Tensor], grad_ys: Tensor) -> None:
+    def _pull_back(
+        self, chunk: Chunk, states: Sequence[Tensor], grad_ys: Tensor, last: int, until: int
+    ) -> None:
         run, spec, split = self.run, self.run.spec, self.run.split
         assert split is not None
         tables = [table_of_ends(chunk, run.room, grad_ys)]
@@ -63,7 +71,8 @@ class Pullback:
             ("pull", run.wanted),
             lambda: pullback_loop(spec, run.wanted, split),
             *(
-                torch.tensor(chunk.n, device="cpu"),
+                torch.tensor(last, device="cpu"),
+                torch.tensor(until, device="cpu"),
                 chunk.T,
                 Y,
                 kept,

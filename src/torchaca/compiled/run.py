@@ -21,6 +21,7 @@ from ..layout import empty_rows
 from ..loops.adaptive import Adaptive
 from ..loops.diagnosis import History, chatters, diagnose
 from ..loops.pace import Limits, propose, refusals
+from ..loops.rest import ROOM, Rest, start_of
 from ..loops.stepping import stopped
 from ..numbers import Time, value
 from ..torch_internals import mark_dynamic
@@ -32,7 +33,7 @@ from .inference import normal
 from .kept import split_stages
 from .loops import march_loop
 from .outputs import Chunk, emit, inner_times, padded, step_times
-from .search import Bounds, State, search_loop
+from .search import KNOWN, Bounds, State, bound, search_loop, tolerances
 from .spec import Spec
 from .steps import beside
 
@@ -96,11 +97,9 @@ class CompiledSolve:
         return self.spec.method.dense_stages + 1 if self.spec.inside else 0
 
     def drop_behind_outputs(self, y1: Tensor) -> Tensor:
-        """Forget the steps behind the last output: where a solve failed, they have no gradient.
+        """Forget the steps behind the last output, which have no gradient; return the state where the others end.
 
-        Their times stay where the graph of the steps is kept, as in the eager loop.
-
-        Returns the state where the remaining steps end, which was `y1`.
+        Their times stay where the graph of the steps is kept, as in the eager loop. The last step ended in `y1`.
         """
         while self.chunks:
             chunk = self.chunks[-1]
@@ -224,25 +223,22 @@ class Forward:
         evaluated, stops = p.stats.nfe, control.stops(p.ts)
         reach, self.history = min(0.5 * abs(stops[0] - now), control.dt_max), History()
         dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
-        self.state = torch.tensor(
-            [0, 0, 0, 0, 0, now, dt, 1.0, 1.0, torch.inf, 1.0], dtype=DOUBLE, device="cpu"
-        )
-        tolerances = [
-            normal(x) if isinstance(x, Tensor) else torch.tensor(x, dtype=DOUBLE, device="cpu")
-            for x in (control.rtol, control.atol)
-        ]
-        limits = Limits.of(p, control)
+        self.state, p.log.rests.start = State(t=now, dt=dt).tensor(), start_of(p, control)
+        self.tolerances = tolerances(control)
+        limits, self.rest = Limits.of(p, control), Rest(p, control)
         for stop in stops:
-            bounds = torch.tensor(Bounds(limits, stop, reach).packed(), dtype=DOUBLE, device="cpu")
+            bounds = torch.tensor(Bounds(limits, stop, reach, ROOM).packed(), dtype=DOUBLE, device="cpu")
             while now != stop:
-                seen, chunk = self._search_chunk(now, bounds, tolerances)
+                seen, chunk = self._search_chunk(now, stop, bounds)
                 p.stats.nfe = evaluated + int(seen.calls)
                 p.stats.rejected = int(seen.trials) - p.stats.accepted - chunk.n
                 self._finish(chunk, ys)
                 now = seen.t
                 if chunk.jumps and now != end:
-                    self.f0, self.state[-1] = self._beyond(now, end), 1.0  # known
-                    evaluated += 1
+                    self.f0, self.state[KNOWN] = self._at(now, self.y), 1.0
+                    p.stats.nfe, evaluated = p.stats.nfe + 1, evaluated + 1
+                if seen.rests:
+                    self._bound(chunk.T, chunk.Y, seen)
                 self._follow(control, chunk, seen)
                 if now != stop and chunk.n < self.run.room:
                     self._stopped(control, limits, seen, stop)
@@ -257,28 +253,39 @@ class Forward:
         if due and chatters(p, control, history, seen.t, self.y):
             raise stopped(p, control, history, "slow", seen.t, history.sizes[-1], self.y)
 
-    def _search_chunk(self, now: float, bounds: Tensor, tolerances: Sequence[Tensor]) -> tuple[State, Chunk]:
+    def _search_chunk(self, now: float, stop: float, bounds: Tensor) -> tuple[State, Chunk]:
         """One chunk of steps from `now` on, and where the search is after it."""
         run = self.run
         T, Y, kept = self._buffers()
         T[0] = now
-        self.y, self.f0, self.state = run.call(
-            "search",
-            lambda: search_loop(run.capture.field, run.spec, run.split),
-            *(bounds, self.signed, tolerances, T, Y, kept, self.bases),
-            *(self.y, self.f0, self.state, self.jumps, self.inputs),
-        )
-        seen = State(*self.state.tolist())
+        while True:
+            self.y, self.f0, self.state = run.call(
+                "search",
+                lambda: search_loop(run.capture.field, run.spec, run.split),
+                *(bounds, self.signed, self.tolerances, T, Y, kept, self.bases),
+                *(self.y, self.f0, self.state, self.jumps, self.inputs),
+            )
+            seen = State(*self.state.tolist())
+            if not seen.rests or seen.t == stop or seen.n == run.room:
+                break
+            self._bound(T, Y, seen)  # and go on in the same chunk
         self.state[:2] = 0  # n and m
         n = int(seen.n)
         chunk = Chunk(n, T, Y, T[: n + 1].tolist(), kept=kept)
         chunk.jumps = n > 0 and chunk.times[-1] in self.p.jumps
         return seen, chunk
 
-    def _beyond(self, t: float, end: float) -> Tensor:
-        """f just behind a jump at t."""
-        self.p.stats.nfe += 1
-        return self.run.capture.field(beside(t, end, self.y.dtype), self.y, self.inputs)
+    def _bound(self, T: Tensor, Y: Tensor, seen: State) -> None:
+        """Note that the error of the last step says nothing, and bound the next one."""
+        n, spec = int(seen.n) - 1, self.run.spec
+        self.f0, self.state = bound(
+            self.state, self.rest, self._at, (T[n].item(), Y[n], self.y, self.f0), spec
+        )
+
+    def _at(self, t: Time, y: Tensor) -> Tensor:
+        """f at the end of a step, for the next one: just behind a jump."""
+        to, now = self.p.ts.values[-1], torch.tensor(t, dtype=y.dtype, device="cpu")
+        return self.run.capture.field(beside(t, to, y.dtype) if t in self.p.jumps else now, y, self.inputs)
 
     def _stopped(self, control: Adaptive, limits: Limits, seen: State, stop: float) -> None:
         """Raise where the loop has given up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,31 +11,38 @@ import torch
 from torch import Tensor
 
 from ..core import VectorField
+from ..loops.adaptive import Adaptive
 from ..loops.pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
+from ..loops.rest import Rest
 from ..loops.rule import StepRule
 from . import compiler
 from .field_graph import FieldGraph
 from .halves import Halves
+from .inference import normal
 from .spec import Spec
 from .steps import basis_and_f1, one_sided, step_of
 
 
 @dataclass
 class Bounds:
-    """What a search reads from one tensor: the limits of its pace in their order, the stop, the first guess's reach."""
+    """What a search reads from one tensor: the limits of its pace in their order, the stop, the first guess's reach.
+
+    `room` is the error ratio up to which a step's error says nothing.
+    """
 
     limits: Limits
     stop: Any
     reach: Any
+    room: Any = -1.0
 
     @staticmethod
     def of(vector: Tensor) -> Bounds:
-        *limits, stop, reach = vector.unbind()
-        return Bounds(Limits(*limits), stop, reach)
+        *limits, stop, reach, room = vector.unbind()
+        return Bounds(Limits(*limits), stop, reach, room)
 
     def packed(self) -> list[Any]:
         """The numbers of that tensor."""
-        return [*vars(self.limits).values(), self.stop, self.reach]
+        return [*vars(self.limits).values(), self.stop, self.reach, self.room]
 
 
 @dataclass
@@ -42,20 +50,54 @@ class State:
     """What a search carries from trial to trial, beside y and f0: the numbers of one tensor, float64, in this order.
 
     `n` steps are accepted in this chunk, `m` of them with outputs inside; `trials` and `calls` of f count through all
-    chunks; `known`: f0 is f(t, y) already.
+    chunks; `known`: f0 is f(t, y) already. `rests`: the last step's error says nothing, and the loop ends there, so
+    that its next step can be bounded (see `torchaca.loops.rest`).
     """
 
-    n: Any
-    m: Any
-    trials: Any
-    calls: Any
-    rejections: Any
-    t: Any
-    dt: Any
-    ratio: Any
-    older: Any
-    rejected_size: Any
-    known: Any
+    n: Any = 0.0
+    m: Any = 0.0
+    trials: Any = 0.0
+    calls: Any = 0.0
+    rejections: Any = 0.0
+    t: Any = 0.0
+    dt: Any = 0.0
+    ratio: Any = 1.0
+    older: Any = 1.0
+    rejected_size: Any = math.inf
+    known: Any = 1.0
+    rests: Any = 0.0
+
+    def tensor(self) -> Tensor:
+        """Pack the numbers."""
+        return torch.tensor([*vars(self).values()], dtype=torch.float64, device="cpu")
+
+
+KNOWN = [*State.__dataclass_fields__].index("known")
+
+
+def tolerances(control: Adaptive) -> list[Tensor]:
+    """Return rtol and atol as tensors, which may change from call to call."""
+    return [
+        normal(x) if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device="cpu")
+        for x in (control.rtol, control.atol)
+    ]
+
+
+def bound(
+    state: Tensor, rest: Rest, f: VectorField, step: tuple[float, Tensor, Tensor, Tensor], spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """Go on after a step whose error says nothing: f where it ended, and the state. See `torchaca.loops.rest`.
+
+    `step` is where it started, in time and state, and y and f0 where it ended.
+    """
+    seen, (t0, y0, y, f0) = State(*state.tolist()), step
+    if rest.note(t0, seen.ratio, seen.t, y0, y):
+        if not (spec.method.fsal or seen.known):
+            f0, seen.known, seen.calls = f(seen.t, y), 1.0, seen.calls + 1
+        seen.dt = min(seen.dt, rest.bound(f, seen.t, y, f0))
+        seen.calls += 1
+    seen.rests = 0.0
+    return f0, seen.tensor()
 
 
 def guessed_dt(
@@ -72,6 +114,7 @@ def may_go_on(s: State, bounds: Bounds, room: int) -> Tensor:
     limits, stop = bounds.limits, bounds.stop
     t1, _ = propose(s.t, s.dt, stop, limits)
     goes, size, lands = (s.n < room) & (s.t != stop), (t1 - s.t).abs(), t1 == stop
+    goes = goes & ~(s.rests > 0)
     found = refusals(s.t, size, lands, s.rejections, s.rejected_size, s.trials, limits)
     for refused in found.values():
         goes = goes & ~refused
@@ -88,6 +131,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
     assert rule is not None
     fsal, order = method.fsal, method.order
     pid, safety, low, high = rule.pid, rule.safety, rule.factor_min, rule.factor_max
+    resolves = rule.resolves
     norm = rule.norm if spec.structure is None else spec.structure.mixed_rms
 
     def search(
@@ -111,15 +155,15 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
 
         def ruled() -> StepRule:
             rtol, atol = tolerances
-            return StepRule(rtol, atol, pid, safety, low, high, norm)
+            return StepRule(rtol, atol, pid, safety, low, high, norm, resolves)
 
         def goes_on(y: Tensor, f0: Tensor, state: Tensor) -> Tensor:
             return may_go_on(State(*state.unbind()), Bounds.of(bounds), room)
 
         def trial(y: Tensor, f0: Tensor, state: Tensor) -> Any:
-            s, bound = State(*state.unbind()), Bounds.of(bounds)
-            limits = bound.limits
-            t1, clipped = propose(s.t, s.dt, bound.stop, limits)
+            s, given = State(*state.unbind()), Bounds.of(bounds)
+            limits = given.limits
+            t1, clipped = propose(s.t, s.dt, given.stop, limits)
             size = (t1 - s.t).abs()
             f = one_sided(func, inputs, jumps, s.t, t1) if spec.jumps else plain
             calls = s.calls + (method.stages - 1)
@@ -159,6 +203,7 @@ def search_loop(func: FieldGraph, spec: Spec, split: Halves | None) -> Callable[
                 older=torch.where(ok, s.ratio, s.older),
                 rejected_size=torch.where(ok, torch.inf, size),
                 known=known.double(),
+                rests=(ok & (ratio <= given.room)).double(),
             )
             return (
                 torch.where(ok, step.y1, y),

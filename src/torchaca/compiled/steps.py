@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core import VectorField
 from ..methods.staged import Staged, StagedStep
+from ..numbers import Time
 from .field_graph import FieldGraph
 from .halves import Halves
 from .spec import Spec
@@ -66,7 +67,7 @@ def basis_and_f1(f: VectorField, spec: Spec, step: StagedStep, within: Tensor) -
     return torch.cond(within, whole, nothing, (step.t0, step.t1, step.y0, *step.known))
 
 
-def beside(t: float, other: float, dtype: torch.dtype) -> Tensor:
+def beside(t: Time, other: float, dtype: torch.dtype) -> Tensor:
     """The next number after t towards another one, as f gets it."""
     return torch.nextafter(
         torch.tensor(t, dtype=dtype, device="cpu"), torch.tensor(other, dtype=dtype, device="cpu")

@@ -23,6 +23,7 @@ from ..loops.outputs import gather
 from .checkpoints import States, parse_bytes
 from .fitting import record_while_it_fits, step_bytes
 from .in_place import guarded
+from .look_hooks import Looking
 from .observed import observed
 from .passes import solve_with
 from .refinement import Pull, check_setting, refined
@@ -65,6 +66,11 @@ class ACA:
         first evaluation. Instead of `checkpoints`.
     stagewise : bool
         Hold the graph of one evaluation of f at a time instead of a whole step's, for one more evaluation a stage.
+    substeps : int
+        Differentiate each step as so many equal ones, from the state that the forward pass had there. For a forward
+        pass that is given, whose steps are short enough for y and too long for its derivative: at rest, say. It is no
+        longer the gradient of the computed solution, but nearer to that of the ODE; see "Steps that are too long for
+        their derivative" in docs/gradients.md. All steps are replayed, each for `substeps` times its evaluations.
     grad_rtol : float, optional
         Refine the steps in the forward pass until the estimated relative error of the gradients is below it, and
         report the estimate in `stats.gradient_error`. For what that is and what it costs see "How do I know that the
@@ -72,14 +78,15 @@ class ACA:
     """
 
     name = "aca"
-    exact: ClassVar[bool] = True
     moves: ClassVar[bool] = True
 
     checkpoints: str | int = "auto"
     memory_budget: str | int | None = None
     stagewise: bool = False
     grad_rtol: float | None = None
+    substeps: int = 1
     # Facts that follow from these settings.
+    exact: bool = field(init=False, repr=False, compare=False)
     records: bool | None = field(init=False, repr=False, compare=False)
     substitutable: bool = field(init=False, repr=False, compare=False)
     wants_graph_size: bool = field(init=False, repr=False, compare=False)
@@ -102,17 +109,32 @@ class ACA:
             )
         if self.grad_rtol is not None:
             check_setting(self.grad_rtol, self.checkpoints)
-        plain = self.memory_budget is None and not self.stagewise and self.grad_rtol is None
+        self._check_substeps()
+        exact = self.grad_rtol is None and self.substeps == 1
+        plain = self.memory_budget is None and not self.stagewise and exact
         records = None if self.checkpoints == "auto" and plain else self.checkpoints == "none"
         put = object.__setattr__
+        put(self, "exact", exact)
         put(self, "records", records)
         put(self, "substitutable", plain and self.checkpoints in ("auto", "all", "none"))
         put(self, "wants_graph_size", self.memory_budget is not None or records is None)
 
+    def _check_substeps(self) -> None:
+        k = self.substeps
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"substeps is a whole number of at least 1, got {k!r}")
+        if k > 1 and self.checkpoints == "none":
+            raise ValueError(
+                "substeps replays steps as shorter ones, checkpoints='none' replays nothing: drop one of them"
+            )
+        if k > 1 and self.grad_rtol is not None:
+            raise ValueError("grad_rtol chooses sub-steps itself: drop substeps")
+
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve, keeping graphs or states of the accepted steps; see `torchaca.core.Gradient`."""
         if self.records:
-            return guarded(p, gather(p, observed(p)))
+            looking = Looking(p)
+            return guarded(p, looking.close(gather(p, looking.over(observed(p)))))
         if self.records is None and inputs.attached and not inputs.kept:
             return record_while_it_fits(p, inputs, Replayed(p, inputs, States("all")))
         unreached = None
@@ -122,7 +144,13 @@ class ACA:
         return replace(outcome, failure=outcome.failure or unreached)
 
     def _passes(self, p: Problem, inputs: Inputs) -> Replayed:
-        return Replayed(p, inputs, States(self._kept(p, inputs)), stagewise=self.stagewise)
+        if self.substeps > 1 and p.effects is not None and p.effects.stateful:
+            raise ValueError(
+                "substeps evaluates f between the steps of the forward pass, and f is random or changes what it reads "
+                "(Dropout?), so that it would differ there: call model.eval() first, or drop substeps"
+            )
+        store = States(self._kept(p, inputs))
+        return Replayed(p, inputs, store, stagewise=self.stagewise, substeps=self.substeps)
 
     def _rehearse(self, inputs: Inputs, p: Problem) -> tuple[Outcome, Pull]:
         """Solve without a graph: the outcome, and the vector-Jacobian product of its outputs."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..core import Step
+from ..core import Problem, Step
 from ..field.effects import Moments
 from ..loops.outputs import gather
 from ..loops.stepping import march
@@ -28,6 +28,8 @@ from .replay import (
 if TYPE_CHECKING:
     from .passes import Passes
 
+March: TypeAlias = Callable[[Problem], Iterator[Step]]
+
 THIRD = (
     "third derivatives through gradient='aca' are not available: use gradient='direct', which keeps the graph of all "
     "steps"
@@ -42,13 +44,15 @@ def differentiate_again(
     tensors: Sequence[Any],
     *,
     moments: Moments | None = None,
+    redo: Callable[[], March] | None = None,
 ) -> MaybeTensors:
     """Run the backward pass as a function that can be differentiated once more: second derivatives, exact.
 
     Its own backward differentiates all steps between `times` in one graph, which takes the memory of `direct`.
-    `moments` are when the steps were made; see `Replay`.
+    `moments` are when the steps were made; see `Replay`. `redo` is called after the backward pass, where that is not
+    the derivative of these steps: it returns what yields those that it is of, of a problem.
     """
-    solve = _Solve(passes, times, moments or Moments(None), Ambience.here(passes.problem.y0))
+    solve = _Solve(passes, times, moments or Moments(None), Ambience.here(passes.problem.y0), redo)
     return list(_BackwardPass.apply(solve, len(cotangents), kept, *cotangents, *tensors))
 
 
@@ -58,6 +62,11 @@ class _Solve:
     times: Sequence[float]
     moments: Moments
     ambience: Ambience
+    redo: Callable[[], March] | None
+
+    def march(self, p: Problem) -> Iterator[Step]:
+        """All steps again, from the first on."""
+        return self.at_moments(march(p, p.control.boundaries(p.ts, self.times)))
 
     def at_moments(self, replayed: Iterator[Step]) -> Iterator[Step]:
         """All steps again, from the first on, each at the moment of the forward pass at which it was made."""
@@ -73,7 +82,9 @@ class _BackwardPass(torch.autograd.Function):
         ctx.solve, ctx.n = solve, n_cotangents
         ctx.save_for_backward(*passes.inputs.without_late(tensors))
         ctx.set_materialize_grads(False)
-        return tuple(passes.backward(kept, tensors[:n_cotangents], tensors[n_cotangents:]))
+        grads = tuple(passes.backward(kept, tensors[:n_cotangents], tensors[n_cotangents:]))
+        ctx.march = solve.march if solve.redo is None else solve.redo()
+        return grads
 
     @staticmethod
     def backward(ctx: Any, *seconds: Any) -> Any:
@@ -86,7 +97,7 @@ class _BackwardPass(torch.autograd.Function):
             parts = Parts.leaves_for(problem, inputs, tensors)
             own = [None if g is None else g.detach().requires_grad_() for g in cotangents]
             p = rebuilt(problem, parts, inputs)
-            outcome = gather(p, solve.at_moments(march(p, p.control.boundaries(p.ts, solve.times))))
+            outcome = gather(p, ctx.march(p))
             pairs = [
                 (out, g) for out, g in zip((outcome.ys, *outcome.bases), own, strict=True) if g is not None
             ]

@@ -191,6 +191,7 @@ class Backward:
             atol=self._tolerance(own.atol if settings.atol is None else settings.atol),
             dt0=self.dt if self.dt is not None else own.dt0,
             norm=self._norm,
+            at_rest="ignore",  # the steps see lambda, which does not rest
         )
 
     def _tolerance(self, tolerance: float | Tensor) -> float | Tensor:

@@ -13,6 +13,7 @@ from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..loops.outputs import gather
 from .in_place import guarded
+from .look_hooks import Looking
 from .observed import observed
 
 
@@ -28,4 +29,5 @@ class Direct:
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve with autograd recording; see `torchaca.core.Gradient`."""
-        return guarded(p, gather(p, observed(p)))
+        looking = Looking(p)
+        return guarded(p, looking.close(gather(p, looking.over(observed(p)))))

@@ -22,6 +22,7 @@ from ..loops.outputs import gather
 from ..numbers import value
 from ..torch_internals import sequence_number
 from .in_place import guarded
+from .look_hooks import Looking
 from .observed import observed
 from .passes import attach
 from .store import Replayed
@@ -59,10 +60,11 @@ class Budget:
 
 def record_while_it_fits(p: Problem, inputs: Inputs, passes: Replayed) -> Outcome:
     """Solve, recorded by autograd as in `direct`; if the graphs do not fit, by the passes."""
-    budget, since = Budget(p, inputs), sequence_number()
+    budget, since, looking = Budget(p, inputs), sequence_number(), Looking(p)
     with torch.set_grad_enabled(not budget.spent):
-        outcome = gather(p, passes.watch(p, budget.watch(observed(p))))
+        outcome = gather(p, passes.watch(p, budget.watch(looking.over(observed(p)))))
     if not budget.spent:
+        looking.close(outcome, inputs)
         if inputs.late and outcome.ys.requires_grad:
             outcome = replace(outcome, ys=_Reached.apply(outcome.ys, *inputs.late))
         return guarded(p, outcome, inputs.reads.tensors)

@@ -13,6 +13,7 @@ from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..loops.outputs import gather
 from .in_place import guarded
+from .look_hooks import Looking
 
 
 @dataclass(frozen=True)
@@ -26,4 +27,5 @@ class Naive:
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve with autograd recording everything; see `torchaca.core.Gradient`."""
         moves = getattr(p.control, "moves_on_tensors", p.control.moves)
-        return guarded(p, gather(p, moves(p)))
+        looking = Looking(p)
+        return guarded(p, looking.close(gather(p, looking.over(moves(p)))))

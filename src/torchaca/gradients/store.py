@@ -13,8 +13,11 @@ from ..field.inputs import Inputs
 from ..loops.outputs import gather
 from ..loops.stepping import steps
 from .again import differentiate_again
+from .inner import inner_of
+from .look import look_of
 from .passes import refuse
 from .replay import MaybeTensors, without_graph
+from .substeps import march_shifted, through
 from .sweep import Replay
 
 
@@ -43,14 +46,22 @@ class Store(Protocol):
 class Replayed:
     """The passes of a gradient that replays its steps from what a store keeps. Holds none of the outputs.
 
-    `stagewise` is as in `Replay`; `no_second` says why there are no second derivatives, if there are none.
+    `stagewise` is as in `Replay`; `no_second` says why there are no second derivatives, if there are none; `substeps`:
+    each step is differentiated as so many, from where it started.
     """
 
     def __init__(
-        self, problem: Problem, inputs: Inputs, store: Store, *, stagewise: bool = False, no_second: str = ""
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        store: Store,
+        *,
+        stagewise: bool = False,
+        no_second: str = "",
+        substeps: int = 1,
     ) -> None:
         self.problem, self.inputs, self.store = problem, inputs, store
-        self.stagewise, self.no_second = stagewise, no_second
+        self.stagewise, self.no_second, self.substeps = stagewise, no_second, substeps
         self.moments = Moments(problem.effects)
         self.times: Sequence[float] = ()
         self.end: Tensor | None = None
@@ -79,19 +90,31 @@ class Replayed:
         self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
     ) -> MaybeTensors:
         """Replay all steps, from the last to the first; see `Passes`."""
+        whole = self.substeps == 1
         replay = Replay(
             self.problem,
             self.inputs,
             self.times,
             tensors,
-            cotangents,
+            cotangents if whole else cotangents[:1],
             moments=self.moments,
             end=self.end,
             stagewise=self.stagewise,
+            alone=() if whole else range(len(self.times)),
+            inner={} if whole else inner_of(self.problem.method, cotangents[1:]),
         )
+        look = look_of(self.problem, self.times, cotangents) if whole else None
         for n, start in self.store.reversed(kept, replay):
-            replay.replay(n, start)
-        return replay.finish()
+            if not whole:
+                replay.add(n, start, through(replay, n, start, self.substeps))
+            elif look is not None and n in look.steps:
+                look.replay(replay, n, start)
+            else:
+                replay.replay(n, start)
+        grads = replay.finish()
+        if look is not None:
+            look.settle(grads[2 + len(replay.parts.control) :])
+        return grads
 
     def twice(
         self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
@@ -99,4 +122,11 @@ class Replayed:
         """Differentiate the steps once more, or refuse it; see `Passes`."""
         if self.no_second:
             return refuse(self, self.no_second, kept, cotangents, tensors)
-        return differentiate_again(self, self.times, kept, cotangents, tensors, moments=self.moments)
+        redo = (lambda: self._shifted) if self.substeps > 1 else None
+        return differentiate_again(
+            self, self.times, kept, cotangents, tensors, moments=self.moments, redo=redo
+        )
+
+    def _shifted(self, p: Problem) -> Iterator[Step]:
+        parts = [self.substeps] * (len(self.times) - 1)
+        return march_shifted(p, p.control.boundaries(p.ts, self.times), parts)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -17,10 +19,12 @@ from ..field.inputs import Inputs
 from ..field.replays import check_replay
 from ..layout import joined, ordered
 from ..loops.outputs import inside
-from ..numbers import Time, value
+from ..numbers import Time
 from ..trace import Trace
 from .drift import Drift
-from .replay import MaybeTensors, Parts, rebuilt, totals_for, vjp, without_detours, without_graph
+from .inner import Inner
+from .replay import MaybeTensors, Parts, rebuilt, totals_for, vjp, without_graph
+from .tally import Tally
 
 
 class Replay:
@@ -49,6 +53,10 @@ class Replay:
         What the last step handed on in the forward pass, to compare with.
     stagewise : bool
         Make the graph of each evaluation when it is differentiated.
+    alone : container of int
+        Steps that evaluate f at their ends themselves, since another one takes their place, or their neighbour's.
+    inner : mapping
+        By step, cotangents of further values inside of it.
 
     Raises
     ------
@@ -67,6 +75,8 @@ class Replay:
         moments: Moments | None = None,
         end: Tensor | None = None,
         stagewise: bool = False,
+        alone: Container[int] = (),
+        inner: Mapping[int, Inner] = MappingProxyType({}),
     ) -> None:
         if moments is None and problem.effects and problem.effects.stateful:
             raise ValueError(
@@ -82,16 +92,19 @@ class Replay:
             self.p = self.p.calling(evaluated_stagewise(self.p))
         with torch.enable_grad():
             self.boundaries = list(self.p.control.boundaries(self.p.ts, times))
-        self.ys_grad, self.dense_grad = cotangents[0], cotangents[1:]
-        self.lam: Tensor | None = None
+        self.ys_grad, self.dense_grad, self.inner = cotangents[0], cotangents[1:], inner
+        self.alone = alone
         self.wrt = [leaves.ts, *leaves.control, *leaves.args, *leaves.captured]
-        self.totals = totals_for(len(self.wrt), cotangents)
-        self.time_grads: list[tuple[Tensor, Tensor]] = []
+        self.tally = self.tallied(cotangents)
         self.next_f0: Tensor | None = None
         self.next_start = end
         self.drift: Drift | None = Drift(leaves.y0)
         self.advanced: set[int] = set()
         self.ends = [self.p.ts.at_start(), *(self.p.ts.up_to(t) for t in times[1:])]
+
+    def tallied(self, cotangents: Sequence[Tensor | None] = ()) -> Tally:
+        """An empty tally of products, of these cotangents."""
+        return Tally(totals_for(len(self.wrt), cotangents))
 
     def evaluate(self, f: VectorField) -> None:
         """Evaluate this f in place of the problem's."""
@@ -111,34 +124,49 @@ class Replay:
 
         `start` is y or, for a method that carries more from step to step, what the step before handed on.
         """
+        made = self.make(n, start)
+        self.add(n, start, made.pulled(made.outs, made.cotangents), made)
+
+    def make(self, n: int, start: Tensor) -> Made:
+        """Compute step n again from where it started, with a graph."""
         self.moments.restore(n)
-        last = n + 1 == self.n_steps
         with torch.enable_grad():
             y = start.detach().requires_grad_()
-            t0, t1 = (self._leaf(t) for t in self.boundaries[n : n + 2])
+            t0, t1 = self.leaves(n)
             step = self.p.step(t0, t1, y)
             end = self.p.handed(step)
-            outs, cotangents = [end], [torch.zeros_like(end) if self.lam is None else self.lam]
+            outs, cotangents = [end], [self.tally.incoming(end)]
             self._outputs(n, step, outs, cotangents)
             carried = self._carried(n)
             if carried is not None and step.f0.requires_grad:
                 outs.append(step.f0)
                 cotangents.append(carried)
-        times = [t if isinstance(t, Tensor) else None for t in (t0, t1)]
-        if self.inputs.watched:
-            span = f"from t = {value(t0):g} to {value(t1):g}"
-            check_replay(outs, self.inputs, (y, *times, *self.wrt), span, complete=last)
+        made = Made(self.inputs, step, [y, *on_leaves(t0, t1), *self.wrt], outs, cotangents)
+        self.check(n, made, complete=n + 1 == self.n_steps)
         if self.drift and self.next_start is not None:
             self.drift.note(end, self.next_start, again=n + 1 in self.advanced)
-        grad_y, *grads = vjp(outs, [y, *times, *self.wrt], cotangents, keep=self.inputs.shared)
-        for boundary, grad in zip(self.boundaries[n : n + 2], grads[:2], strict=True):
-            if grad is not None and isinstance(boundary, Tensor):
-                self.time_grads.append((boundary, grad))
+        return made
+
+    def leaves(self, n: int) -> tuple[Time, Time]:
+        """The boundaries of step n, as leaves where they are tensors."""
+        t0, t1 = (
+            t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in self.boundaries[n : n + 2]
+        )
+        return t0, t1
+
+    def check(self, n: int, made: Made, *, complete: bool) -> None:
+        """Refuse an f that uses other tensors than the inputs of the solve; see `check_replay`."""
+        if self.inputs.watched:
+            span = f"from t = {self.times[n]:g} to {self.times[n + 1]:g}"
+            check_replay(made.outs, self.inputs, made.wrt, span, complete=complete)
+
+    def add(self, n: int, start: Tensor, product: MaybeTensors, made: Made | None = None) -> None:
+        """Add the product of step n; `made` is what it was made from, if it is the step as it was taken."""
         if self.p.trace is not None:
-            self._tell(self.p.trace, n, cotangents, grad_y, grads[3 + len(self.parts.control) :])
-        self.lam = grad_y if grad_y is not None else torch.zeros_like(start)
-        self.totals.add(grads[2:])
-        self.next_f0, self.next_start = step.f0.detach(), start
+            cotangents = made.cotangents if made else [self.tally.incoming(start)]
+            self._tell(self.p.trace, n, cotangents, product[0], product[4 + len(self.parts.control) :])
+        self.tally.add(product, self.boundaries[n : n + 2], start)
+        self.next_f0, self.next_start = made.step.f0.detach() if made else None, start
 
     def _tell(
         self, trace: Trace, n: int, cotangents: list[Tensor], grad_y: Tensor | None, grads: MaybeTensors
@@ -146,10 +174,6 @@ class Replay:
         trace.n_steps, tensors = self.n_steps, self.inputs.tensors
         span = (self.times[n], self.times[n + 1])
         trace.passed(n, span, cotangents, grad_y, list(zip(tensors, grads, strict=True)))
-
-    @staticmethod
-    def _leaf(t: Time) -> Time:
-        return t.detach().requires_grad_() if isinstance(t, Tensor) else t
 
     def _outputs(self, n: int, step: Step, outs: list[Tensor], cotangents: list[Tensor]) -> None:
         """Add the step's outputs: an end state to the adjoint, the others to the product."""
@@ -168,6 +192,8 @@ class Replay:
         if grad is not None:
             outs.append(step.basis())
             cotangents.append(grad)
+        if n in self.inner:
+            self.inner[n].add(step, outs, cotangents)
 
     def _inside(self, n: int) -> list[int]:
         """The outputs on the interpolant of step n."""
@@ -178,6 +204,8 @@ class Replay:
         within = self._inside(n)
         last = n + 1 == self.n_steps
         if not within or last or self.dense_grad or not self.p.reuses(self.boundaries[n + 1]):
+            return None
+        if self.inner or n in self.alone or n + 1 in self.alone:
             return None
         times = [self.p.ts[i] for i in within]
         return self.p.method.f1_weights(self.boundaries[n], self.boundaries[n + 1], times)
@@ -199,18 +227,34 @@ class Replay:
         RuntimeError
             If f gave other values than in the forward pass; see `Drift`.
         """
-        lam = torch.zeros_like(self.parts.y0, requires_grad=False) if self.lam is None else self.lam
-        if self.ys_grad is not None:
-            for i in range(self.ends[0]):
-                lam = lam + self.ys_grad[i]
-        if self.time_grads:
-            boundaries, grads = zip(*self.time_grads, strict=True)
-            self.totals.add(vjp(boundaries, self.wrt[: 1 + len(self.parts.control)], grads, keep=True))
-        others = len(self.wrt) - len(self.parts.captured)
-        sums = self.totals.sums
-        lam = ordered(lam, self.parts.y0)
-        grads = [lam, *sums[:others], *without_detours(self.parts.captured, sums[others:])]
+        at_start = [] if self.ys_grad is None else [self.ys_grad[i] for i in range(self.ends[0])]
+        grads = self.tally.finished(self.parts, self.wrt, at_start)
         return self.drift.settled(grads, self.p, self.inputs, self.parts) if self.drift else grads
+
+
+@dataclass(frozen=True)
+class Made:
+    """A part of a solve that was made again, with its graph: `outs`, and the `cotangents` of them.
+
+    `wrt`: what a product is with respect to, in the order of `Tally.add`.
+    """
+
+    inputs: Inputs
+    step: Step
+    wrt: Sequence[Tensor | None]
+    outs: list[Tensor]
+    cotangents: list[Tensor]
+
+    def pulled(
+        self, outs: Sequence[Tensor], cotangents: Sequence[Tensor], *, keep: bool = False
+    ) -> MaybeTensors:
+        """The vector-Jacobian product; `keep` the graph for another one."""
+        return vjp(outs, self.wrt, cotangents, keep=keep or self.inputs.shared)
+
+
+def on_leaves(*times: Time) -> list[Tensor | None]:
+    """Times as what a product is with respect to: None where they are numbers."""
+    return [t if isinstance(t, Tensor) else None for t in times]
 
 
 def evaluated_stagewise(p: Problem) -> VectorField:

@@ -15,6 +15,7 @@ from ..core import End, Problem, Step, Times
 from ..numbers import Numbers, Time, in_double
 from .clock import merged
 from .pace import TENSORS
+from .rest import AT_REST
 from .rule import I_CONTROL, NORMS, PID, Norm, StepRule
 from .stepping import search
 
@@ -43,6 +44,10 @@ class Adaptive:
         Trials (accepted and rejected) before the solve gives up.
     jump_ts : sequence of float
         Times at which f or its derivatives jump: steps end there, and no step looks across.
+    at_rest : "resolve" or "ignore"
+        What limits steps whose error says nothing, as at an equilibrium: "resolve" (default) evaluates f once beside
+        the state after each of them and keeps the next one short enough for its derivative, and for what begins after
+        the rest; "ignore" lets them grow, so that values are right and gradients are not. See `loops.rest`.
     """
 
     adaptive = True
@@ -61,6 +66,7 @@ class Adaptive:
     max_steps: int = 10_000
     jump_ts: tuple[float, ...] = ()
     stop_ts: tuple[float, ...] = ()
+    at_rest: str = "resolve"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -75,6 +81,8 @@ class Adaptive:
             raise ValueError(f"dt0 is the size of the first step, a positive number; got {self.dt0!r}")
         if not 0 <= self.dt_min <= self.dt_max:
             raise ValueError(f"0 <= dt_min <= dt_max must hold, got {self.dt_min}, {self.dt_max}")
+        if self.at_rest not in AT_REST:
+            raise ValueError(f"at_rest is 'resolve' or 'ignore', got {self.at_rest!r}")
         if isinstance(self.norm, str) and self.norm not in NORMS:
             raise ValueError(f"unknown norm {self.norm!r}: use 'rms', 'max' or a callable")
         for name in ("rtol", "atol"):
@@ -110,8 +118,9 @@ class Adaptive:
 
     @cached_property
     def _rule(self) -> StepRule:
+        factors = (self.safety, self.factor_min, self.factor_max)
         return StepRule(
-            self.rtol, self.atol, self.pid, self.safety, self.factor_min, self.factor_max, self.norm
+            self.rtol, self.atol, self.pid, *factors, self.norm, resolves=self.at_rest == "resolve"
         )
 
     @property
@@ -125,6 +134,11 @@ class Adaptive:
         """The error of a step over its tolerance, 0-dim; at most 1 is acceptable, nan is not."""
         return self._rule.ratio(step)
 
+    def motion(self, y0: Tensor, y1: Tensor) -> Tensor:
+        """How far a step moves the state, in units of its tolerance, 0-dim."""
+        norm, scale = self._rule.relative_to(torch.maximum(y0.abs(), y1.abs()))
+        return torch.as_tensor(norm((y1 - y0) / scale), device=y0.device)
+
     def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
         """What the step size is multiplied with; see `StepRule.factor`."""
         return self._rule.factor(ratios, order, after_rejection=after_rejection)
@@ -133,7 +147,8 @@ class Adaptive:
         """Hairer's first step size, positive (one evaluation of f, inside [t0, t1]); see `StepRule.guessed_step`."""
         span = min(abs(stop - p.ts.values[0]) for stop in self.stops(p.ts))
         reach = min(0.5 * span, self.dt_max)  # halfway: neither rounding nor a jump is reached
-        return self._rule.guessed_step(p.f, p.ts[0], p.y0, f0, p.ts.sign, reach, p.method.order, numbers)
+        point = (p.ts[0], p.y0, f0, p.ts.sign, reach, p.method.order, numbers)
+        return self._rule.guessed_step(p.f, *point, p.log.rests)
 
     def stops(self, ts: Times) -> list[float]:
         """The times where a step has to end: jumps and stops inside the span, and its end."""

@@ -23,6 +23,7 @@ from ..torch_internals import (
     plain,
 )
 from .pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
+from .rest import ROOM, ROUNDING, STILL, Slope, least, longest, looks, resolution
 
 if TYPE_CHECKING:
     from .adaptive import Adaptive
@@ -85,7 +86,8 @@ class Search:
 
     `y` and `f0` are as each lane sees them, all other tensors plain, `(*lanes,)`: that makes their many small
     operations cheaper. `rejections` counts the trials that were rejected in a row, the last of `rejected_size`. With
-    `alone`, lanes that fail stop where they are and the others go on; `failure` is that of the first.
+    `alone`, lanes that fail stop where they are and the others go on; `failure` is that of the first. `room` says whose
+    last step had an error that says nothing (see `rest`), and `rests` whether any had; `slope` is None if nobody asks.
     """
 
     p: Problem
@@ -101,7 +103,11 @@ class Search:
     rejections: Tensor
     rejected_size: Tensor
     failed: Tensor
+    room: Tensor
+    slope: Slope | None
     alone: bool = False
+    rests: bool = False
+    before: Tensor | None = None
     failure: SolverError | None = None
     history: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
@@ -121,9 +127,10 @@ class Search:
             dt = torch.full_like(t, given) if dt0 is None else first_dt(dt0, t, limits)
             stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
             none, never = torch.zeros_like(t), torch.full_like(t, torch.inf)
-            ratios = [torch.ones_like(t)] * 2
+            ratios, no = [torch.ones_like(t)] * 2, none.bool()
+        slope = Slope(Slope.unknown(y0).direction, lanes.spread(none)) if looks(p, control) else None
         return Search(
-            p, control, limits, lanes, y0, f0, t, dt, stops, ratios, none, never, none.bool(), alone
+            p, control, limits, lanes, y0, f0, t, dt, stops, ratios, none, never, no, no, slope, alone
         )
 
     def boundaries(self) -> Tensor:
@@ -151,7 +158,30 @@ class Search:
             active, stop = (t != self.stops[-1]) & ~self.failed, self._next_stop()
             t1, clipped = propose(t, self.dt, stop, self.limits)
             going = self._going(active, (t1 - t).abs(), t1 == stop)
-            return None if going is None else (going, torch.where(going, t1, t), clipped)
+            if not self.rests:
+                return None if going is None else (going, torch.where(going, t1, t), clipped)
+        self._bound()
+        return self._propose()
+
+    def _bound(self) -> None:
+        """Bound the next steps of lanes at rest; see `rest`. All lanes look, those with room take the answer."""
+        p, known, spread, before = self.p, self.slope, self.lanes.spread, self.before
+        assert known is not None
+        assert before is not None
+        motion = self.lanes.gathered(self.control.motion(before, self.y))
+        with plain():
+            here = self.room & ((motion <= STILL) | (self.ratios[0] <= ROUNDING))
+        t, mine = spread(self.t), spread(here)
+        self.f0 = p.f.call(t, self.y) if self.f0 is None else self.f0
+        seen = known.looked(p.f.call, t, self.y, self.f0, self.control.atol, resolution(p))
+        direction = torch.where(mine, seen.direction, known.direction)
+        self.slope = Slope(direction, torch.where(mine, seen.steepness, known.steepness))
+        steepness = self.lanes.gathered(self.slope.steepness)
+        with plain():
+            span = abs(p.ts.values[-1] - p.ts.values[0])
+            bound = longest(steepness, p.method, span).clamp(min=least(p, self.control))
+            self.dt = torch.where(here, torch.minimum(self.dt, bound), self.dt)
+            self.room = torch.zeros_like(here)
 
     def _try(self, active: Tensor, t1: Tensor, clipped: Tensor) -> None:
         """One trial in every lane; the lanes that are not active stay where they are."""
@@ -169,8 +199,10 @@ class Search:
             self.rejections = torch.where(success, 0.0, self.rejections + 1)
             self.rejected_size = size
             self.t = torch.where(success, t1, self.t)
+            if self.slope is not None:
+                self.room = success & (ratio <= ROOM) & (t1 != self.stops[-1])
             self.history.append((t1, active, success))
-        here, f1 = spread(success), step.hint
+        here, f1, self.before = spread(success), step.hint, self.y
         self.y = torch.where(here, step.y1, self.y)
         self.f0 = None if f1 is None else torch.where(here, f1, step.f0)
 
@@ -184,7 +216,7 @@ class Search:
     def _going(self, active: Tensor, size: Tensor, lands: Tensor) -> Tensor | None:
         """Which of the lanes that are on their way can make a trial of that size, None if none is left.
 
-        Reads the device once, and once more where a lane has failed.
+        Reads the device once, also whether a lane rests, and once more where a lane has failed.
 
         Raises
         ------
@@ -194,7 +226,7 @@ class Search:
         trials, limits = len(self.history), self.limits
         found = refusals(self.t, size, lands, self.rejections, self.rejected_size, trials, limits)
         masks = [active & holds for holds in found.values()]
-        goes, *fails = torch.stack([active, *masks]).flatten(1).any(1).tolist()
+        goes, self.rests, *fails = torch.stack([active, self.room, *masks]).flatten(1).any(1).tolist()
         for fails_so, reason, lanes in zip(fails, found, masks, strict=True):
             if not fails_so:
                 continue

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from ..core import Step, VectorField
+from ..log import Rests
+from ..methods.stability import GOOD, SHARE
 from ..numbers import Numbers, Time, at_least, at_most, clip, in_double, where
 from ..state import rms
 
 Norm = Callable[[Tensor], Tensor]
+FLAT = 1e-200  # a |J| that is as good as none
 TINY_RATIO = 1e-10  # a ratio of zero asks for no more than the largest factor; powers of it stay finite
 
 
@@ -62,6 +65,8 @@ class StepRule:
     factor_min: float
     factor_max: float
     norm: str | Norm
+    resolves: bool = False
+    """Whether the first step is kept short where it would move less than its tolerance; see `rest`."""
 
     def relative_to(self, size: Tensor) -> tuple[Norm, Tensor]:
         """`norm, scale` such that `norm(x / scale)`, 0-dim, is the size of x relative to `atol + rtol size`."""
@@ -107,10 +112,12 @@ class StepRule:
         reach: Any,
         order: int,
         numbers: Numbers = in_double,
+        rests: Rests | None = None,
     ) -> Any:
         """The same from numbers or tensors; f is evaluated not further than `reach` from t0.
 
-        The size is computed with the `numbers` of norms: on the host that takes a hundredth of the time.
+        The size is computed with the `numbers` of norms: on the host that takes a hundredth of the time. `rests` is
+        told of the start.
         """
         norm, scale = self.relative_to(y0.abs())
 
@@ -118,6 +125,8 @@ class StepRule:
             return torch.as_tensor(norm(x / scale), device=x.device)
 
         d0, d1 = numbers(relative(y0), relative(f0))
+        if rests is not None and isinstance(d0, float):
+            rests.start = d0
         small = (d0 < 1e-5) | (d1 < 1e-5)
         guess = 0.01 * d0 / where(small, 1.0, d1)  # neither nan nor an error in the branch not taken
         guess = at_least(where(small, 1e-6, guess), math.ulp(0.0))  # not zero, which the change is divided by
@@ -132,4 +141,10 @@ class StepRule:
             at_least(h0 * 1e-3, 1e-6),
             (0.01 / at_least(steepest, 1e-15)) ** (1.0 / order),
         )
-        return at_most(h1, 100 * h0)
+        h1 = at_most(h1, 100 * h0)
+        if not self.resolves:
+            return h1
+        # A step that moves less than its tolerance has an error that says nothing. |J| along f0 is known by now.
+        steep = change / (h0 * at_least(d1, FLAT))
+        calm = SHARE * (GOOD * math.factorial(order + 1)) ** (1 / (order + 1)) / at_least(steep, FLAT)
+        return where((d1 * h1 <= 1) & (d1 > 0), at_most(h1, calm), h1)

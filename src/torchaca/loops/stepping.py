@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import End, Log, Problem, Step, Times
-from ..numbers import Time, value
+from ..numbers import Time, at_most, value
 from .diagnosis import RECENT, History, chatters, diagnose
 from .pace import (
     BAD_RATIO,
@@ -28,6 +28,7 @@ from .pace import (
     propose,
     refusals,
 )
+from .rest import ROOM, Rest
 
 __all__ = ["BAD_RATIO", "HOPELESS", "TOO_SMALL", "Walk", "march", "search", "steps", "stopped"]
 
@@ -74,11 +75,12 @@ class Walk:
     """Where a solve is, for loops that try steps and reject some: it knows f's side effects, and what a step hands on.
 
     `trial(t1)` makes the step from `t` to t1. Then either `accept(step)` goes on from its end, and the loop yields it,
-    or `reject(step)` stays.
+    or `reject(step)` stays. `last` is the last output time.
     """
 
     def __init__(self, p: Problem) -> None:
         self.p, self.t, self.y, self.f0 = p, p.ts[0], p.y0, p.f0
+        self.last = p.ts[len(p.ts) - 1]
         self._start, self._before, self._mark = p.y0, None, None
 
     def trial(self, t1: Time) -> Step:
@@ -90,6 +92,27 @@ class Walk:
         if p.watch:
             p.watch("trial", value(self.t), self.y, value(t1 - self.t))
         return p.step(self.t, t1, self._start, self.f0)
+
+    def slope(self) -> Tensor:
+        """Return f where the last accepted step ended; what had to be evaluated for it is handed on."""
+        p, step = self.p, self._before
+        assert step is not None
+        f0 = step.hint if p.reuses(self.t) else None
+        if f0 is not None:
+            return f0
+        if p.effects or p.carrying:  # evaluated anew in the next step, or of no use there
+            with p.undone():
+                return p.slope(self.t, self.last, self.y)
+        self.f0 = p.slope(self.t, self.last, self.y)
+        if p.reuses(self.t):
+            step.hint = self.f0  # for outputs inside of the step
+        self._before = None
+        return self.f0
+
+    def bound(self, rest: Rest) -> float:
+        """Return how long the next step may be where the last one's error says nothing; see `rest`."""
+        f0 = self.slope()
+        return rest.bound(self.p.between(self.t, self.last), self.t, self.y, f0)
 
     def accept(self, step: Step) -> None:
         """Go on from the end of a step."""
@@ -117,7 +140,7 @@ def search(
     """Yield steps whose sizes follow the error estimate, computed in `numbers`; `explain` explains a failure."""
     if p.ts.values[0] == p.ts.values[-1]:
         return End("reached")
-    walk, last = Walk(p), p.ts[len(p.ts) - 1]
+    walk, rest, last = Walk(p), Rest(p, control), p.ts[len(p.ts) - 1]
     with p.undone() if p.f0 is None else nullcontext():
         slope = p.slope(walk.t, last, walk.y) if p.f0 is None else p.f0
     walk.f0 = slope if not (p.effects and p.effects.stateful) else None
@@ -146,6 +169,8 @@ def search(
             dt = next_dt(control, order, dt, [ratio, *ratios], trial, calm, limits)
             if ok:
                 walk.accept(step)
+                if error <= ROOM and rest.note(now, error, value(later), step.y0, step.y1):
+                    dt = at_most(dt, walk.bound(rest))
                 yield step
                 history.accept(size)
                 t, now, ratios = later, value(later), [ratio, *ratios[:1]]

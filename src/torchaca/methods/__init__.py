@@ -19,6 +19,7 @@ from .ralston import RALSTON
 from .reversible_heun import ReversibleHeun
 from .rk4 import RK4, RK4_38
 from .runge_kutta import RungeKutta
+from .stability import stability
 from .tsit5 import TSIT5
 
 METHODS: dict[str, Method] = {
@@ -42,6 +43,9 @@ METHODS: dict[str, Method] = {
         ReversibleHeun(),
     )
 }
+
+for _method in METHODS.values():
+    stability(_method)  # measured here, a millisecond each, and not in the middle of a solve
 
 ALIASES: dict[str, Method] = {
     "adaptive_heun": HEUN_EULER,  # torchdiffeq
