@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
@@ -14,6 +14,48 @@ if TYPE_CHECKING:
 
 Watcher: TypeAlias = Callable[[str, float, Tensor, float], None]
 """Called as `watch(event, t0, y0, dt)` with the events "trial", "accepted" and "rejected"."""
+
+
+REMEDIES = {
+    "steps too long for the derivative": "ACA(grad_rtol=...) or ACA(substeps=2)",
+    "trajectory": "rtol / 32",
+    "outputs": "a smaller rtol",
+}
+"""The parts of a gradient's error, and what makes each of them smaller."""
+
+
+class GradientError(float):
+    """The estimated relative error of a gradient: a number, the sum of its `parts`.
+
+    Attributes
+    ----------
+    parts : dict
+        "steps too long for the derivative": an accepted step is short enough for y, not always for the derivative of
+        its end with respect to its start. "trajectory": the steps are differentiated along states that are off.
+        "outputs": the loss is differentiated at outputs that are off.
+    """
+
+    __slots__ = ("parts",)
+    parts: dict[str, float]
+
+    def __new__(cls, steps: float, trajectory: float = 0.0, outputs: float = 0.0) -> GradientError:
+        """Add up the parts, in the order of `REMEDIES`."""
+        error = super().__new__(cls, steps + trajectory + outputs)
+        error.parts = dict(zip(REMEDIES, (steps, trajectory, outputs), strict=True))
+        return error
+
+    def __reduce__(self) -> Any:
+        return GradientError, tuple(self.parts.values())
+
+    @property
+    def largest(self) -> str:
+        """The name of the largest part."""
+        return max(self.parts, key=lambda name: self.parts[name])
+
+    @property
+    def remedy(self) -> str:
+        """What makes the largest part smaller."""
+        return REMEDIES[self.largest]
 
 
 @dataclass
@@ -33,9 +75,10 @@ class Stats:
     reconstruction_error : float
         The largest relative difference between the states that the last backward pass reconstructed and those that the
         forward pass had kept; only the gradient "mali" reconstructs states.
-    gradient_error : float or None
-        The estimated relative error of the gradients, where `ACA(grad_rtol=...)` asked for it. What it took is in
-        `nfe`; only the final steps are in `accepted`.
+    gradient_error : GradientError or None
+        The estimated relative error of the gradients of the last backward pass, where `ACA(grad_rtol=...)` asked for
+        it: a number, whose parts say where it comes from. None before `backward()`. What it took is in `nfe` and
+        `nfe_backward`; only the steps of the outputs are in `accepted`.
     """
 
     nfe: int = 0
@@ -45,7 +88,7 @@ class Stats:
     accepted_backward: int = 0
     rejected_backward: int = 0
     reconstruction_error: float = 0.0
-    gradient_error: float | None = None
+    gradient_error: GradientError | None = None
 
 
 SMALL = 10.0  # tolerances: a smaller state is not resolved to a tenth itself

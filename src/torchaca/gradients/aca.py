@@ -11,11 +11,9 @@ That is `checkpoints="all"`. By default nothing is computed again as long as the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
-
-from torch import Tensor
 
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
@@ -25,9 +23,9 @@ from .fitting import record_while_it_fits, step_bytes
 from .in_place import guarded
 from .look_hooks import Looking
 from .observed import observed
-from .passes import solve_with
-from .refinement import Pull, check_setting, refined
-from .replay import Ambience, MaybeTensors, Parts, backward_pass
+from .passes import Passes, solve_with
+from .refinement import Controlled, check_setting
+from .settling import Request
 from .store import Replayed
 
 CHECKPOINTS = ("auto", "all", "none", "sqrt", "binomial")
@@ -137,34 +135,18 @@ class ACA:
             return guarded(p, looking.close(gather(p, looking.over(observed(p)))))
         if self.records is None and inputs.attached and not inputs.kept:
             return record_while_it_fits(p, inputs, Replayed(p, inputs, States("all")))
-        unreached = None
-        if self.grad_rtol is not None:
-            p, unreached = refined(p, self.grad_rtol, partial(self._rehearse, inputs))
-        outcome = solve_with(self._passes(p, inputs))
-        return replace(outcome, failure=outcome.failure or unreached)
+        return solve_with(self._passes(p, inputs))
 
-    def _passes(self, p: Problem, inputs: Inputs) -> Replayed:
+    def _passes(self, p: Problem, inputs: Inputs) -> Passes:
+        store = partial(States, self._kept(p, inputs))
+        if self.grad_rtol is not None:
+            return Controlled(p, inputs, Request(self.grad_rtol, store, self.stagewise))
         if self.substeps > 1 and p.effects is not None and p.effects.stateful:
             raise ValueError(
                 "substeps evaluates f between the steps of the forward pass, and f is random or changes what it reads "
                 "(Dropout?), so that it would differ there: call model.eval() first, or drop substeps"
             )
-        store = States(self._kept(p, inputs))
-        return Replayed(p, inputs, store, stagewise=self.stagewise, substeps=self.substeps)
-
-    def _rehearse(self, inputs: Inputs, p: Problem) -> tuple[Outcome, Pull]:
-        """Solve without a graph: the outcome, and the vector-Jacobian product of its outputs."""
-        passes, ambience = self._passes(p, inputs), Ambience.here(p.y0)
-        outcome, states = passes.forward()
-        tensors = Parts.of(p, inputs).flat()
-        wanted = [i for i, x in enumerate(tensors) if x is not None and x.requires_grad]
-
-        def pull(cotangent: Tensor) -> MaybeTensors:
-            with backward_pass(p, inputs, ambience):
-                grads = passes.backward(states, (cotangent,), tensors)
-            return [grads[i] for i in wanted]
-
-        return outcome, pull
+        return Replayed(p, inputs, store(), stagewise=self.stagewise, substeps=self.substeps)
 
     def _kept(self, p: Problem, inputs: Inputs) -> str | int:
         """What to keep: as said, or as many states as the budget leaves room for."""

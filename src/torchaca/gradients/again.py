@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -97,6 +97,7 @@ class _BackwardPass(torch.autograd.Function):
             parts = Parts.leaves_for(problem, inputs, tensors)
             own = [None if g is None else g.detach().requires_grad_() for g in cotangents]
             p = rebuilt(problem, parts, inputs)
+            p = p if len(own) > 1 else replace(p, dense=False)
             outcome = gather(p, ctx.march(p))
             pairs = [
                 (out, g) for out, g in zip((outcome.ys, *outcome.bases), own, strict=True) if g is not None

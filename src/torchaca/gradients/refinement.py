@@ -1,58 +1,47 @@
-"""Error control that sees the gradient: refine the steps until the gradients agree from grid to grid.
+"""`ACA(grad_rtol=...)`: error control that sees the gradient. Here the forward pass, which settles the outputs.
 
-Step control bounds the local error of the state. What a loss wants is the vector-Jacobian product of the solution,
-whose error can be larger by any factor. The loss is unknown in the forward pass, so the products are taken with
-probes in its place: the outputs themselves (the cotangent of a sum of squares), random numbers
-on all outputs, and where there are several, random numbers on the last one. They are computed on the accepted steps
-and on those of a finer solve: tolerances smaller by the factor that halves the steps, or halved steps where the steps
-are given. What the difference says about the finer solve is Richardson's estimate (Hairer, Norsett, Wanner, "Solving
-Ordinary Differential Equations I", section II.4), with the rate of the method or the observed one, whichever is slower.
+Three parts make the error of a gradient, and different things repair them. The steps may be too long for the derivative
+of a step's end with respect to its start: sub-steps. They are differentiated along states that are off: a finer
+trajectory. And the loss is differentiated at outputs that are off: finer steps again, but before the loss is evaluated.
+
+So the forward pass solves on half as many steps as well, or on finer ones until the outputs are right. The backward
+pass (`comparison`) repairs steps whose error ratio left room, and compares its gradient with that of the other level;
+where it is not right, it marches along finer levels.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..control import FixedSteps
-from ..core import Outcome, Problem, Times
-from ..errors import SolverError
-from ..loops.fixed import halved
+from ..core import Outcome, Problem, Step
+from ..errors import SolverError, warn
+from ..field.inputs import Inputs
+from ..log import GradientError, Log
+from ..loops.outputs import gather
+from ..loops.stepping import steps
+from ..torch_internals import is_legacy_batchedtensor
 from ..transforms import is_differentiated
+from .again import differentiate_again
+from .comparison import Comparison
+from .levels import Regridded
+from .passes import refuse
+from .replay import MaybeTensors, without_graph
+from .settling import Levels, Request, Settling
+from .store import Replayed
+from .sweeps import Sweeps
+from .trajectory import Trajectory, Watched
 
-REFINEMENTS = 8
-STEPS = 100_000  # where the control has no limit of its own
-TRUSTED = 0.5  # a relative difference above it says nothing about the finer solve
-CAUTION = 3.0  # the error falls this much slower than in theory, within what was measured
-SHORTEST = 5  # of 2^-order: a smaller factor between tolerances is too far to extrapolate
-GROWTH = 1.2  # a search that finds hardly more steps is limited by something else than its tolerance
-CONSERVED = (
-    0.1  # of the second probe's gradient: a smaller one of the first may be zero, its sum being conserved
-)
 RESOLUTION = 50.0  # in units of the dtype's rounding: no gradient is better than that
-
-Pull = Callable[[Tensor], Sequence[Tensor | None]]
-Rehearse = Callable[[Problem], tuple[Outcome, Pull]]
-"""Solves without a graph: the outcome, and the vector-Jacobian product of its outputs, an entry for each input."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """One solve: its problem, the boundaries of its steps, and for each probe the gradients of all inputs."""
-
-    problem: Problem
-    times: Sequence[float] = ()
-    gradients: Sequence[Sequence[Tensor | None]] = ()
-    failure: SolverError | None = None
-
-    def steps_for(self, p: Problem) -> Problem:
-        """`p` on the steps of this level, without a search."""
-        control = self.problem.control
-        return replace(p, control=FixedSteps(grid=Times(tuple(self.times))) if control.adaptive else control)
+BATCHED = (
+    "grad_rtol estimates the error of one gradient, and several are asked for at once (is_grads_batched=True, "
+    "jacobian(vectorize=True)): ask for one at a time, or use gradient='aca'"
+)
+DENSE_TWICE = "second derivatives through sol(t) are not available with grad_rtol: give these times in t"
 
 
 def check_setting(grad_rtol: object, checkpoints: object) -> None:
@@ -72,66 +61,13 @@ def check_setting(grad_rtol: object, checkpoints: object) -> None:
         )
 
 
-def refined(p: Problem, grad_rtol: float, rehearse: Rehearse) -> tuple[Problem, SolverError | None]:
-    """The problem on steps fine enough for its gradients; and where none were found, the finest, and why not.
-
-    Everything evaluated here counts as forward evaluations; `p.stats.gradient_error` gets the estimate.
+def check_problem(p: Problem, grad_rtol: float) -> None:
+    """Refuse problems whose gradients cannot be compared from grid to grid.
 
     Raises
     ------
     ValueError
-        For problems whose gradients cannot be compared from grid to grid.
     """
-    _check(p, grad_rtol)
-    coarse = _level(replace(p, dense=False, log=replace(p.log, watch=None)), rehearse)
-    if coarse.failure is not None:
-        p.stats.rejected = 0  # the solve that follows fails in the same way, and says so
-        return p, None
-    finest, why = _refined(coarse, grad_rtol, rehearse)
-    return finest.steps_for(p), _unreached(p, grad_rtol, finest, why) if why else None
-
-
-def _refined(coarse: Level, grad_rtol: float, rehearse: Rehearse) -> tuple[Level, str]:
-    """The finest solve, and why it is not fine enough, if it is not."""
-    p = coarse.problem
-    rate = 2.0 ** -min(p.method.order, SHORTEST)
-    limit: int | None = getattr(p.control, "max_steps", None)
-    limit, name = (STEPS, "") if limit is None else (limit, "max_steps=")
-    found = [math.inf, math.inf]
-    for _ in range(REFINEMENTS):
-        if 2 * (len(coarse.times) - 1) > limit:
-            return coarse, f"finer steps are more than {name}{limit}"
-        fine = _finer(coarse, rate, rehearse)
-        if fine.failure is not None:
-            return coarse, f"a finer solve failed ({fine.failure})"
-        apart = difference(coarse.gradients, fine.gradients)
-        if not math.isfinite(apart):
-            return fine, "they are not finite"
-        rounding = torch.finfo(p.y0.dtype).eps * math.sqrt(len(fine.times))
-        p.stats.gradient_error = max(extrapolated(apart, found[-1], rate), rounding)
-        coarse = fine
-        if apart <= TRUSTED and p.stats.gradient_error <= grad_rtol:
-            return fine, ""
-        if found[-2] <= TRUSTED and apart > found[-2] / 2:
-            return fine, "finer steps no longer bring it down"
-        found.append(apart)
-    return coarse, f"{REFINEMENTS} refinements were not enough"
-
-
-def _unreached(p: Problem, grad_rtol: float, finest: Level, why: str) -> SolverError:
-    """What was reached, why no more, and what to try."""
-    estimate = p.stats.gradient_error
-    reached = "could not be estimated" if estimate is None else f"is estimated as {estimate:.1e}"
-    wide = p.y0.dtype in (torch.float64, torch.complex128)
-    message = (
-        f"grad_rtol={grad_rtol:g} was not reached: the relative error of the gradients {reached} on "
-        f"{len(finest.times) - 1} steps; {why}. Try {'' if wide else 'float64, '}a larger grad_rtol or max_steps, a "
-        "shorter time span, or a smoother f: chaos, kinks and noise defeat refinement"
-    )
-    return SolverError("gradient-error", message, t=p.ts.values[-1], dt=0.0, stats=p.stats)
-
-
-def _check(p: Problem, grad_rtol: float) -> None:
     dtype = p.y0.dtype.to_real()
     if grad_rtol < RESOLUTION * torch.finfo(dtype).eps:
         raise ValueError(
@@ -150,90 +86,97 @@ def _check(p: Problem, grad_rtol: float) -> None:
         )
 
 
-def _level(p: Problem, rehearse: Rehearse) -> Level:
-    """One solve and its gradients. What it evaluates counts as forward; its steps do not become the solution's."""
-    stats, before = p.stats, replace(p.stats)
-    stats.accepted = stats.rejected = 0  # max_steps is for one solve
-    gradients: list[Sequence[Tensor | None]] = []
-    with torch.no_grad(), p.undone():
-        outcome, pull = rehearse(p)
-        if outcome.failure is None:
-            gradients = [pull(probe) for probe in probes(p.ts, outcome.ys)]
-    stats.nfe += stats.nfe_backward - before.nfe_backward
-    stats.nfe_backward = before.nfe_backward
-    stats.accepted = before.accepted
-    stats.rejected += before.rejected
-    return Level(p, outcome.times, gradients, outcome.failure)
+class Controlled:
+    """The passes of `ACA(grad_rtol=...)`; see `Passes`."""
 
+    def __init__(self, problem: Problem, inputs: Inputs, request: Request) -> None:
+        check_problem(problem, request.goal)
+        self.problem, self.inputs, self.request = problem, inputs, request
+        self.plain = Replayed(problem, inputs, request.store(), stagewise=request.stagewise)
+        self.levels: Levels | None = None
+        self.n_fine, self.failed = 0, False
+        self.redo: Callable[[Problem], Iterator[Step]] | None = None
 
-def probes(ts: Times, ys: Tensor) -> list[Tensor]:
-    """Cotangents in place of the loss's, each of the shape of `ys`.
+    def forward(self) -> tuple[Outcome, list[Tensor]]:
+        """Solve, and on half as many steps or finer ones until the outputs are right; see `Passes`."""
+        p = without_graph(self.problem)
+        mark = p.effects.mark() if p.effects else None
+        first = Watched(p)
+        outcome = gather(p, self.plain.watch(p, first.watch(steps(p))))
+        kept = self.plain.close(outcome)
+        if outcome.failure is not None or len(outcome.times) < 2:
+            return outcome, kept
+        fine = Trajectory(
+            Regridded.of(p.control, outcome.times), self.plain.store, outcome.times, kept, first.ratios
+        )
+        fine.end = self.plain.end
+        settling = Settling(replace(p, log=Log(p.stats)), self.request, mark)
+        levels, outcome = settling.settled(fine, outcome)
+        levels.still = first.still
+        p.stats.accepted = levels.fine.n
+        if settling.why:
+            self.failed = True
+            outcome.failure = self.unreached(None, levels.fine.n, settling.why)
+        states = [*levels.fine.handed()]
+        self.levels, self.n_fine = levels, len(states)
+        # Dense output moves with the steps that it is of.
+        grid = replace(levels.fine.grid, control=self.problem.control)
+        self.problem = replace(self.problem, control=grid)
+        return outcome, [*states, *levels.coarse.handed()]
 
-    Nothing on outputs that are y0: their gradient is exact and would hide that of the others.
-    """
-    start = ts.at_start()
-    generator = torch.Generator(device=ys.device).manual_seed(0)  # the user's random numbers stay as they are
+    def backward(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Repair, compare, refine until the gradient is right; see `Passes`.
 
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        Raises
+        ------
+        SolverError
+            Of kind "gradient-error", if it cannot be made right. Where failures are not to be raised it is a warning.
+        """
+        if any(g is not None and is_legacy_batchedtensor(g) for g in cotangents):
+            raise NotImplementedError(BATCHED)
+        if self.levels is None:
+            return self.plain.backward(kept, cotangents, tensors)
+        levels = self.levels.holding(kept[: self.n_fine], kept[self.n_fine :])
+        sweeps = Sweeps(self.problem, self.inputs, self.request, cotangents, tensors)
+        found = Comparison(sweeps, levels).settled()
+        self.problem.stats.gradient_error = found.error
+        self.redo = found.redone
+        if found.why and not self.failed:
+            unreached = self.unreached(found.error, found.level.n, found.why)
+            if self.problem.log.on_failure == "raise":
+                raise unreached
+            warn(str(unreached))
+        return found.grads
 
-    spread = torch.linalg.vector_norm(ys[start:]) / math.sqrt(max(1, ys[start:].numel()))
-    cotangents = [ys.clone(), spread * noise(ys)]
-    if len(ts) - start > 1:
-        at_end = torch.zeros_like(ys)
-        at_end[-1] = noise(ys[-1])
-        cotangents.append(at_end)
-    for cotangent in cotangents:
-        cotangent[:start] = 0
-    return cotangents
+    def twice(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Differentiate the last sweep once more, on its steps and sub-steps; see `Passes`."""
+        if self.levels is None:
+            return self.plain.twice(kept, cotangents, tensors)
+        if any(g is not None for g in cotangents[1:]):
+            return refuse(self, DENSE_TWICE, kept, cotangents, tensors)
+        return differentiate_again(self, (), kept, cotangents[:1], tensors, redo=self._redone)
 
+    def _redone(self) -> Callable[[Problem], Iterator[Step]]:
+        """What yields the steps of which the last backward pass was the derivative."""
+        assert self.redo is not None
+        return self.redo
 
-def difference(coarse: Sequence[Sequence[Tensor | None]], fine: Sequence[Sequence[Tensor | None]]) -> float:
-    """The largest relative difference of a gradient, over probes and inputs; inf where one is not finite.
-
-    Each input's gradient counts by itself, however small; only what is rounding beside the largest does not.
-    """
-    if not fine[0]:
-        return 0.0
-    sizes = torch.stack([torch.stack([_size(a) for a in ours]) for ours in fine])
-    apart = torch.stack(
-        [
-            torch.stack(
-                [_size(None if a is None or b is None else a - b) for a, b in zip(*both, strict=True)]
-            )
-            for both in zip(fine, coarse, strict=True)
-        ]
-    )
-    eps = max((torch.finfo(a.dtype).eps for a in fine[0] if a is not None), default=0.0)
-    least = eps**0.75 * sizes.amax(1, keepdim=True)
-    sizes[0] = torch.maximum(sizes[0], CONSERVED * sizes[1])
-    worst = (apart / torch.maximum(sizes, least).clamp(min=torch.finfo(sizes.dtype).tiny)).max().item()
-    return worst if math.isfinite(worst) else math.inf
-
-
-def _size(x: Tensor | None) -> Tensor:
-    return (
-        torch.zeros((), dtype=torch.float64, device="cpu")
-        if x is None
-        else torch.linalg.vector_norm(x).cpu().double()
-    )
-
-
-def extrapolated(apart: float, last: float, rate: float) -> float:
-    """The relative error of a solve that differs by `apart` from the coarser one, which differed by `last`.
-
-    `rate` is by how much the error should fall from solve to solve.
-    """
-    if apart > TRUSTED:
-        return apart
-    slowest = min(0.5, max(CAUTION * rate, apart / last if last > 0 else 0.0))
-    return apart * slowest / (1 - slowest)
-
-
-def _finer(coarse: Level, rate: float, rehearse: Rehearse) -> Level:
-    """The next solve: under a finer control, or on halved steps if an adaptive one fails or finds hardly more steps."""
-    p, control = coarse.problem, coarse.problem.control
-    fine = _level(replace(p, control=control.finer(coarse.times, rate)), rehearse)
-    if not control.adaptive or (fine.failure is None and len(fine.times) > GROWTH * len(coarse.times)):
-        return fine
-    return _level(replace(p, control=FixedSteps(grid=Times(halved(coarse.times)))), rehearse)
+    def unreached(self, error: GradientError | None, n: int, why: str) -> SolverError:
+        """What was reached, why no more, and what to try."""
+        p, goal = self.problem, self.request.goal
+        reached = "could not be estimated" if error is None else f"is estimated as {error:.1e}"
+        where = f" (most of it: {error.largest}; try {error.remedy})" if error else ""
+        wide = p.y0.dtype in (torch.float64, torch.complex128)
+        message = (
+            f"grad_rtol={goal:g} was not reached: the relative error of the gradients {reached} on {n} steps{where}; "
+            f"{why}. Try {'' if wide else 'float64, '}a larger grad_rtol or max_steps, a shorter time span, or a "
+            "smoother f: chaos, kinks and noise defeat refinement"
+        )
+        ended = p.ts.values[-1]
+        return SolverError(
+            "gradient-error", message, t=ended, dt=0.0, stats=p.stats, backward=error is not None
+        )

@@ -106,7 +106,8 @@ class Replayed:
         look = look_of(self.problem, self.times, cotangents) if whole else None
         for n, start in self.store.reversed(kept, replay):
             if not whole:
-                replay.add(n, start, through(replay, n, start, self.substeps))
+                product, _ = through(replay, n, start, self.substeps)
+                replay.add(n, start, product)
             elif look is not None and n in look.steps:
                 look.replay(replay, n, start)
             else:

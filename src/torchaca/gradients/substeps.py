@@ -28,27 +28,38 @@ def substeps(t0: Time, t1: Time, m: int) -> list[Time]:
     return [t0, *(t0 + (t1 - t0) * (j / m) for j in range(1, m)), t1]
 
 
-def through(replay: Replay, n: int, start: Tensor, m: int) -> MaybeTensors:
+def through(
+    replay: Replay, n: int, start: Tensor, m: int, delta: Tensor | None = None
+) -> tuple[MaybeTensors, MaybeTensors]:
     """Compute the product of step n as that of m sub-steps.
+
+    Parameters
+    ----------
+    delta : Tensor, optional
+        Another cotangent of the step's end.
 
     Returns
     -------
-    list
-        In the order of `Tally.add`, to be added in place of the step's own.
+    tuple
+        The product, in the order of `Tally.add`, to be added in place of the step's own; and that of `delta`.
     """
     t0, t1 = replay.leaves(n)
     blocks = [(j, min(j + AT_ONCE, m)) for j in range(0, m, AT_ONCE)]
     starts, lam = _starts(replay, n, start, m, blocks), replay.tally.lam
-    total = totals_for(2 + len(replay.wrt), (replay.ys_grad,))
+    totals = [totals_for(2 + len(replay.wrt), (replay.ys_grad,)) for _ in range(2)]
     for (first, last), at in zip(reversed(blocks), reversed(starts), strict=True):
         with torch.enable_grad():
             times = substeps(t0, t1, m)[first : last + 1]
             made = _made(replay, n, at, times, lam, (t0, t1), [j / m for j in range(first, last + 1)])
         replay.check(n, made, complete=n + 1 == replay.n_steps and last == m)
-        own, *others = made.pulled(made.outs, made.cotangents)
+        own, *others = made.pulled(made.outs, made.cotangents, keep=delta is not None)
         lam = torch.zeros_like(at) if own is None else own
-        total.add(others)
-    return [lam, *total.sums]
+        totals[0].add(others)
+        if delta is not None:
+            moved, *others = made.pulled(made.outs[-1:], [delta])
+            delta = torch.zeros_like(at) if moved is None else moved
+            totals[1].add(others)
+    return [lam, *totals[0].sums], [delta, *totals[1].sums]
 
 
 def _starts(replay: Replay, n: int, start: Tensor, m: int, blocks: Sequence[tuple[int, int]]) -> list[Tensor]:
