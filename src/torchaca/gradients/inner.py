@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import Method, Step
-from ..numbers import Time
+from ..numbers import Time, combined
 from .recorded import polynomials
 
 
@@ -51,8 +51,4 @@ def inner_of(method: Method, dense: Sequence[Tensor | None]) -> dict[int, Inner]
     parts = [0.5 - 0.5 * math.cos(math.pi * (i + 0.5) / degree) for i in range(degree)]
     weights = method.basis_weights(torch.tensor(parts, dtype=torch.float64, device="cpu"))
     inverse = torch.linalg.pinv(weights.T)
-    return {
-        n: Inner(parts, (inverse.to(grad.device, grad.dtype) @ grad.flatten(1)).unflatten(1, grad.shape[1:]))
-        for n, grad in enumerate(dense)
-        if grad is not None
-    }
+    return {n: Inner(parts, combined(inverse, grad)) for n, grad in enumerate(dense) if grad is not None}
