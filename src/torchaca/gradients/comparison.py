@@ -11,7 +11,16 @@ import torch
 
 from ..core import Problem, Step
 from ..log import GradientError
-from .estimate import CAUTION, Compared, first_error, next_error, of_lower_order, times_finer, weighted
+from .estimate import (
+    CAUTION,
+    TRUSTED,
+    Compared,
+    first_error,
+    next_error,
+    of_lower_order,
+    times_finer,
+    weighted,
+)
 from .levels import Regridded, divided, parts_of
 from .repair import MOST
 from .replay import MaybeTensors
@@ -139,7 +148,10 @@ class Comparison:
             two = Compared(sweeps.apart(swept, finer), float(k**order))
             self.error = next_error(two, before, before and self.error, finer.embedded)
             self.steps = finer.embedded if finer.embedded is not None else self.steps / k ** (order - 1)
+            stuck = before is not None and before.apart < TRUSTED and two.apart > before.apart / 2
             swept, before, self.level = finer, two, level
+            if stuck and self._done():
+                return self._found(swept, "finer steps no longer bring it down")
         return self._found(swept, self._done())
 
     def _done(self) -> str:

@@ -24,6 +24,8 @@ SLOWEST = 1.5
 LOW = (2, 3)
 """Orders whose next lower one is far behind."""
 TINY = 1e-300
+NOISE = 10.0
+"""Roundings of the largest gradient, for each of sqrt(n) steps, in all others."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +99,27 @@ def times_finer(error: float, aim: float, order: int) -> int:
     return max(2, min(4, math.ceil((error / aim) ** (1 / order))))
 
 
-def relative(off: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> float:
+def relative(
+    off: Sequence[Tensor | None], grads: Sequence[Tensor | None], goal: float = 1.0, n: int = 1
+) -> float:
     """The largest error of a gradient in units of its size, over inputs; inf where one is not finite.
 
-    Each input counts by itself, however small its gradient; only what is rounding beside the largest does not.
+    Each input counts by itself, however small its gradient; only what is rounding beside the largest does not, and what
+    the rounding of n steps keeps from being right to `goal`.
     """
     pairs = [(size_of(a), size_of(b)) for a, b in zip(off, grads, strict=True)]
     if not pairs:
         return 0.0
     apart, sizes = (torch.stack(some) for some in zip(*pairs, strict=True))
-    eps = max((torch.finfo(g.dtype).eps for g in grads if g is not None), default=0.0)
-    least = (eps**0.75 * sizes.max()).clamp(min=TINY)
+    least = (noise(grads, goal, n) * sizes.max()).clamp(min=TINY)
     worst = (apart / torch.maximum(sizes, least)).max().item()
     return worst if math.isfinite(worst) else math.inf
+
+
+def noise(grads: Sequence[Tensor | None], goal: float = 1.0, n: int = 1) -> float:
+    """Of the largest gradient, what others are too small beside to be right to `goal` after n steps of rounding."""
+    eps = max((torch.finfo(g.dtype).eps for g in grads if g is not None), default=0.0)
+    return max(eps**0.75, NOISE * eps * math.sqrt(n) / goal)
 
 
 def minus(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .estimate import SLOWEST, TINY, minus, size_of
+from .estimate import SLOWEST, TINY, TRUSTED, minus, noise, size_of
 from .replay import MaybeTensors
 
 MOST = 2**14
 """Sub-steps of one step."""
+LEAST = 8
+"""So many before anybody says that more of them change nothing."""
 UNSEEN = 0.5
 """Of 2^order: by how much an error falls at first, before it was seen to fall."""
 
@@ -58,7 +60,8 @@ def until_they_agree(
         apart = size(off, fine)
         rate = observed(before, apart, order) if parts > 2 else UNSEEN * 2**order
         left = apart / (rate - 1)
-        if left <= goal or 2 * parts > most:
+        stuck = parts > LEAST and before < TRUSTED and apart > before / SLOWEST
+        if left <= goal or stuck or 2 * parts > most:
             return Repaired(parts, fine, [None if x is None else x / (rate - 1) for x in off], left)
         coarse, before = fine, apart
 
@@ -70,7 +73,11 @@ def observed(before: float, apart: float, order: int) -> float:
 
 
 def local_size(
-    off: MaybeTensors, product: MaybeTensors, incoming: Tensor, totals: Sequence[Tensor | None]
+    off: MaybeTensors,
+    product: MaybeTensors,
+    incoming: Tensor,
+    totals: Sequence[Tensor | None],
+    goal: float = 1.0,
 ) -> float:
     """A step's error relative to the larger of the cotangents at its ends, and to each other gradient so far.
 
@@ -82,14 +89,19 @@ def local_size(
         The norm of the cotangents of the step's end and of the outputs in it, 0-dim.
     totals : sequence of Tensor or None
         The gradients so far, without this step.
+    goal : float
+        What rounding beside the largest of them keeps from being right to `goal` does not count.
     """
     apart, *others = off[0], *off[3:]
-    worst = [size_of(apart) / torch.maximum(size_of(product[0]), incoming).clamp(min=TINY)]
-    for e, own, total in zip(others, product[3:], totals, strict=True):
-        if e is not None:
-            whole = own if total is None else total if own is None else own + total
-            worst.append(size_of(e) / size_of(whole).clamp(min=TINY))
-    found = torch.stack(worst).max().item()
+    state = size_of(apart) / torch.maximum(size_of(product[0]), incoming).clamp(min=TINY)
+    sums = [
+        own if total is None else total if own is None else own + total
+        for own, total in zip(product[3:], totals, strict=True)
+    ]
+    sizes = torch.stack([incoming * 0.0, *(size_of(x) for x in sums)])
+    errors = torch.stack([incoming * 0.0, *(size_of(e) for e in others)])
+    least = (noise(sums, goal) * sizes.max()).clamp(min=TINY)
+    found = torch.maximum(state, (errors / torch.maximum(sizes, least)).max()).item()
     return found if math.isfinite(found) else math.inf
 
 

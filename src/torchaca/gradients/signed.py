@@ -92,7 +92,7 @@ class Signed:
         totals = replay.tally.totals.sums
 
         def size(off: MaybeTensors, of: MaybeTensors) -> float:
-            return local_size(off, of, incoming, totals)
+            return local_size(off, of, incoming, totals, SHARE * repair.goal)
 
         own: MaybeTensors = [None] * len(made.wrt)
         if error.requires_grad:

@@ -131,11 +131,11 @@ class Sweeps:
         if carrying is None:
             return Swept(grads, parts)
         off = carrying.off.finished(replay.parts, replay.wrt)
-        return Swept(grads, parts, self._relative(off, grads), repair.left)
+        return Swept(grads, parts, self._relative(off, grads, level.n), repair.left)
 
     def apart(self, one: Swept, other: Swept) -> float:
         """By how much two gradients differ, in units of the second."""
-        return self._relative(minus(one.grads, other.grads), other.grads)
+        return self._relative(minus(one.grads, other.grads), other.grads, len(other.parts))
 
     def march(self, grid: Regridded) -> tuple[Trajectory, Outcome]:
         """The solution on other steps, from the values that the forward pass had."""
@@ -151,8 +151,9 @@ class Sweeps:
         log = Log(p.stats, trace=None if self.told else p.trace, on_failure=p.log.on_failure)
         return replace(p, control=grid, dense=False, log=log, f=replace(p.f, stepper=None))
 
-    def _relative(self, off: MaybeTensors, grads: MaybeTensors) -> float:
-        return relative([off[i] for i in self.wanted], [grads[i] for i in self.wanted])
+    def _relative(self, off: MaybeTensors, grads: MaybeTensors, n: int) -> float:
+        goal = self.request.goal
+        return relative([off[i] for i in self.wanted], [grads[i] for i in self.wanted], goal, n)
 
     @cached_property
     def _dense(self) -> dict[int, Inner]:
