@@ -17,7 +17,7 @@ Watcher: TypeAlias = Callable[[str, float, Tensor, float], None]
 
 
 REMEDIES = {
-    "steps too long for the derivative": "ACA(grad_rtol=...) or ACA(substeps=2)",
+    "steps too long for the derivative": "ACA(grad_rtol=1e-2) or ACA(substeps=2)",
     "trajectory": "rtol / 32",
     "outputs": "a smaller rtol",
 }

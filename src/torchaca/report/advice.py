@@ -9,11 +9,14 @@ from typing import Protocol
 
 import torch
 
+from ..log import REMEDIES, GradientError
+
 MEMORY_SHARE = (
     0.1  # of the free memory: a graph that takes more leaves no room for the rest of a training step
 )
 FASTER = 0.9  # of the other one's time: less is noise
 UNSEEN = 1e-3  # of the error that the solution causes anyway: nobody can see that
+STEPS = next(iter(REMEDIES))  # the part of steps that are too long for their derivative
 COARSE = 1e-2  # a gradient's error that is worth a lower tolerance
 
 
@@ -52,7 +55,12 @@ class Advice:
 
 
 def advise(
-    rows: Sequence[Row], *, rounding: float, reference_error: float | None, free: int | None
+    rows: Sequence[Row],
+    *,
+    rounding: float,
+    reference_error: float | None,
+    free: int | None,
+    parts: GradientError | None = None,
 ) -> Advice:
     """What the rows say.
 
@@ -65,6 +73,8 @@ def advise(
         The error of the reference of `error_ode`.
     free : int, optional
         Bytes of memory that are free.
+    parts : GradientError, optional
+        What the exact gradient of the computed solution is off by.
     """
     usable = [row for row in rows if row.failure is None and row.error_discrete < float("inf")]
     if not usable:
@@ -73,12 +83,32 @@ def advise(
         row for row in usable if row.error_discrete <= max(20 * rounding, UNSEEN * (row.error_ode or 0.0))
     ]
     exact = [row for row in close if not row.by_chance] or close
+    if parts is not None and exact and too_long(parts):
+        return _beside_the_steps(usable, exact[0], parts)
     best, reason = _best_exact(exact, free) if exact else _nearest(usable)
     return Advice(
         best.gradient,
         reason,
         tuple(_notes(best, [row for row in usable if row not in close], reference_error)),
     )
+
+
+def too_long(parts: GradientError) -> bool:
+    """Whether most of an error that matters is that of steps which are too long for their derivative."""
+    return parts > COARSE and parts.largest == STEPS
+
+
+def _beside_the_steps(usable: Sequence[Row], exact: Row, parts: GradientError) -> Advice:
+    """The computed solution's gradient is none of the ODE's: whatever is nearer, and what repairs it."""
+    best = min(usable, key=lambda row: float("inf") if row.error_ode is None else row.error_ode)
+    own, off = exact.error_ode or 0.0, best.error_ode or 0.0
+    why = (
+        f"steps that are short enough for the solution are too long for its derivative, and the exact gradient of the "
+        f"computed solution ({exact.gradient}) is off by {own:.1e}: use gradient={parts.remedy}"
+    )
+    if off < COARSE and off < FASTER * own:
+        return Advice(best.gradient, f"{why}; {best.gradient} is off by {off:.1e}")
+    return Advice(None, why)
 
 
 def _best_exact(exact: Sequence[Row], free: int | None) -> tuple[Row, str]:

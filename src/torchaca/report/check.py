@@ -13,10 +13,12 @@ from torch import Tensor
 from ..core import Gradient
 from ..errors import SolverError
 from ..gradients import GRADIENTS, Facts
+from ..log import REMEDIES, GradientError
 from ..options import find_gradient
 from .advice import Advice, advise, free_memory, nbytes
 from .memory import SavedTensors
 from .model import Grads, Model, Pass, differentiate, distance, model_of
+from .parts import parts_of
 from .reference import METHOD, Reference, reference_of
 from .table import COLUMNS, WIDTH, WIDTHS, duration, line, wrapped
 
@@ -100,6 +102,9 @@ class GradientReport:
         The gradient of the ODE's exact solution; `no_reference` says why there is none.
     inputs : dict
         Name -> number of entries of the tensors that the loss depends on.
+    parts : GradientError or None
+        What the gradient of the computed solution is off by, and which part of that its steps, its states and its
+        outputs have; see `Stats.gradient_error`. None without a reference.
     """
 
     rows: tuple[GradientRow, ...]
@@ -107,6 +112,7 @@ class GradientReport:
     reference: Reference | None
     no_reference: str
     inputs: Mapping[str, int]
+    parts: GradientError | None = None
 
     def __getitem__(self, gradient: str) -> GradientRow:
         return next(row for row in self.rows if row.gradient == gradient)
@@ -129,6 +135,11 @@ class GradientReport:
             "solution: distance from the exact gradient of the computed solution, relative to its size.",
             ode,
             "evaluations: forward + backward. memory: the most that autograd held at once.",
+            *(
+                ()
+                if self.parts is None
+                else (f"the computed solution's own error is of {_said(self.parts)}.",)
+            ),
             *self.advice.notes,
             f"{self.advice}.",
         ]
@@ -158,8 +169,9 @@ def check_gradient(
     """Try every gradient method on your model: how far off is it, what does it cost, which one to use.
 
     Nothing is trained: parameters, their `.grad`, buffers and random generators are as before. Each method solves
-    `1 + repeats` times; the reference solves twice at tight tolerances, in float64 where f can be evaluated in it
-    (f's tensors are converted in place meanwhile).
+    `1 + repeats` times; the reference is `ACA(grad_rtol=...)` at a tight tolerance, right to a tenth of the smallest
+    error that it has to judge, but to 1e-6 at most, in float64 where f can be evaluated in it (f's tensors are
+    converted in place meanwhile). Two or more further solves find where the error comes from.
 
     Parameters
     ----------
@@ -200,21 +212,31 @@ def check_gradient(
     chosen = {_name(g): find_gradient(g) for g in (GRADIENTS if gradients is None else gradients)}
     model = model_of(f, y0, t, loss, args, options)
     exact = Exact(model)
+    base = None
     try:
         base = exact.on_its_own_steps()
         inputs = {name: g.numel() for name, g in base.grads.items() if bool((g != 0).any())}
     except SolverError:
         inputs = {name: x.numel() for name, x in model.inputs.items()}
-    found = "it was not asked for" if reference_rtol is None else reference_of(model, reference_rtol)
+    measured = {name: _measured(model, g, exact, repeats) for name, g in chosen.items()}
+    judged = [one.first.grads for one in measured.values() if isinstance(one, Measured)]
+    found = "it was not asked for" if reference_rtol is None else reference_of(model, reference_rtol, judged)
     reference = found if isinstance(found, Reference) else None
-    rows = tuple(_row(model, name, g, exact, reference, repeats) for name, g in chosen.items())
+    rows = tuple(_row(name, chosen[name], one, reference) for name, one in measured.items())
+    parts = parts_of(model, base.grads, reference) if reference and base else None
     advice = advise(
         rows,
         rounding=model.rounding,
         reference_error=reference.error if reference else None,
         free=free_memory(model.device),
+        parts=parts,
     )
-    return GradientReport(rows, advice, reference, found if isinstance(found, str) else "", inputs)
+    return GradientReport(rows, advice, reference, found if isinstance(found, str) else "", inputs, parts)
+
+
+def _said(parts: GradientError) -> str:
+    """The parts of an error in words, each with its remedy."""
+    return "; ".join(f"{name} {x:.1e} (try {REMEDIES[name]})" for name, x in parts.parts.items())
 
 
 class Exact:
@@ -234,21 +256,35 @@ class Exact:
         """`direct` on given steps."""
         if steps not in self.known:
             method = self.model.options.get("method", "dopri5")
-            self.known[steps] = differentiate(self.model, "direct", method=method, grid=list(steps))
+            self.known[steps] = differentiate(self.model, "direct", {"method": method, "grid": list(steps)})
         return self.known[steps].grads
 
 
-def _row(
-    model: Model, name: str, gradient: Gradient, exact: Exact, reference: Reference | None, repeats: int
-) -> GradientRow:
+@dataclass(frozen=True)
+class Measured:
+    """The passes of one gradient, the exact one on its steps, and the most that autograd held."""
+
+    first: Pass
+    timed: Sequence[Pass]
+    exact: Grads
+    peak: int
+
+
+def _measured(model: Model, gradient: Gradient, exact: Exact, repeats: int) -> Measured | str:
     """One gradient measured, or why it cannot be."""
     try:
         with SavedTensors(besides=[*model.reached, *model.inputs.values()]) as saved:
             first = differentiate(model, gradient)
         timed = [differentiate(model, gradient) for _ in range(repeats)]
-        true = exact.on(first.steps)
+        return Measured(first, timed, exact.on(first.steps), saved.peak)
     except (RuntimeError, ValueError, TypeError) as error:
-        return GradientRow(name, failure=str(error))
+        return str(error)
+
+
+def _row(name: str, gradient: Gradient, one: Measured | str, reference: Reference | None) -> GradientRow:
+    if isinstance(one, str):
+        return GradientRow(name, failure=one)
+    first, true = one.first, one.exact
     ode = reference.grads if reference else None
     return GradientRow(
         name,
@@ -260,11 +296,11 @@ def _row(
             x: (_alone(x, first.grads, true), _alone(x, first.grads, ode) if ode else None)
             for x in first.grads
         },
-        statistics.median(one.forward for one in timed),
-        statistics.median(one.backward for one in timed),
+        statistics.median(done.forward for done in one.timed),
+        statistics.median(done.backward for done in one.timed),
         first.stats.nfe,
         first.stats.nfe_backward,
-        saved.peak,
+        one.peak,
     )
 
 

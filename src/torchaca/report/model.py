@@ -68,7 +68,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward and one backward pass."""
+    """One forward and one backward pass; `outputs` have no graph."""
 
     loss: float
     grads: Grads
@@ -76,6 +76,7 @@ class Pass:
     stats: Stats
     forward: float
     backward: float
+    outputs: Any = None
 
 
 def model_of(
@@ -116,13 +117,33 @@ def model_of(
     return Model(f, own, t, loss, args, options, inputs, random)
 
 
-def differentiate(model: Model, gradient: str | Gradient, **other: Any) -> Pass:
-    """The loss and its gradients; what f leaves behind is undone. `other` options replace the model's."""
+def differentiate(
+    model: Model, gradient: str | Gradient, options: Mapping[str, Any] | None = None, at: Any = None
+) -> Pass:
+    """The loss and its gradients; what f leaves behind is undone.
+
+    Parameters
+    ----------
+    options : mapping, optional
+        In place of the model's.
+    at : outputs, optional
+        Differentiate the loss there, in place of the solution's own outputs.
+
+    Raises
+    ------
+    SolverError
+        Where the solve fails, whatever `on_failure` is, but for gradients that are not as accurate as asked for.
+    """
     with untouched(model.reached, model.device), torch.enable_grad():
         start = clock(model.device)
-        options = other or model.options
+        options = model.options if options is None else options
         solution = solve(model.f, model.y0, model.t, args=model.args, gradient=gradient, **options)
-        loss = _scalar(model.loss(solution.ys))
+        if solution.failure is not None and solution.failure.kind != "gradient-error":
+            raise solution.failure
+        ys = solution.ys
+        if at is not None:
+            ys = pytree.tree_map(lambda y, right: y + (right.to(y.dtype) - y).detach(), ys, at)
+        loss = _scalar(model.loss(ys))
         middle = clock(model.device)
         historic = any(x.grad_fn is not None for x in model.inputs.values())
         grads = torch.autograd.grad(
@@ -133,7 +154,8 @@ def differentiate(model: Model, gradient: str | Gradient, **other: Any) -> Pass:
         name: torch.zeros_like(x) if grad is None else grad
         for (name, x), grad in zip(model.inputs.items(), grads, strict=True)
     }
-    return Pass(loss.item(), named, solution.steps, solution.stats, middle - start, end - middle)
+    outputs = pytree.tree_map(Tensor.detach, solution.ys)
+    return Pass(loss.item(), named, solution.steps, solution.stats, middle - start, end - middle, outputs)
 
 
 @contextmanager
