@@ -58,7 +58,7 @@ def until_they_agree(
         fine = taken(parts)
         off = minus(fine, coarse)
         apart = size(off, fine)
-        rate = observed(before, apart, order) if parts > 2 else UNSEEN * 2**order
+        rate = observed(before, apart, order) if parts > 2 else max(SLOWEST, UNSEEN * 2**order)
         left = apart / (rate - 1)
         stuck = parts > LEAST and before < TRUSTED and apart > before / SLOWEST
         if left <= goal or stuck or 2 * parts > most:
