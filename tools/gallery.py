@@ -15,7 +15,7 @@ EXAMPLES = ROOT / "examples"
 GALLERY = ROOT / "docs" / "gallery"
 ORDER = (
     *("van_der_pol", "spiral", "classifier", "latent_ode_csv", "flow_matching", "parameter_estimation"),
-    *("ensemble_vmap", "check_gradient"),
+    *("ensemble_vmap", "check_gradient", "gradient_at_rest"),
 )
 
 

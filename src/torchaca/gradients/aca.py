@@ -70,9 +70,11 @@ class ACA:
         longer the gradient of the computed solution, but nearer to that of the ODE; see "Steps that are too long for
         their derivative" in docs/gradients.md. All steps are replayed, each for `substeps` times its evaluations.
     grad_rtol : float, optional
-        Refine the steps in the forward pass until the estimated relative error of the gradients is below it, and
-        report the estimate in `stats.gradient_error`. For what that is and what it costs see "How do I know that the
-        gradient is accurate?" in docs/gradients.md. `SolverError` of kind "gradient-error" where it cannot be.
+        The relative error that the gradients may have, of each input by itself. Steps that are too long for their
+        derivative are repaired in the backward pass, and the gradient is compared with that of another trajectory, and
+        refined until the estimate, `stats.gradient_error`, is below `grad_rtol`; outputs are refined in the forward
+        pass. See "How do I know that the gradient is accurate?" in docs/gradients.md. `SolverError` of kind
+        "gradient-error" where it cannot be, in the backward pass if it is not the outputs.
     """
 
     name = "aca"
