@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import Outcome, Problem, Step
+from ..core import Outcome, Problem, Step, tolerant
 from ..loops.outputs import gather
 from ..loops.stepping import steps
 from .levels import Regridded
@@ -84,7 +83,7 @@ def marched(p: Problem, grid: Regridded, store: Store, *, dense: bool = False) -
 
 @dataclass
 class Watched:
-    """Sees the accepted steps of a solve: their error ratios, if the control has such, and whether the state moves."""
+    """Sees the accepted steps of a solve: their error ratios, if it follows tolerances, and whether the state moves."""
 
     p: Problem
     read: list[Tensor] = field(default_factory=list)
@@ -92,11 +91,11 @@ class Watched:
 
     def watch(self, accepted: Iterable[Step]) -> Iterator[Step]:
         """Pass the steps on."""
-        control: Any = self.p.control
-        ratio = getattr(control, "ratio", None) if control.adaptive else None
+        control = tolerant(self.p.control)
+        ratio = None if control is None else control.ratio
         for step in accepted:
             if ratio is not None:
-                self.read.append(ratio(step))
+                self.read.append(torch.as_tensor(ratio(step)))
             away = (step.y1 - self.p.y0).abs().amax() if step.y1.numel() else self.p.y0.new_zeros(()).abs()
             self.moved = away if self.moved is None else torch.maximum(self.moved, away)
             yield step
