@@ -12,7 +12,7 @@ from .loops.rule import I_CONTROL, PI_CONTROL, PID, PID_CONTROL
 
 __all__ = ["I_CONTROL", "PID", "PID_CONTROL", "PI_CONTROL", "Adaptive", "Control", "End", "FixedSteps"]
 
-FACTS, CALLED = ("adaptive", "tensors"), ("moves", "boundaries", "with_tensors", "finer", "within")
+FACTS, CALLED = ("adaptive", "tensors"), ("moves", "boundaries", "with_tensors", "within")
 
 
 def check_control(control: Any, option: str = "control") -> Control:

@@ -191,13 +191,6 @@ class Control(Protocol):
         """Exchange `tensors` for others of the same values."""
         ...
 
-    def finer(self, taken: Sequence[float], rate: float) -> Control:
-        """Make a control with smaller steps: about half of those that were `taken`.
-
-        `rate` is how much smaller the local error is then, relative to the tolerance: 2^-order.
-        """
-        ...
-
     def within(self, start: float, end: float) -> Control:
         """Make the control of a stretch between two outputs, which may run backwards (for the adjoint)."""
         ...

@@ -77,7 +77,7 @@ def test_levels_move_with_their_times(control):
     assert values == [0.0, 0.125, 0.25, 0.875, 1.0]
     (share,) = torch.autograd.grad(ends[3], moving)
     torch.testing.assert_close(share[1].item(), 0.875 if not control.adaptive else 0.5)
-    finer = grid.finer((), 0.5).boundaries(Times((0.0, 1.0)))
+    finer = grid.at(divided(grid.places, 2)).boundaries(Times((0.0, 1.0)))
     assert len(finer) == 2 * len(ends) - 1
     assert grid.with_tensors(()).places == grid.places
 

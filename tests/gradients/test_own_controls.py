@@ -1,8 +1,7 @@
 """Controls of a stranger, written from docs/adding-a-control.md alone: what every control promises holds for them."""
 
 import math
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -41,10 +40,6 @@ class Listed:
 
     def with_tensors(self, tensors):
         return Listed(*tensors)
-
-    def finer(self, taken, rate):
-        ends = [0.0, *self.fractions.tolist(), 1.0]
-        return Listed(torch.tensor([0.5 * (a + b) for a, b in pairwise(ends)] + ends[1:-1]).sort()[0])
 
     def within(self, start, end):
         return self
@@ -102,9 +97,6 @@ class Halving:
 
     def with_tensors(self, tensors):
         return self
-
-    def finer(self, taken, rate):
-        return replace(self, tol=self.tol * rate)
 
     def within(self, start, end):
         return self
@@ -267,9 +259,6 @@ class Ends:
     def with_tensors(self, tensors):
         return self
 
-    def finer(self, taken, rate):
-        return self
-
     def within(self, start, end):
         return self
 
@@ -283,9 +272,7 @@ def test_a_control_that_ends_too_early_is_an_error(gradient, grad):
         )
 
 
-@pytest.mark.parametrize(
-    "missing", ["adaptive", "moves", "boundaries", "tensors", "with_tensors", "finer", "within"]
-)
+@pytest.mark.parametrize("missing", ["adaptive", "moves", "boundaries", "tensors", "with_tensors", "within"])
 def test_what_is_missing_is_named(missing):
     members = {name: getattr(Ends, name) for name in vars(Ends) if not name.startswith("__")}
     members.pop(missing)

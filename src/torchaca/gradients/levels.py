@@ -70,10 +70,6 @@ class Regridded:
         """Exchange the tensors of the other control."""
         return replace(self, control=self.control.with_tensors(tensors))
 
-    def finer(self, taken: Sequence[float], rate: float) -> Regridded:
-        """Halve the steps."""
-        return self.at(divided(self.places, 2))
-
     def within(self, start: float, end: float) -> Control:
         """Take the other control's."""
         return self.control.within(start, end)

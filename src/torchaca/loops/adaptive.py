@@ -180,10 +180,6 @@ class Adaptive:
         """Make one jump of several that rounding cannot tell apart; see `clock.merged`."""
         return merged(self, ts, time_dtype)
 
-    def finer(self, taken: Sequence[float], rate: float) -> Adaptive:
-        """Tighten the tolerances."""
-        return replace(self, rtol=self.rtol * rate, atol=self.atol * rate)
-
     def within(self, start: float, end: float) -> Adaptive:
         """Return the control itself, which works on any stretch."""
         return self

@@ -6,7 +6,6 @@ import math
 from collections.abc import Generator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
@@ -96,24 +95,6 @@ class FixedSteps:
         object.__setattr__(kept, "ts", ts if ts.tensor is None else ts.detached())
         return kept
 
-    def finer(self, taken: Sequence[float], rate: float) -> FixedSteps:
-        """Halve the steps.
-
-        Raises
-        ------
-        ValueError
-            If they end at output times that are differentiated, which steps in between would not follow.
-        """
-        if self.n_steps is not None:
-            return replace(self, n_steps=2 * self.n_steps)
-        if self.dt is not None:
-            return replace(self, dt=self.dt / 2)
-        if self.grid is None and self.ts is not None and self.ts.moving:
-            raise ValueError(
-                "grad_rtol with differentiable times needs steps that do not end at each of them: give n_steps= or dt="
-            )
-        return replace(self, grid=Times(halved(taken)))
-
     def within(self, start: float, end: float) -> FixedSteps:
         """Take the steps of the solve that lie in a stretch of it, in its direction."""
         if self.ts is None:
@@ -122,11 +103,6 @@ class FixedSteps:
         inside = [t for t in map(value, self.times(self.ts)) if low < t < high]
         sign = 1.0 if end > start else -1.0
         return FixedSteps(grid=Times((start, *sorted(inside, key=lambda t: sign * t), end)))
-
-
-def halved(taken: Sequence[float]) -> tuple[float, ...]:
-    """Return the ends of steps of half the size."""
-    return (*chain.from_iterable((a, (a + b) / 2) for a, b in pairwise(taken)), taken[-1])
 
 
 def refuse_grid(grid: Sequence[float], ts: Times) -> None:
