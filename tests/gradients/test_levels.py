@@ -92,7 +92,7 @@ def test_the_error_of_a_method_of_its_order(order):
         error = {1: 0.1, k: 0.1 / k**order}
         two = Compared(error[1] - error[k], float(k**order))
         assert error[k] <= first_error(two, 0.0, 0.0, 1e-2) <= 1.6 * error[k]
-        assert error[k] <= next_error(two, None, None, None) <= 1.6 * error[k]
+        assert error[k] <= next_error(two, None, None, None, order) <= 4 * error[k]
 
 
 def test_a_first_comparison():
@@ -108,6 +108,7 @@ def test_a_further_comparison():
     assert next_error(two, Compared(2e-3, 32.0), None, None) > 1e-3  # it hardly fell: not of its order
     assert next_error(two, Compared(3.2e-2, 32.0), None, None) == pytest.approx(1.5e-3 / 31)
     assert next_error(Compared(1e-9, 32.0), None, 0.1, None) == pytest.approx(0.1 * 0.1 / 32)  # an accident
+    assert next_error(two, Compared(0.4, 32.0), None, None) == pytest.approx(1e-3 / 4)  # too fast
     assert next_error(Compared(2.0, 32.0), None, None, None) == 2.0
     assert next_error(Compared(2.0, 32.0), None, None, 0.3) == pytest.approx(0.3)
     assert next_error(Compared(math.inf, 32.0), None, None, None) == math.inf

@@ -146,7 +146,7 @@ class Comparison:
             signed = sweeps.signs and self.error > DOUBTFUL
             finer = sweeps.along(level, parts, self.levels.fine.grid, signed=signed)
             two = Compared(sweeps.apart(swept, finer), float(k**order))
-            self.error = next_error(two, before, before and self.error, finer.embedded)
+            self.error = next_error(two, before, before and self.error, finer.embedded, order)
             self.steps = finer.embedded if finer.embedded is not None else self.steps / k ** (order - 1)
             stuck = before is not None and before.apart < TRUSTED and two.apart > before.apart / 2
             swept, before, self.level = finer, two, level

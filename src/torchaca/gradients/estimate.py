@@ -20,6 +20,8 @@ ACCIDENT = 0.1
 """An error that falls ten times faster than the order of the method has fallen by accident."""
 SLOW = 4.0
 """Times slower than the order: then what was observed counts."""
+FAST = 10.0
+"""Times faster than the order: then the two agree by accident."""
 SLOWEST = 1.5
 LOW = (2, 3)
 """Orders whose next lower one is far behind."""
@@ -65,7 +67,9 @@ def first_error(two: Compared, embedded: float, left: float, goal: float) -> flo
     return max(error, left)
 
 
-def next_error(two: Compared, before: Compared | None, old: float | None, embedded: float | None) -> float:
+def next_error(
+    two: Compared, before: Compared | None, old: float | None, embedded: float | None, order: int = 5
+) -> float:
     """The error of the finer of two levels, where that of the coarser one was estimated as `old`, by a comparison.
 
     Parameters
@@ -74,17 +78,22 @@ def next_error(two: Compared, before: Compared | None, old: float | None, embedd
         The comparison before this one.
     embedded : float, optional
         The carried estimate on the finer one, if it was carried.
+    order : int
+        Of the method: nobody has seen yet whether a low one is reached, where this is the first comparison.
     """
     if not math.isfinite(two.apart):
         return math.inf
-    rate = two.rate
+    rate, least = two.rate, 0.0
+    if before is None and order in LOW:
+        rate = two.rate ** ((order - 0.5) / order)
     if before is not None and two.apart > 0 and before.apart < TRUSTED:
         fell = before.apart / two.apart
+        least = two.apart / SLOW if fell > before.rate * FAST else 0.0
         if fell < before.rate / SLOW:
             observed = max(0.2, math.log(max(fell, 1.01)) / math.log(before.rate))
             rate = max(SLOWEST, two.rate**observed)
     accident = ACCIDENT * old / two.rate if old is not None and math.isfinite(old) else 0.0
-    error = max(CAUTION * two.apart / (rate - 1), accident)
+    error = max(CAUTION * two.apart / (rate - 1), accident, least)
     if two.apart > TRUSTED:
         error = (
             max(error, embedded) if two.apart < 3 and embedded is not None else max(two.apart, embedded or 0)
