@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..control import Adaptive
 from ..core import Gradient, Problem, Stats
+from ..errors import GradientWarning
 from ..field.calling import not_f
 from ..field.dynamics import Dynamics
 from ..field.effects import generator_states, set_generator_states
@@ -134,7 +136,8 @@ def differentiate(
     SolverError
         Where the solve fails, whatever `on_failure` is, but for gradients that are not as accurate as asked for.
     """
-    with untouched(model.reached, model.device), torch.enable_grad():
+    with untouched(model.reached, model.device), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradientWarning)  # the report says it, of every gradient
         start = clock(model.device)
         options = model.options if options is None else options
         solution = solve(model.f, model.y0, model.t, args=model.args, gradient=gradient, **options)
