@@ -16,8 +16,8 @@ from ..gradients import GRADIENTS, Facts
 from ..log import REMEDIES, GradientError
 from ..options import find_gradient
 from .advice import Advice, advise, free_memory, nbytes
-from .memory import SavedTensors
-from .model import Grads, Model, Pass, differentiate, distance, model_of
+from .measured import Exact, Measured, measured_with
+from .model import Grads, distance, model_of
 from .parts import parts_of
 from .reference import METHOD, Reference, reference_of
 from .table import COLUMNS, WIDTH, WIDTHS, duration, line, wrapped
@@ -218,7 +218,7 @@ def check_gradient(
         inputs = {name: g.numel() for name, g in base.grads.items() if bool((g != 0).any())}
     except SolverError:
         inputs = {name: x.numel() for name, x in model.inputs.items()}
-    measured = {name: _measured(model, g, exact, repeats) for name, g in chosen.items()}
+    measured = {name: measured_with(model, g, exact, repeats) for name, g in chosen.items()}
     judged = [one.first.grads for one in measured.values() if isinstance(one, Measured)]
     found = "it was not asked for" if reference_rtol is None else reference_of(model, reference_rtol, judged)
     reference = found if isinstance(found, Reference) else None
@@ -237,48 +237,6 @@ def check_gradient(
 def _said(parts: GradientError) -> str:
     """The parts of an error in words, each with its remedy."""
     return "; ".join(f"{name} {x:.1e} (try {REMEDIES[name]})" for name, x in parts.parts.items())
-
-
-class Exact:
-    """The exact gradient of a computed solution: `direct` on its steps."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.known: dict[tuple[float, ...], Pass] = {}
-
-    def on_its_own_steps(self) -> Pass:
-        """`direct` as the options have it."""
-        done = differentiate(self.model, "direct")
-        self.known[done.steps] = done
-        return done
-
-    def on(self, steps: tuple[float, ...]) -> Grads:
-        """`direct` on given steps."""
-        if steps not in self.known:
-            method = self.model.options.get("method", "dopri5")
-            self.known[steps] = differentiate(self.model, "direct", {"method": method, "grid": list(steps)})
-        return self.known[steps].grads
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The passes of one gradient, the exact one on its steps, and the most that autograd held."""
-
-    first: Pass
-    timed: Sequence[Pass]
-    exact: Grads
-    peak: int
-
-
-def _measured(model: Model, gradient: Gradient, exact: Exact, repeats: int) -> Measured | str:
-    """One gradient measured, or why it cannot be."""
-    try:
-        with SavedTensors(besides=[*model.reached, *model.inputs.values()]) as saved:
-            first = differentiate(model, gradient)
-        timed = [differentiate(model, gradient) for _ in range(repeats)]
-        return Measured(first, timed, exact.on(first.steps), saved.peak)
-    except (RuntimeError, ValueError, TypeError) as error:
-        return str(error)
 
 
 def _row(name: str, gradient: Gradient, one: Measured | str, reference: Reference | None) -> GradientRow:
