@@ -214,6 +214,13 @@ def graph_break(function: Callable[P, R], reason: str) -> Callable[P, R]:
     return apart
 
 
+@functools.cache
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """PyTorch's own definitions of operations by others; a second to import."""
+    known = _module("torch._decomp")
+    return {**known.global_decomposition_table["post_autograd"], **known.core_aten_decompositions()}
+
+
 def mark_dynamic(x: Tensor, dim: int) -> None:
     """Have Dynamo make graphs for any size of that dimension, where it can."""
     _module("torch._dynamo").maybe_mark_dynamic(x, dim)

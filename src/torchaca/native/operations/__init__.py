@@ -1,0 +1,7 @@
+"""A graph of ATen operations as C: the table of operations, and their translation."""
+
+from .function import Argument, Function, Symbol, Uncovered
+from .libraries import addresses, prelude
+from .translate import OPERATIONS, translate
+
+__all__ = ["Argument", "Function", "OPERATIONS", "Symbol", "Uncovered", "addresses", "prelude", "translate"]

@@ -1,0 +1,158 @@
+"""From a graph of ATen operations to one C function."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from . import joining, made, pointwise, products, reductions, shapes
+from .assembly import assembled
+from .code import Code
+from .decompose import decomposed
+from .function import Argument, Function, Uncovered
+from .sizes import Size, Symbols, product, size_of
+from .table import Call, Operation, rows
+from .values import Place, Value
+
+OPERATIONS: tuple[Operation, ...] = (
+    *pointwise.OPERATIONS,
+    *made.OPERATIONS,
+    *shapes.OPERATIONS,
+    *joining.OPERATIONS,
+    *products.OPERATIONS,
+    *reductions.OPERATIONS,
+)
+"""The table."""
+
+ROWS = rows(OPERATIONS)
+COVERED = {target for target, row in ROWS.items() if row.write is not None}
+NO_EFFECT = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "dtype", "implicit", "copy"}
+"""Arguments of operations that say nothing about numbers; a dtype is that of the result."""
+
+ONCE = 2
+"""What a number may cost and yet be computed again for each use."""
+
+
+def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> Function:
+    """Translate a graph into a C function.
+
+    Parameters
+    ----------
+    graph_module
+        A graph of ATen operations, as `make_fx` leaves it. Its nodes have `meta["val"]`, its outputs are tensors.
+    name
+        That of the C function: an identifier.
+    dtype
+        torch.float32 or torch.float64: that of nearly all of its numbers, which C calls T.
+
+    Raises
+    ------
+    Uncovered
+        If an operation, a dtype or a size is not translated; the message says how to write it, if there is a way.
+    """
+    nodes = list(decomposed(graph_module, COVERED).graph.nodes)
+    holders = [node for node in nodes if node.op == "placeholder"]
+    symbols = Symbols.of([node.meta.get("val") for node in holders])
+    code = Code(dtype, symbols)
+    values: dict[fx.Node, Any] = {}
+    arguments, heads = _inputs(code, holders, values)
+    for node in nodes:
+        if node.op == "call_function":
+            values[node] = _value(code, node, values)
+        elif node.op not in ("placeholder", "output"):
+            raise Uncovered(f"a graph with {node.op.replace('_', ' ')}: constants have to be inputs of it")
+    (output,) = nodes[-1].args
+    wanted = list(output) if isinstance(output, Sequence) else [output]
+    return assembled(code, name, arguments, heads, _outputs(code, wanted, values))
+
+
+def _inputs(
+    code: Code, holders: Sequence[fx.Node], values: dict[fx.Node, Any]
+) -> tuple[list[Argument], list[str]]:
+    """The arguments, and the C that names them."""
+    arguments, heads, data, numbers = [], [], 0, 0
+    heads += [f"const i64 n{i} = sizes[{i}]; (void)n{i};" for i in range(len(code.symbols.taken))]
+    for node in holders:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            plain_tensor(node, value)
+            ctype = code.ctype(value.dtype)
+            heads.append(f"const {ctype} *const a{data} = (const {ctype} *)in[{data}]; (void)a{data};")
+            place = Place(f"a{data}", tuple(size_of(s) for s in value.stride()))
+            shape = [size_of(n) for n in value.shape]
+            values[node] = code.placed(f"a{data}", shape, value.dtype, place)
+            arguments.append(Argument("data", data))
+            data += 1
+        elif isinstance(value, float | torch.SymFloat):
+            heads.append(f"const double z{numbers} = numbers[{numbers}]; (void)z{numbers};")
+            values[node] = size_of(value)
+            arguments.append(Argument("number", numbers))
+            numbers += 1
+        else:
+            values[node] = None if value is None else size_of(value)
+            arguments.append(Argument("size", None))
+    return arguments, heads
+
+
+def plain_tensor(node: fx.Node, value: torch.Tensor) -> None:
+    """Refuse what is no dense tensor of real numbers."""
+    if value.layout != torch.strided:
+        raise Uncovered(f"a sparse tensor ({node.target}): use a dense one")
+    if value.is_complex():
+        raise Uncovered("complex numbers: compute with real and imaginary parts")
+
+
+def _value(code: Code, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    val = node.meta.get("val")
+    if isinstance(val, int | float | torch.SymInt | torch.SymFloat | torch.SymBool):
+        return size_of(val)  # arithmetic of sizes
+    if node.target is operator.getitem:
+        return values[node.all_input_nodes[0]][node.args[1]]
+    row = ROWS.get(node.target)
+    if row is None or row.write is None:
+        raise Uncovered(f"the operation {node.target}")
+    results = val if isinstance(val, list | tuple) else [val]
+    made = tuple(
+        (tuple(size_of(n) for n in x.shape), x.dtype) for x in results if isinstance(x, torch.Tensor)
+    )
+    for shape_of in results:
+        if isinstance(shape_of, torch.Tensor):
+            plain_tensor(node, shape_of)
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda x: values[x])
+    kwargs = {key: x for key, x in kwargs.items() if key not in NO_EFFECT}
+    result = row.write(Call(code, *made[0], results=made), *args, **kwargs)
+    return [_kept(code, node, x) for x in result] if isinstance(result, list) else _kept(code, node, result)
+
+
+def _kept(code: Code, node: fx.Node, value: Value) -> Value:
+    """The value, computed once if it has several readers for whom it would be computed again."""
+    often = len(node.users) > 1 and (value.cost > ONCE or value.product is not None)
+    return code.real(value) if often else value
+
+
+def _outputs(
+    code: Code, nodes: Sequence[Any], values: dict[fx.Node, Any]
+) -> list[tuple[str, tuple[Size, ...]]]:
+    """The buffers that are outputs, and their shapes: those of the values themselves where nobody else needs them."""
+    found: list[tuple[str, tuple[Size, ...]]] = []
+    for node in nodes:
+        if not isinstance(node, fx.Node) or not isinstance(values[node], Value):
+            raise Uncovered("an output that is no tensor")
+        value = code.real(values[node])
+        place = value.place
+        assert place is not None
+        buffer = code.buffers.get(place.buffer)
+        whole = (
+            buffer is not None and value.flat and place.offset == 0 and buffer.numel == product(value.shape)
+        )
+        if not whole or any(name == place.buffer for name, _ in found):
+            target = code.new(value.shape, value.dtype)
+            code.write(value, target)
+            assert target.place is not None
+            place = target.place
+        found.append((place.buffer, value.shape))
+    return found
