@@ -1,12 +1,19 @@
 """What every test starts from: the same seeds, one thread, all digits in messages, hypothesis without chance."""
 
+import getpass
+import os
 import random
+import tempfile
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
+# Native code of earlier sessions is used again, and the user's own cache left alone.
+os.environ.setdefault(
+    "TORCHACA_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchaca-tests-{getpass.getuser()}")
+)
 torch.set_num_threads(1)
 torch.set_printoptions(precision=17, linewidth=120)
 np.set_printoptions(precision=17, linewidth=120)

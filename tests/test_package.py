@@ -38,6 +38,7 @@ LAYERS = (
     "dense",
     "gradients",
     "compiled",
+    "native",
     "executors",
     "solution",
     "options",

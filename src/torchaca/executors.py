@@ -26,6 +26,7 @@ from .gradients import Direct, Facts
 from .layout import stacked
 from .loops.lanes import solve_in_lanes, solves_in_lanes
 from .loops.outputs import gather
+from .native import Native
 from .torch_internals import transformed
 
 
@@ -134,9 +135,11 @@ class Graphs:
 
 
 Mode: TypeAlias = bool | str
+NATIVE = "native"
 EXECUTORS: dict[Mode, Callable[[], Executor]] = {
     False: Eager,
     True: Loops,
+    NATIVE: Native,
     STEPS: partial(Graphs, STEPS),
     CUDA_GRAPHS: partial(Graphs, CUDA_GRAPHS),
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
@@ -272,3 +272,19 @@ def hash_of_files(*files: str) -> bytes:
 def examples() -> AbstractContextManager[Any]:
     """Inside, operations are computed on the examples of values that the nodes of the compiler's graph have."""
     return _module("torch._inductor.virtualized").V.fake_mode
+
+
+def examples_of(tensors: Sequence[Tensor], dynamic: Mapping[int, set[int]]) -> tuple[Any, list[Tensor]]:
+    """Tensors without numbers, such as these, with symbols for the sizes of some of their dimensions; and their mode.
+
+    Equal sizes have the same symbol.
+    """
+    shapes = _module("torch.fx.experimental.symbolic_shapes")
+    mode = _module("torch._subclasses").FakeTensorMode(shape_env=shapes.ShapeEnv())
+    kinds, made = shapes.DimDynamic, []
+    for i, x in enumerate(tensors):
+        own = dynamic.get(i, set())
+        dims = [kinds.DUCK if d in own else kinds.STATIC for d in range(x.ndim)]
+        context = shapes.StatelessSymbolicContext(dynamic_sizes=dims)
+        made.append(mode.from_tensor(x.detach(), symbolic_context=context))
+    return mode, made

@@ -1,0 +1,51 @@
+"""The loops in C: search, march and sweep of any explicit Runge-Kutta method over any f that is code.
+
+They know f as a pointer to its code and a method as its numbers, so that they are compiled once for a dtype, not for
+each f.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+from ..build import Library, built
+from ..records import LAYOUT
+
+PIECES = ("types", "arithmetic", "stages", "march", "search", "sweep")
+LOOPS = ("march", "search", "sweep")
+STAGES = 64
+"""The most that a method may have; see driver/types.c."""
+C_TYPES = {torch.float32: "float", torch.float64: "double"}
+"""The dtypes of states that there is code for."""
+
+
+def text_of(dtype: torch.dtype) -> str:
+    """The text of the loops for states of a dtype."""
+    head = f"typedef {C_TYPES[dtype]} T;\n#define TINY ((T){torch.finfo(dtype).tiny!r})\n"
+    folder = Path(__file__).parent
+    return head + "\n".join((folder / f"{piece}.c").read_text() for piece in PIECES)
+
+
+@functools.cache
+def loops_for(dtype: torch.dtype) -> Library:
+    """The loops, compiled.
+
+    Raises
+    ------
+    CannotBuild
+    """
+    library = built(text_of(dtype), "driver")
+    for name in LOOPS:
+        function = library.function(name)
+        function.restype = ctypes.c_int64
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_double]
+    found = library.function("layout")
+    found.restype = ctypes.c_int64
+    for i, record in enumerate(LAYOUT):
+        if found(i) != ctypes.sizeof(record):
+            raise RuntimeError(f"{record.__name__} is laid out in other ways in C and in Python")
+    return library

@@ -1,0 +1,108 @@
+/* What the loops read and write, shared with torchaca.native.records, which mirrors it field by field.
+
+   T is the type of a state's numbers; times and step sizes are double, as in the loops in Python. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+#define API __attribute__((visibility("default")))
+#define STAGES 64 /* the most that a method may have, those of its interpolant included */
+
+typedef int64_t i64;
+
+/* f, or its vector-Jacobian product: a graph as code, and what it is called with. The first of `in` are t and y, and
+   in a product the cotangent; they are put there for each call, so that one solve at a time has a Graph. */
+typedef struct {
+    void (*code)(const void *const *in, void *const *out, const i64 *sizes, const double *numbers, T *workspace);
+    const void **in;
+    void **out;
+    const i64 *sizes;
+    const double *numbers;
+    T *workspace;
+} Graph;
+
+/* An explicit Runge-Kutta method: `all` stages with those of the interpolant, `a` has rows of that length, `p` those of
+   polynomials in theta, from theta^0 to theta^degree. `f1` is which stage is f(t1, y1), -1 if none is. */
+typedef struct {
+    i64 stages, all, fsal, order, f1, degree;
+    const double *c, *a, *b, *e, *p;
+} Method;
+
+/* How an error is measured: numbers of stride 0, or one for each component, and over which parts of the state. */
+enum { VECTOR, RMS, MAX };
+typedef struct {
+    i64 norm, rtol_stride, atol_stride, parts;
+    const T *rtol, *atol;
+    const i64 *ends; /* of the parts */
+    double relative, least; /* VECTOR: the scale is least + relative size, with the mean's 1 / sqrt(n) in it */
+} Tolerance;
+
+/* The pace of a search; see torchaca.loops.pace.Limits and torchaca.loops.rule.StepRule. */
+typedef struct {
+    double smallest, dt_min, dt_max, fallback, reach, safety, low, high;
+    double powers[3]; /* of the newest error ratios, newest first */
+    i64 max_trials, most_rejections, at_least_dt_min;
+} Pace;
+
+/* One problem. `exact` says of each output time that it is the end of a step, where its value is. Steps end at the
+   `stops`; f jumps at the `jumps`. `dense`: the basis of each step is kept. */
+typedef struct {
+    const Method *method;
+    const Tolerance *tolerance;
+    const Pace *pace;
+    Graph *value, *pull;
+    i64 n, n_ts, n_stops, n_jumps, dense;
+    double sign;
+    const double *ts, *stops, *jumps;
+    const int8_t *exact;
+    T *ys;   /* (n_ts, n): the outputs, or their cotangents */
+    T *work; /* forward: all + 3 states */
+} Problem;
+
+/* Where a forward pass is. `known`: the first state in `work` is f(t, y). `slow` steps in a row were short. */
+typedef struct {
+    double t, dt, ratio, older, rejected_size, largest;
+    i64 ratios, known, trials, calls, rejections, rejected, accepted, outputs, stop, slow, next_look, reason;
+} State;
+
+/* The steps between two returns to Python. Y has room + 1 states where they are kept, else 2; K the stages, `rows` for
+   each step, and B the bases, or they are null. */
+typedef struct {
+    i64 room, steps, kept, rows;
+    double *times;
+    T *Y, *K, *B;
+} Chunk;
+
+enum { REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED };
+enum { STEP_SIZE, NO_SMALLER, MAX_STEPS, AT_DT_MIN, REJECTIONS };
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return now.tv_sec + 1e-9 * now.tv_nsec;
+}
+
+/* Where a backward pass is: `step` steps of the chunk are left, `outputs` outputs are at or before their end. `before`
+   is where the last step of the chunk before starts, nan if there is none; so many steps are before the chunk in all.
+   `follows`: another step of the solve does, and f does not jump there. `first` is the first output behind t0.
+   `lam` is the cotangent of the state, `f1` f at the end of the step (for the one before), `work` has 3 all + 3
+   states. `sums` are those of the `totals` tensors of `counts` numbers, whose parts are outputs of the product behind
+   the `lead` ones; `ends` and `moved` get the derivatives by the times of steps and outputs, where they are asked for.
+   `drift` is how far a replayed step is from the recorded one beyond `allowed` of its size. */
+typedef struct {
+    i64 step, outputs, first, follows, earlier, calls, totals, lead, timed;
+    double before, drift, allowed;
+    T *lam, *f1, *work;
+    T *const *sums;
+    const i64 *counts;
+    double *ends, *moved;
+    const T *const *bases; /* cotangents of the steps' bases, null where there are none */
+} Back;
+
+/* The size of each of these, by which records are checked. */
+API i64 layout(i64 which) {
+    const i64 sizes[] = {sizeof(Graph), sizeof(Method), sizeof(Tolerance), sizeof(Pace),
+                         sizeof(Problem), sizeof(State), sizeof(Chunk), sizeof(Back)};
+    return sizes[which];
+}

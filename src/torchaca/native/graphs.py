@@ -1,0 +1,115 @@
+"""f and its vector-Jacobian product as graphs of ATen's operations, for all sizes that f is a graph for.
+
+Tracing with symbolic sizes may find that the result holds for some sizes only; what it found is a condition on the
+graph, which is asked before the graph is used for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..compiled.field_graph import FieldGraph
+from ..torch_internals import examples_of
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph of ATen's operations, the tensors that it has beside its inputs, and for which sizes it is right."""
+
+    graph: fx.GraphModule
+    constants: tuple[Tensor, ...]
+    holds: Callable[[Mapping[str, int]], bool]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a product is asked for beside the state's cotangent: the time's, and those of some inputs."""
+
+    time: bool = False
+    inputs: tuple[bool, ...] = field(default=())
+
+
+def value_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Traced:
+    """`(t, y, *inputs)` -> f."""
+
+    def value(t: Tensor, y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (f(t, y, inputs),)
+
+    return _traced(value, (t, y, *inputs), dynamic_of(f, 2))
+
+
+def pull_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Wanted) -> Traced:
+    """`(t, y, g, *inputs)` -> the product of g with df/dy, with df/dt, and those with what else is wanted."""
+
+    def pull(t: Tensor, y: Tensor, g: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        chosen = [x for x, want in zip(inputs, wanted.inputs, strict=True) if want]
+
+        def value(y: Tensor, *leaves: Tensor) -> Tensor:
+            own = iter(leaves)
+            now = next(own) if wanted.time else t
+            return f(
+                now, y, [next(own) if want else x for x, want in zip(inputs, wanted.inputs, strict=True)]
+            )
+
+        _, back = torch.func.vjp(value, y, *([t] if wanted.time else []), *chosen)[:2]
+        return back(g)
+
+    return _traced(pull, (t, y, y, *inputs), {**dynamic_of(f, 3), **_dims_of(f, f.y_at, 2)})
+
+
+def dynamic_of(f: FieldGraph, first: int) -> dict[int, set[int]]:
+    """The dimensions whose sizes may change: of t, y, and the inputs, which come from place `first` on."""
+    own = [at for at in range(f.n_inputs) if at not in (f.t_at, f.y_at)]
+    found = {first + i: _dims(f, at) for i, at in enumerate(own)}
+    return {**found, **_dims_of(f, f.y_at, 1)}
+
+
+def _dims_of(f: FieldGraph, at: int | None, place: int) -> dict[int, set[int]]:
+    return {} if at is None else {place: _dims(f, at)}
+
+
+def _dims(f: FieldGraph, at: int) -> set[int]:
+    return {dim for other, dim in f.dynamic if other == at}
+
+
+def _traced(
+    function: Callable[..., tuple[Tensor, ...]], args: Sequence[Tensor], dynamic: Mapping[int, set[int]]
+) -> Traced:
+    """The graph of a function of tensors such as these."""
+    mode, fakes = examples_of(args, dynamic)
+    with mode, torch.no_grad():
+        graph = make_fx(function)(*fakes)
+    constants = _constants_as_inputs(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    guards = [guard.expr for guard in mode.shape_env.guards]
+
+    def holds(sizes: Mapping[str, int]) -> bool:
+        return all(bool(expr.subs({s: sizes[s.name] for s in expr.free_symbols})) for expr in guards)
+
+    return Traced(graph, constants, holds)
+
+
+def _constants_as_inputs(graph: fx.GraphModule) -> tuple[Tensor, ...]:
+    """Have tensors that belong to a graph handed over behind its inputs; returns them."""
+    found: dict[str, tuple[fx.Node, Tensor]] = {}
+    last = graph.graph.find_nodes(op="placeholder")[-1]
+    for node in graph.graph.find_nodes(op="get_attr"):
+        constant: Any = getattr(graph, str(node.target), None)
+        if not isinstance(constant, Tensor):
+            continue
+        if node.target not in found:
+            with graph.graph.inserting_after(last):
+                holder = graph.graph.placeholder(f"constant_{len(found)}")
+            holder.meta.update(node.meta)
+            holder.meta.setdefault("val", constant)
+            found[str(node.target)], last = (holder, constant.detach().contiguous()), holder
+        node.replace_all_uses_with(found[str(node.target)][0])
+        graph.graph.erase_node(node)
+    return tuple(constant for _, constant in found.values())

@@ -1,0 +1,75 @@
+"""ACA natively: the passes of a solve, the backward one a sweep in C over the chunks of the forward one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..core import Outcome, Problem
+from ..field.inputs import Inputs
+from ..gradients import refuse
+from ..gradients.replay import MaybeTensors
+from ..layout import ordered
+from .graphs import Wanted
+from .moved import gradients_of_times
+from .programs import Code
+from .run import Chunk, Forward
+from .sweep import Sweep
+
+SECOND = "second derivatives of a native solve are not available: use compile=False"
+
+
+class NativePasses:
+    """The passes of a native solve; see `torchaca.gradients.Passes`. `codes` are those of f and of its product."""
+
+    def __init__(
+        self, problem: Problem, inputs: Inputs, forward: Forward, codes: tuple[Code, Code], wanted: Wanted
+    ) -> None:
+        self.problem, self.inputs, self.codes, self.wanted = problem, inputs, codes, wanted
+        self.first = forward
+        self.chunks: list[Chunk] = []
+        self.kept: list[int] = []
+        self.times: Sequence[float] = ()
+
+    def forward(self) -> tuple[Outcome, list[Tensor]]:
+        """Solve; kept are the states of the chunks, and their stages where those are kept."""
+        forward, outcome = self.first, self.first.run()
+        del self.first
+        self.times = outcome.replayed
+        left, kept = len(self.times) - 1, []
+        for chunk in forward.chunks:
+            chunk.n = min(chunk.n, left)
+            left -= chunk.n
+            if chunk.n:
+                own = [chunk.Y, *([] if chunk.K is None else [chunk.K])]
+                self.kept.append(len(own))
+                kept += own
+                self.chunks.append(Chunk(chunk.n, chunk.times, chunk.Y.new_empty(0)))
+        return outcome, kept
+
+    def backward(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Sweep over the chunks, from the last to the first."""
+        held, own = iter(kept), list[Chunk]()
+        for chunk, n in zip(self.chunks, self.kept, strict=True):
+            own.append(Chunk(chunk.n, chunk.times, next(held), next(held) if n > 1 else None))
+        n_control = len(self.problem.control.tensors)
+        _, ts, *rest = tensors
+        p = self.problem
+        sweep = Sweep(p, self.times, self.codes, self.wanted, rest[n_control:], cotangents)
+        sweep.over(own)
+        moved: MaybeTensors = [None] * (1 + n_control)
+        if self.wanted.time:
+            moved = gradients_of_times(p, self.times, ts, rest[:n_control], sweep.ends, sweep.moved)
+        sums = iter(sweep.sums)
+        grads = (next(sums) if want else None for want in self.wanted.inputs)
+        return [ordered(sweep.lam, p.y0), *moved, *grads]
+
+    def twice(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
+    ) -> MaybeTensors:
+        """Refuse second derivatives."""
+        return refuse(self, SECOND, kept, cotangents, tensors)

@@ -1,0 +1,142 @@
+"""f as code: which programs there are for a graph of Dynamo's, and how one is called.
+
+A program is found by what is asked of it, and by sizes for which its graph is right: another batch size is mostly no
+other program. Programs of one graph lie in it, so that they live as long as it does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..compiled.failure import CannotCompile, attempt, first_line
+from ..compiled.field_graph import FieldGraph
+from . import records
+from .build import CannotBuild, Library, built
+from .graphs import Traced, Wanted, pull_graph, value_graph
+from .operations import Function, Uncovered, addresses, prelude, translate
+
+ENTRY = """
+#define API __attribute__((visibility("default")))
+API i64 {name}_bytes(const i64 *sizes) {{ (void)sizes; return {bytes}; }}
+API void {name}_load(void *const *addresses) {{ native_load(addresses); }}
+API void {name}_entry(const void *const *in, void *const *out, const i64 *sizes, const double *numbers, T *workspace) {{
+    {name}(in, out, sizes, numbers, workspace);
+}}
+"""
+"""What a library shows of a graph's function."""
+
+ALIGNED = 64  # bytes
+
+
+@dataclass(frozen=True)
+class Code:
+    """One graph, compiled: how it is called, and for which sizes it is right."""
+
+    function: Function
+    library: Library
+    name: str
+    constants: tuple[Tensor, ...]
+    traced: Traced
+
+    def sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
+        """The values of its symbols for inputs of these shapes."""
+        return {s.name: tensors[s.argument].shape[s.dim] for s in self.function.symbols if s.dim is not None}
+
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether its graph is right for inputs of these shapes."""
+        return self.traced.holds(self.sizes(tensors))
+
+    @cached_property
+    def _entry(self) -> int:
+        return self.library.pointer(f"{self.name}_entry")
+
+    @cached_property
+    def _bytes(self) -> Any:
+        found = self.library.function(f"{self.name}_bytes")
+        found.restype, found.argtypes = ctypes.c_int64, [ctypes.c_void_p]
+        return found
+
+    def called_with(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor | None]) -> Called:
+        """The code together with its inputs, the first of which change from call to call."""
+        given = [*tensors, *self.constants]
+        own = [
+            x for x, argument in zip(given, self.function.arguments, strict=True) if argument.kind == "data"
+        ]
+        sizes = (records.WHOLE * max(1, len(self.function.symbols)))(*self.sizes(tensors).values())
+        nbytes = max(1, self._bytes(sizes))
+        workspace = torch.empty(nbytes + ALIGNED, dtype=torch.uint8, device="cpu")
+        start = -(-workspace.data_ptr() // ALIGNED) * ALIGNED
+        arrays = records.places(own), records.places(outputs), sizes, records.doubles(())
+        graph = records.Graph(self._entry, *map(records.address, arrays), start)
+        return Called(graph, (*arrays, workspace, own, outputs))
+
+
+@dataclass(frozen=True)
+class Called:
+    """A graph as the loops in C call it, and what has to live as long."""
+
+    graph: records.Graph
+    alive: tuple[Any, ...]
+
+
+@dataclass
+class Programs:
+    """What was compiled for one graph of Dynamo's, `f`, and why something could not be."""
+
+    f: FieldGraph
+    known: dict[Any, list[Code]] = field(default_factory=dict)
+    failed: dict[Any, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(f: FieldGraph) -> Programs:
+        """Those of a graph, which holds them."""
+        return f.loops.setdefault("native", Programs(f))
+
+    def value(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Code:
+        """Code of f for inputs such as these.
+
+        Raises
+        ------
+        CannotCompile
+            For an operation that there is no code for, or where the compiler fails.
+        """
+        return self._found("value", (t, y, *inputs), lambda: value_graph(self.f, t, y, inputs))
+
+    def pull(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Wanted) -> Code:
+        """The same of a vector-Jacobian product of f."""
+        given = (t, y, y, *inputs)
+        return self._found(wanted, given, lambda: pull_graph(self.f, t, y, inputs, wanted))
+
+    def _found(self, key: Any, given: Sequence[Tensor], trace: Callable[[], Traced]) -> Code:
+        codes = self.known.setdefault(key, [])
+        for code in codes:
+            if code.fits(given):
+                return code
+        if key not in self.failed:
+            try:
+                with attempt():
+                    codes.append(compiled(trace(), "value" if key == "value" else "pull", given[1].dtype))
+                return codes[-1]
+            except Uncovered as reason:
+                self.failed[key] = f"f has {reason}"
+            except CannotBuild as reason:
+                self.failed[key] = str(reason)
+            except Exception as error:  # of PyTorch's tracer
+                self.failed[key] = f"f cannot be traced ({first_line(error)})"
+        raise CannotCompile(self.failed[key])  # another attempt would take as long
+
+
+def compiled(traced: Traced, name: str, dtype: torch.dtype) -> Code:
+    """The code of a traced graph."""
+    function = translate(traced.graph, name, dtype)
+    entry = ENTRY.format(name=name, bytes=function.workspace)
+    library = built("\n".join([prelude(dtype, function.libraries), function.text, entry]), name)
+    library.function(f"{name}_load")(addresses(dtype, function.libraries))
+    return Code(function, library, name, traced.constants, traced)

@@ -1,0 +1,210 @@
+"""The forward pass: a search or a march in C, chunk after chunk of steps.
+
+The loops return when a chunk is full, when there is something to be decided that they leave to Python, and every
+`SLICE` seconds, so that Ctrl-C is heard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..core import Outcome, Problem, tolerant
+from ..errors import SolverError
+from ..layout import empty_rows, memory_order
+from ..loops.diagnosis import History, chatters, diagnose
+from ..loops.pace import Limits, propose
+from ..loops.stepping import stopped
+from ..methods.runge_kutta import RungeKutta
+from . import records
+from .driver import loops_for
+from .programs import Called
+from .records import Status
+from .tables import Route, pace_of, table_of, tolerance_of
+
+SLICE = 0.05  # s between two looks at Ctrl-C
+FIRST_CHUNK, CHUNK = 2**18, 2**21  # bytes of the steps in a chunk
+FEWEST, MOST = 8, 4096  # steps in one
+
+
+@dataclass
+class Chunk:
+    """`n` accepted steps: their times `(room + 1,)`, the states between them, and their stages and bases if kept."""
+
+    n: int
+    times: Tensor
+    Y: Tensor
+    K: Tensor | None = None
+    B: Tensor | None = None
+
+    def record(self, room: int, kept: bool, rows: int) -> records.Chunk:
+        """The chunk for the loops in C."""
+        places = (None if x is None else x.data_ptr() for x in (self.times, self.Y, self.K, self.B))
+        return records.Chunk(room, self.n, int(kept), rows, *places)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of each step: its state, and `rows` of its stages."""
+
+    states: bool = False
+    rows: int = 0
+
+
+@dataclass
+class Forward:
+    """The forward pass of a problem; after `run`, the outputs that were reached, and the steps."""
+
+    problem: Problem
+    called: Called
+    f0: Tensor
+    keep: Keep = field(default_factory=Keep)
+    chunks: list[Chunk] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    failure: SolverError | None = None
+    history: History = field(default_factory=History)
+    followed: int = 0  # steps that the history knows
+    noted: int = 0  # evaluations that the costs have
+
+    def run(self) -> Outcome:
+        """Solve; the failure of a loop ends it with the outputs reached so far."""
+        p = self.problem
+        self.y = p.y0.detach().contiguous()
+        self.times.append(p.ts.values[0])
+        self.ys = self.y.new_empty((len(p.ts), *self.y.shape))
+        self.start = p.ts.at_start()
+        self.ys[: self.start] = self.y
+        self.control = tolerant(p.control)
+        solve, alive = self._solve()
+        state = self._state()
+        try:
+            self._loop(solve, state)
+        except SolverError as error:
+            self.failure = error.with_traceback(None)
+        del alive
+        return self._outcome(state)
+
+    def _outcome(self, state: records.State) -> Outcome:
+        done, p = state.outputs, self.problem
+        ys = self.ys if done == len(p.ts) else self.ys[:done]
+        if memory_order(p.y0) is not None:
+            ys = empty_rows(done, p.y0).copy_(ys)
+        bases = [row for chunk in self.chunks if chunk.B is not None for row in chunk.B[: chunk.n]]
+        return Outcome(ys, p.ts.first(done), self.failure, tuple(self.times), bases)
+
+    def _solve(self) -> tuple[records.Solve, Any]:
+        """The problem as the loops in C see it."""
+        p, y = self.problem, self.y
+        method: Any = p.method
+        table, route, n = table_of(method), Route.of(p), y.numel()
+        work = y.new_empty(((len(method.nodes) + 3) * n,))
+        work[:n] = self.f0.detach().reshape(-1)
+        tolerance = pace = None
+        if self.control is not None:
+            tolerance, pace = tolerance_of(self.control, y), pace_of(p, self.control)
+        solve = records.Solve(
+            *(table.address, tolerance and tolerance.address, pace and records.address(pace)),
+            *(records.address(self.called.graph), None),
+            *(n, len(p.ts), route.n_stops, route.n_jumps, int(p.dense), p.ts.sign),
+            *map(records.address, (route.ts, route.stops, route.jumps, route.exact)),
+            *(self.ys.data_ptr(), work.data_ptr()),
+        )
+        return solve, (table, route, work, tolerance, pace)
+
+    def _state(self) -> records.State:
+        """Where a forward pass starts."""
+        dt = math.nan  # to be guessed
+        if self.control is not None and self.control.dt0 is not None:
+            dt = max(self.control.dt0, self.control.dt_min)
+        state = records.State(self.times[0], dt, 1.0, 1.0, math.inf)
+        state.known, state.outputs, state.next_look = 1, self.start, self.history.next_look
+        return state
+
+    def _loop(self, solve: records.Solve, state: records.State) -> None:
+        loops = loops_for(self.y.dtype)
+        loop = loops.function("march" if self.control is None else "search")
+        chunk, room = self._chunk(FIRST_CHUNK, self.y)
+        record = chunk.record(room, self.keep.states, self.keep.rows)
+        at = [records.address(x) for x in (solve, state, record)]
+        while True:
+            status = loop(*at, SLICE)
+            if status in (Status.REACHED, Status.FULL):
+                self._close(chunk, record)
+            self._note(state)
+            if status == Status.REACHED:
+                return
+            if status == Status.FULL:
+                end = chunk.Y[record.steps if self.keep.states else record.steps & 1]
+                chunk, room = self._chunk(CHUNK, end)
+                record = chunk.record(room, self.keep.states, self.keep.rows)
+                at[2] = records.address(record)
+            elif status != Status.PAUSED:
+                end = chunk.Y[record.steps if self.keep.states else record.steps & 1]
+                try:
+                    self._decide(
+                        status, state, [*self.times, *chunk.times[1 : record.steps + 1].tolist()], end
+                    )
+                except SolverError:
+                    self._close(chunk, record)
+                    raise
+
+    def _chunk(self, nbytes: int, start: Tensor) -> tuple[Chunk, int]:
+        """A new chunk, which starts from that state."""
+        y, keep, method = self.y, self.keep, cast(RungeKutta, self.problem.method)
+        bases = len(method.nodes) + 1 if self.problem.dense else 0
+        each = max(1, y.nbytes) * (int(keep.states) + keep.rows + bases) + 8
+        room = min(MOST, max(FEWEST, nbytes // each)) & ~1
+        states = y.new_empty((room + 1 if keep.states else 2, *y.shape))
+        states[0] = start
+        kept = y.new_empty((room, keep.rows, *y.shape)) if keep.rows else None
+        made = y.new_empty((room, bases, *y.shape)) if bases else None
+        times = torch.empty(room + 1, dtype=torch.float64, device="cpu")
+        times[0] = self.times[-1]
+        return Chunk(0, times, states, kept, made), room
+
+    def _close(self, chunk: Chunk, record: records.Chunk) -> None:
+        """Note the steps of a chunk that is done."""
+        chunk.n = record.steps
+        self.times += chunk.times[1 : chunk.n + 1].tolist()
+        if chunk.n:
+            self.chunks.append(chunk)
+
+    def _note(self, state: records.State) -> None:
+        """What the solve has cost so far."""
+        stats = self.problem.stats
+        stats.accepted, stats.rejected = state.accepted, state.rejected
+        stats.nfe += state.calls - self.noted
+        self.noted = state.calls
+
+    def _decide(self, status: int, state: records.State, times: Sequence[float], y: Tensor) -> None:
+        """What the loop leaves to Python: whether f jumps where the solution is, and why a solve stops.
+
+        Raises
+        ------
+        SolverError
+        """
+        p, control, history = self.problem, self.control, self.history
+        assert control is not None
+        y = y.clone()
+        if status == Status.HOPELESS:
+            raise diagnose(p, control, History(), "first-step", state.t, 0.0, y)
+        for a, b in pairwise(times[self.followed :]):
+            history.accept(abs(b - a))
+        self.followed = len(times) - 1
+        history.rejections, history.rejected_size = state.rejections, state.rejected_size
+        history.next_look = state.next_look
+        limits = Limits.of(p, control)
+        route = control.stops(p.ts)
+        t1, _ = propose(state.t, state.dt, route[state.stop], limits)
+        size = abs(t1 - state.t)
+        reason = "slow" if status == Status.LOOK else records.REASONS[state.reason]
+        if status == Status.LOOK and not chatters(p, control, history, state.t, y):
+            state.next_look = history.next_look
+            return
+        raise stopped(p, control, history, reason, state.t, size, y)
