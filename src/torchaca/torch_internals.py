@@ -214,11 +214,11 @@ def graph_break(function: Callable[P, R], reason: str) -> Callable[P, R]:
     return apart
 
 
-@functools.cache
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """PyTorch's own definitions of operations by others; a second to import."""
+def decompositions(more: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
+    """PyTorch's own definitions of operations by others: those of its core, and those of `more` that there are."""
     known = _module("torch._decomp")
-    return {**known.global_decomposition_table["post_autograd"], **known.core_aten_decompositions()}
+    every = known.global_decomposition_table["post_autograd"]
+    return {**{x: every[x] for x in more if x in every}, **known.core_aten_decompositions()}
 
 
 def mark_dynamic(x: Tensor, dim: int) -> None:

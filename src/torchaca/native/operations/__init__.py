@@ -2,6 +2,16 @@
 
 from .function import Argument, Function, Symbol, Uncovered
 from .libraries import addresses, prelude
-from .translate import OPERATIONS, translate
+from .translate import OPERATIONS, decompositions, translate
 
-__all__ = ["Argument", "Function", "OPERATIONS", "Symbol", "Uncovered", "addresses", "prelude", "translate"]
+__all__ = [
+    "Argument",
+    "Function",
+    "OPERATIONS",
+    "Symbol",
+    "Uncovered",
+    "addresses",
+    "decompositions",
+    "prelude",
+    "translate",
+]

@@ -9,11 +9,17 @@ import torch
 
 from .function import Uncovered
 from .matrices import multiply
-from .nest import Conflict, Nest, Raw
+from .nest import Conflict, Nest, Raw, Store, Sum
 from .sizes import Size, Symbols, dense, plain, product
 from .values import Index, Place, Value, is_dense, used
 
-CTYPES = {torch.float32: "float", torch.float64: "double", torch.int64: "i64", torch.bool: "u8"}
+CTYPES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.int64: "i64",
+    torch.int32: "int",
+    torch.bool: "u8",
+}
 """The dtypes that are translated, and their C types. Those of the graph's own dtype are called T."""
 
 
@@ -148,8 +154,7 @@ class Code:
         """Add lines of C that read values with a place and write to another."""
         assert writes.place is not None
         names = {x.place.buffer for x in reads if x.place is not None}
-        self.statements.append(Raw(lines, names, {writes.place.buffer}))
-        self.filled[writes.place.buffer] = len(self.statements) - 1
+        self.append(Raw(lines, names, {writes.place.buffer}), writes.place.buffer)
 
     def write(self, value: Value, target: Value, combine: str = "{value}", apart: bool = False) -> None:
         """Compute a value into memory of its shape, fused with what has the same loops.
@@ -196,12 +201,29 @@ class Code:
             if inside:
                 nest.store(place.buffer, ends, number, combine.format(s="{old}", v="{value}"))
             else:
-                nest.gather(ctype, start, number, combine, place.buffer, ends)
+                name = f"s{len(nest.sums)}"
+                nest.gather(Sum(name, ctype, start, number, combine, Store(place.buffer, ends, name)))
 
         if inside:  # whole rows are combined: the inner loop runs over what is kept
             self.write(self.constant(start, target.dtype, target.shape), target)
         levels = len(order) if inside else len(kept)
         self._fuse(extents, levels, inside, value.reads, self.filled[place.buffer] + 1, place.buffer, fill)
+
+    def scan(self, value: Value, dim: int, start: str, combine: str, target: Value) -> None:
+        """Combine a value along a dimension, and write what there is each time."""
+        place, ctype = target.place, self.ctype(target.dtype)
+        assert place is not None
+        order = [*(d for d in range(len(value.shape)) if d != dim), dim]
+        nest = Nest(tuple(self.c(value.shape[d]) for d in order), len(order) - 1, ordered=True)
+        index = tuple(nest.index[order.index(d)] for d in range(len(order)))
+        number, ends = self.at(nest, value, index), self.offset(place, index)
+        nest.gather(Sum("s0", ctype, start, number, combine, Store(place.buffer, ends, "s0"), each=True))
+        self.append(nest, place.buffer)
+
+    def append(self, statement: Nest | Raw, buffer: str) -> None:
+        """Add a statement that writes to a buffer, after all others."""
+        self.statements.append(statement)
+        self.filled[buffer] = len(self.statements) - 1
 
     def _fuse(
         self,
@@ -228,5 +250,4 @@ class Code:
                 self.filled[buffer] = max(self.filled[buffer], i)
                 return
         fill(nest)
-        self.statements.append(nest)
-        self.filled[buffer] = len(self.statements) - 1
+        self.append(nest, buffer)

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import operator
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ...torch_internals import decompositions
+from .own_rules import own_rules
 
 
-def decomposed(graph: fx.GraphModule, covered: Collection[Any]) -> fx.GraphModule:
+@cache
+def rules(covered: frozenset[Any], composed: tuple[Any, ...]) -> dict[Any, Callable[..., Any]]:
+    """How operations that are not covered are written by others, for `make_fx`."""
+    known = {target: rule for target, rule in decompositions(composed).items() if target not in covered}
+    return known | own_rules()
+
+
+def decomposed(graph: fx.GraphModule, covered: Collection[Any], table: Mapping[Any, Any]) -> fx.GraphModule:
     """The graph without operations that are not covered, as far as PyTorch knows how to write them by others."""
     targets = {node.target for node in graph.graph.nodes if node.op == "call_function" and _is_tensor(node)}
-    if all(target in covered or getattr(target, "__name__", "") == "getitem" for target in targets):
+    if all(target in covered or target is operator.getitem for target in targets):
         return graph
-    table = {target: rule for target, rule in decompositions().items() if target not in covered}
     holders = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     modes = [x.fake_mode for x in holders if hasattr(x, "fake_mode")]
+    run = functionalize(graph) if any(map(changes, targets)) else graph
     with modes[0] if modes else nullcontext(), torch.no_grad():
-        again = make_fx(graph, decomposition_table=table)(*holders)
+        again = make_fx(run, decomposition_table=table)(*holders)
     again.graph.eliminate_dead_code()
     return again
+
+
+def changes(target: Any) -> bool:
+    """Whether an operation writes to one of its arguments."""
+    name = str(target).split(".")[1] if "." in str(target) else ""
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -123,11 +123,11 @@ def _function(dtype: torch.dtype, name: str) -> str:
         n = size // dtype.itemsize
         args = ", ".join(f"T{n} {x}" for x in names)
         label = f"_ZGV{letter}N{n}{'v' * len(names)}_native_{name}"
-        head = f'__attribute__((visibility("hidden"))) T{n} v_{name}{n}({args}) __asm__("{label}");'
+        head = f'__attribute__((visibility("hidden"))) T{n} lanes{n}_{name}({args}) __asm__("{label}");'
         each = f"T{n} r; for (int i = 0; i < {n}; i++) r[i] = {libm}({', '.join(f'{x}[i]' for x in names)}); return r;"
         lines.append(f"#ifdef {macro}")
         if letter != "b":
             lines.append(f"static T{n} (*sleef_{name}{n})({', '.join(f'T{n}' for _ in names)});")
             each = f"if (sleef_{name}{n}) return sleef_{name}{n}({', '.join(names)}); {each}"
-        lines += [head, f"T{n} v_{name}{n}({args}) {{ {each} }}", "#endif"]
+        lines += [head, f"T{n} lanes{n}_{name}({args}) {{ {each} }}", "#endif"]
     return "\n".join([*lines, "#else", f"#define v_{name} {libm}", "#endif\n"])

@@ -89,5 +89,14 @@ OPERATIONS = (
         overloads=("start_step", "start"),
         write=arange,
     ),
+    *(
+        row(name, example=f"x + torch.{call}.zero_()", overloads=overloads, write=zeros)
+        for name, call, overloads in (
+            ("empty", "empty(4, dtype=x.dtype)", ("memory_format",)),
+            ("empty_like", "empty_like(x)", ("default",)),
+        )
+    ),
+    row("new_empty", example="x + x.new_empty(4).zero_()", write=zeros),
+    row("prims.iota", example="x * torch.arange(4)", write=iota),
     row("arange", example="x * torch.arange(4)", write=arange_from_zero),
 )

@@ -16,17 +16,24 @@ class Conflict(Exception):
 
 @dataclass
 class Store:
-    """What a nest writes: `value` to `buffer[index]`, by "=" or an operator such as "+=" ."""
+    """What a nest writes: `value` to `buffer[index]`, or `combine` of it and of what is there as {old}.
+
+    `guard` may be the beginning of an if statement.
+    """
 
     buffer: str
     index: str
     value: str
     combine: str = "{value}"
+    guard: str = ""
 
 
 @dataclass
 class Sum:
-    """What a nest gathers in its inner loops: `name` is `start` first, then `combine` of itself and `value`."""
+    """What a nest gathers in its inner loops: `name` is `start` first, then `combine` of itself and `value`.
+
+    It is written when they are through, or each time.
+    """
 
     name: str
     ctype: str
@@ -34,6 +41,7 @@ class Sum:
     value: str
     combine: str
     target: Store
+    each: bool = False
 
 
 @dataclass
@@ -46,6 +54,7 @@ class Nest:
     extents: tuple[str, ...]
     kept: int
     flat: bool = False
+    ordered: bool = False  # one after the other
     lines: list[list[str]] = field(default_factory=list)
     levels: dict[str, int] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
@@ -68,7 +77,7 @@ class Nest:
     @property
     def key(self) -> tuple[object, ...]:
         """Nests of the same key may be one."""
-        return (self.extents, self.kept, self.flat)
+        return (self.extents, self.kept, self.flat, self.ordered)
 
     def local(self, ctype: str, text: str) -> str:
         """The name of a constant with the value of an expression, the same for the same expression."""
@@ -90,6 +99,13 @@ class Nest:
         self.reads.add(buffer)
         return self.local(ctype, f"{buffer}[{index}]")
 
+    def read_if(self, ctype: str, buffer: str, index: str, condition: str, otherwise: str) -> str:
+        """What a buffer has at an index that is computed, where the index is one of its own."""
+        if buffer in self.stored:
+            raise Conflict
+        self.reads.add(buffer)
+        return self.local(ctype, f"{condition} ? {buffer}[{index}] : {otherwise}")
+
     def store(self, buffer: str, index: str, value: str, combine: str = "{value}") -> None:
         """Write a value at an index."""
         self.stores.append(Store(buffer, index, value, combine))
@@ -97,11 +113,15 @@ class Nest:
         if combine == "{value}":  # else what is there is not complete before the loops are through
             there[index] = value
 
-    def gather(self, ctype: str, start: str, value: str, combine: str, buffer: str, index: str) -> None:
-        """Combine a value over the inner loops, and write the result at an index."""
-        name = f"s{len(self.sums)}"
-        self.sums.append(Sum(name, ctype, start, value, combine, Store(buffer, index, name)))
+    def scatter(self, buffer: str, index: str, value: str, combine: str, guard: str) -> None:
+        """Write a value at an index that is computed."""
+        self.stores.append(Store(buffer, index, value, combine, guard))
         self.stored.setdefault(buffer, {})
+
+    def gather(self, sum_: Sum) -> None:
+        """Combine a value over the inner loops, and write the result."""
+        self.sums.append(sum_)
+        self.stored.setdefault(sum_.target.buffer, {})
 
     def mark(self) -> tuple[object, ...]:
         """What `back` needs to forget what follows."""
@@ -145,9 +165,10 @@ class Nest:
         before, after = [], []
         if d == self.kept and self.kept < len(self.extents):
             before = [f"{x.ctype} {x.name} = {x.start};" for x in self.sums]
-            after = [_written(x.target) for x in self.sums]
+            after = [_written(x.target) for x in self.sums if not x.each]
         if d == len(self.extents):
             after = [f"{x.name} = {x.combine.format(s=x.name, v=x.value)};" for x in self.sums] + after
+            after += [_written(x.target) for x in self.sums if x.each]
             after += [_written(x) for x in self.stores]
         return [*self.lines[d], *before, *inner, *after]
 
@@ -156,7 +177,11 @@ class Nest:
         body = self._level(d + 1)
         if n == "1":
             return ["{", f"    const i64 i{d} = 0; (void)i{d};", *_indented(body), "}"]
-        simd = [self._pragma()] if d == len(self.extents) - 1 and not (n.isdigit() and int(n) <= 8) else []
+        simd = (
+            [self._pragma()]
+            if not self.ordered and d == len(self.extents) - 1 and not (n.isdigit() and int(n) <= 8)
+            else []
+        )
         return [*simd, f"for (i64 i{d} = 0; i{d} < {n}; i{d}++) {{", *_indented(body), "}"]
 
     def _pragma(self) -> str:
@@ -169,7 +194,7 @@ class Nest:
 
 def _written(x: Store) -> str:
     place = f"{x.buffer}[{x.index}]"
-    return f"{place} = {x.combine.format(value=x.value, old=place)};"
+    return f"{x.guard}{place} = {x.combine.format(value=x.value, old=place)};"
 
 
 def _indented(lines: list[str]) -> list[str]:

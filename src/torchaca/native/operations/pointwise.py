@@ -83,6 +83,11 @@ def sums(sign: str) -> Callable[..., Value]:
     return write
 
 
+def reversed_difference(call: Call, x: Any, y: Any, alpha: Any = 1) -> Value:
+    """The difference `y - alpha x`."""
+    return sums("-")(call, y, x, alpha)
+
+
 POWERS = {
     0.5: ("v_sqrt({0})", 4),
     -0.5: ("1 / v_sqrt({0})", 4),
@@ -139,6 +144,15 @@ def clamp(call: Call, x: Value, min: Any = None, max: Any = None) -> Value:
     return value if max is None else apply(call, SMALLER, value, max)
 
 
+def tested(name: str, formula: str) -> Operation:
+    """A question to each number."""
+
+    def write(call: Call, x: Value) -> Value:
+        return apply(call, formula, x, compute=x.dtype)
+
+    return row(name, example=f"torch.where(torch.{name}(x / (x - x.round())), y, x)", write=write)
+
+
 def copy(call: Call, x: Value, *_: Any) -> Value:
     """The same numbers, perhaps in another dtype."""
     return x if x.dtype == call.dtype else apply(call, "{0}", x, cost=0)
@@ -148,6 +162,7 @@ NUMBERS = ("Tensor", "Scalar")
 OPERATIONS = (
     row("add", example="x + y", overloads=NUMBERS, write=sums("+")),
     row("sub", example="x - y", overloads=NUMBERS, write=sums("-")),
+    row("rsub", example="1 - x", overloads=NUMBERS, write=reversed_difference),
     binary("mul", "{0} * {1}", NUMBERS, "x * y"),
     row("div", example="x / p", overloads=("Tensor", "Scalar", "Tensor_mode", "Scalar_mode"), write=divided),
     unary("neg", "-{0}"),
@@ -195,4 +210,7 @@ OPERATIONS = (
     logical("bitwise_not", "!{0}", "torch.where(~(x > 0), x, y)"),
     *(row(name, example="x.clone()", write=copy) for name in ("clone", "alias", "detach", "lift_fresh_copy")),
     row("_to_copy", example="x * i.to(x.dtype)", write=copy),
+    row("prims.convert_element_type", example="torch.nn.functional.gelu(x)", write=copy),
+    tested("isnan", "({0} != {0})"),
+    tested("isinf", "({0} - {0} != 0 && {0} == {0})"),
 )

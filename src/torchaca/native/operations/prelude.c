@@ -51,6 +51,17 @@ INLINE T floor_quotient(T x, T y) {
     const T whole = v_floor(quotient);
     return quotient - whole > (T)0.5 ? whole + 1 : whole;
 }
+/* Where x goes in n ordered numbers: before its like, or after them. */
+INLINE i64 place_of(T x, const T *ordered, i64 n, i64 step, int after) {
+    i64 low = 0, high = n;
+    while (low < high) {
+        const i64 middle = low + (high - low) / 2;
+        const T there = ordered[middle * step];
+        if (after ? there > x : there >= x) high = middle;
+        else low = middle + 1;
+    }
+    return low;
+}
 /* Vectors, and functions of them: as GCC names them. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__AVX2__) && !defined(__CUDACC__)
 #define VECTORS

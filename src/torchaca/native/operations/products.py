@@ -100,16 +100,10 @@ def _stack(call: Call, x: Value) -> tuple[Value, str, int, str]:
     return x, f"{code.pointer(x)} + z * {code.c(x.place.strides[0])}", transposed, code.c(stride)
 
 
-def baddbmm(call: Call, c: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:
-    """Products of matrices, and a bias."""
-    return scaled(call, c, bmm(call, a, b), beta, alpha)
-
-
 OPERATIONS = (
     row("mm", example="x @ w", write=mm),
     row("addmm", example="torch.addmm(x[:, :1], x, w)", write=addmm),
     row("mv", example="x @ v", write=mv),
     row("dot", example="x * torch.dot(v, v)", write=dot),
     row("bmm", example="s @ s.mT", write=bmm),
-    row("baddbmm", example="torch.baddbmm(s[:, :, :1], s, s.mT)", write=baddbmm),
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from .apply import apply
 from .nest import Nest
 from .regroup import regrouped
 from .sizes import Size, plain, product, same
@@ -118,6 +119,13 @@ def expand(call: Call, x: Value, *_: Any, **__: Any) -> Value:
     return view(call, x, strides, lambda i: i[lead:])
 
 
+def copied(call: Call, x: Value, src: Value, *_: Any) -> Value:
+    """The numbers of src in the place of those of x."""
+    return expand(
+        call, src if src.dtype == call.dtype else apply(Call(call.code, src.shape, call.dtype), "{0}", src)
+    )
+
+
 def select(call: Call, x: Value, dim: int, index: Any) -> Value:
     """One index of a dimension."""
     return selected(call, x, dim % len(x.shape), index, call.shape)
@@ -193,6 +201,7 @@ OPERATIONS = (
     row("view", example="x.view(-1) * 2", write=reshape),
     row("_unsafe_view", example="s @ w", write=reshape),
     row("expand", example="(x * v.expand(x.shape[0], 4)).sin()", write=expand),
+    row("copy", example="torch.ops.aten.copy(x.detach(), y[:1].detach())", write=copied),
     row("unsqueeze", example="x.unsqueeze(1) * s.permute(1, 0, 2)", write=reshape),
     row(
         "squeeze",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 
 from .code import Code
 from .sizes import Size
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,9 @@ class Call:
     dtype: torch.dtype
     results: tuple[tuple[tuple[Size, ...], torch.dtype], ...] = ()
     """Shapes and dtypes, where it gives several."""
+
+    inputs: tuple[torch.Tensor, ...] = ()
+    """The tensors that it takes, as the graph knows them."""
 
 
 Writer = Callable[..., Any]
@@ -36,7 +38,7 @@ class Operation:
     Attributes
     ----------
     name
-        As in `torch.ops.aten`.
+        As in `torch.ops.aten`, or `torch.ops` if it has a dot.
     kind
         The part of the table it is in.
     example
@@ -56,7 +58,7 @@ class Operation:
     @property
     def targets(self) -> tuple[Any, ...]:
         """The operations themselves, as they stand in graphs."""
-        packet = getattr(aten, self.name)
+        packet = attrgetter(self.name)(torch.ops if "." in self.name else torch.ops.aten)
         return tuple(getattr(packet, x) for x in self.overloads)
 
 
@@ -76,6 +78,6 @@ VARIABLES = {
 """The variables of examples. n is symbolic."""
 
 
-def rows(*parts: Sequence[Operation]) -> dict[Any, Operation]:
+def by_target(*parts: Sequence[Operation]) -> dict[Any, Operation]:
     """All operations by their targets."""
     return {target: row for part in parts for row in part for target in row.targets}

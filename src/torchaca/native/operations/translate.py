@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from . import joining, made, pointwise, products, reductions, shapes
+from . import composed, indexing, joining, made, parts, pointwise, products, reductions, shapes
 from .assembly import assembled
 from .code import Code
-from .decompose import decomposed
+from .decompose import decomposed, rules
 from .function import Argument, Function, Uncovered
+from .hints import why_not
 from .sizes import Size, Symbols, product, size_of
-from .table import Call, Operation, rows
+from .table import Call, Operation, by_target
 from .values import Place, Value
 
 OPERATIONS: tuple[Operation, ...] = (
     *pointwise.OPERATIONS,
     *made.OPERATIONS,
     *shapes.OPERATIONS,
+    *parts.OPERATIONS,
     *joining.OPERATIONS,
+    *indexing.OPERATIONS,
     *products.OPERATIONS,
     *reductions.OPERATIONS,
+    *composed.OPERATIONS,
 )
 """The table."""
 
-ROWS = rows(OPERATIONS)
-COVERED = {target for target, row in ROWS.items() if row.write is not None}
+ROWS = by_target(OPERATIONS)
+COVERED = frozenset(target for target, row in ROWS.items() if row.write is not None)
+COMPOSED = tuple(target for target, row in ROWS.items() if row.write is None)
 NO_EFFECT = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "dtype", "implicit", "copy"}
 """Arguments of operations that say nothing about numbers; a dtype is that of the result."""
 
 ONCE = 2
 """What a number may cost and yet be computed again for each use."""
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """What `make_fx` takes as `decomposition_table`, so that a graph has operations with rows wherever there is a way.
+
+    `translate` decomposes what is left: twice the time, and some operations cannot be captured with symbolic sizes.
+    """
+    return rules(COVERED, COMPOSED)
 
 
 def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> Function:
@@ -54,7 +67,7 @@ def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> Fu
     Uncovered
         If an operation, a dtype or a size is not translated; the message says how to write it, if there is a way.
     """
-    nodes = list(decomposed(graph_module, COVERED).graph.nodes)
+    nodes = list(decomposed(graph_module, COVERED, decompositions()).graph.nodes)
     holders = [node for node in nodes if node.op == "placeholder"]
     symbols = Symbols.of([node.meta.get("val") for node in holders])
     code = Code(dtype, symbols)
@@ -114,7 +127,7 @@ def _value(code: Code, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         return values[node.all_input_nodes[0]][node.args[1]]
     row = ROWS.get(node.target)
     if row is None or row.write is None:
-        raise Uncovered(f"the operation {node.target}")
+        raise Uncovered(why_not(node.target))
     results = val if isinstance(val, list | tuple) else [val]
     made = tuple(
         (tuple(size_of(n) for n in x.shape), x.dtype) for x in results if isinstance(x, torch.Tensor)
@@ -124,7 +137,8 @@ def _value(code: Code, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
             plain_tensor(node, shape_of)
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda x: values[x])
     kwargs = {key: x for key, x in kwargs.items() if key not in NO_EFFECT}
-    result = row.write(Call(code, *made[0], results=made), *args, **kwargs)
+    takes = tuple(x.meta["val"] for x in node.all_input_nodes if isinstance(x.meta.get("val"), torch.Tensor))
+    result = row.write(Call(code, *made[0], results=made, inputs=takes), *args, **kwargs)
     return [_kept(code, node, x) for x in result] if isinstance(result, list) else _kept(code, node, result)
 
 

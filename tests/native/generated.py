@@ -1,0 +1,144 @@
+"""Graphs as they are captured, many of them compiled in one C file, and called with tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from torchaca.native.operations import Function, addresses, decompositions, prelude, translate
+
+FLAGS = "-O3 -march=native -std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp-simd"
+N = 7
+"""The size that is symbolic in graphs, where tensors have it while they are captured."""
+
+
+def captured(f: Callable[..., Any], inputs: Sequence[Any], symbolic: bool = True) -> fx.GraphModule:
+    """The graph of f; sizes of N are symbolic, or none."""
+    mode = FakeTensorMode(shape_env=ShapeEnv() if symbolic else None)
+    fakes = [_fake(mode, x, symbolic) if isinstance(x, Tensor) else x for x in inputs]
+    with mode:
+        graph = make_fx(f, decomposition_table=decompositions())(*fakes)
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+def _fake(mode: FakeTensorMode, x: Tensor, symbolic: bool) -> Tensor:
+    if not symbolic:
+        return mode.from_tensor(x)
+    sizes = [DimDynamic.DUCK if n and n % N == 0 else DimDynamic.STATIC for n in x.shape]
+    return mode.from_tensor(x, symbolic_context=StatelessSymbolicContext(sizes))
+
+
+def with_pull(f: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """The function (cotangent, *inputs) -> (f, its vector-Jacobian product in each floating-point input)."""
+    wanted = [x.is_floating_point() for x in inputs]
+
+    def joint(cotangent: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        def value(*chosen: Tensor) -> Tensor:
+            rest = iter(chosen)
+            return f(*(next(rest) if want else x for x, want in zip(given, wanted)))
+
+        k, pull = torch.func.vjp(value, *(x for x, want in zip(given, wanted) if want))
+        return (k, *pull(cotangent))
+
+    return joint
+
+
+@dataclass
+class Compiled:
+    """A C function, called with tensors as the graph's placeholders are."""
+
+    function: Function
+    dtypes: Sequence[torch.dtype]
+    call: Any
+    workspace: Any
+    shapes: Any
+
+    def __call__(self, *args: Any) -> list[Tensor]:
+        taken = self.function.symbols
+        sizes = [args[s.argument] if s.dim is None else args[s.argument].shape[s.dim] for s in taken]
+        c_sizes = (ctypes.c_longlong * max(1, len(sizes)))(*sizes)
+        given = zip(args, self.function.arguments)
+        data = [x for x, a in given if a.kind == "data"]
+        numbers = [x for x, a in zip(args, self.function.arguments) if a.kind == "number"]
+        outs = self.room(c_sizes)
+        n = self.workspace(c_sizes)
+        space = torch.full((n + 128,), 255, dtype=torch.uint8)  # nan, if it were read
+        start = -(-space.data_ptr() // 64) * 64
+        c_numbers = (ctypes.c_double * max(1, len(numbers)))(*numbers)
+        self.call(_pointers(data), _pointers(outs), c_sizes, c_numbers, ctypes.c_void_p(start))
+        assert (space[start - space.data_ptr() + n :] == 255).all(), "it wrote beyond its workspace"
+        return outs
+
+    def room(self, sizes: Any) -> list[Tensor]:
+        flat = (ctypes.c_longlong * 64)()
+        self.shapes(sizes, flat)
+        numbers = iter(flat)
+        shapes = [[next(numbers) for _ in shape] for shape in self.function.outputs]
+        return [torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, self.dtypes)]
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * max(1, len(tensors)))(*(x.data_ptr() for x in tensors))
+
+
+def compiled(graphs: Sequence[fx.GraphModule], dtype: torch.dtype, flags: str = FLAGS) -> list[Compiled]:
+    """The graphs as functions of one library."""
+    functions = [translate(graph, f"f{i}", dtype) for i, graph in enumerate(graphs)]
+    libraries = frozenset().union(*(x.libraries for x in functions))
+    text = [prelude(dtype, libraries)]
+    for i, function in enumerate(functions):
+        sizes = [size for shape in function.outputs for size in shape]
+        text += [
+            function.text,
+            f"void run{i}(const void *const *in, void *const *out, const i64 *sizes, const double *numbers, T *space)",
+            f"{{ f{i}(in, out, sizes, numbers, space); }}",
+            f"i64 space{i}(const i64 *sizes) {{ (void)sizes; return {function.workspace}; }}",
+            f"void shapes{i}(const i64 *sizes, i64 *out) {{ (void)sizes; (void)out;",
+            *(f"out[{k}] = {size};" for k, size in enumerate(sizes)),
+            "}",
+        ]
+    library = built("\n".join(text), flags)
+    library.native_load(addresses(dtype, libraries))
+    return [_bound(library, i, f, g) for i, (f, g) in enumerate(zip(functions, graphs))]
+
+
+def _bound(library: ctypes.CDLL, i: int, function: Function, graph: fx.GraphModule) -> Compiled:
+    space = library[f"space{i}"]
+    space.restype = ctypes.c_longlong
+    (nodes,) = next(iter(graph.graph.find_nodes(op="output"))).args
+    dtypes = [node.meta["val"].dtype for node in (nodes if isinstance(nodes, tuple | list) else [nodes])]
+    return Compiled(function, dtypes, library[f"run{i}"], space, library[f"shapes{i}"])
+
+
+def built(text: str, flags: str = FLAGS) -> ctypes.CDLL:
+    """The library of a C file; a warning is an error."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graphs.c"
+        path.write_text(text)
+        command = [
+            "cc",
+            *flags.split(),
+            "-Wall",
+            "-Werror",
+            "-shared",
+            "-fPIC",
+            str(path),
+            "-o",
+            f"{path}.so",
+            "-lm",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[:3000]
+        return ctypes.CDLL(f"{path}.so")
