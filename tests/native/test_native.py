@@ -6,7 +6,7 @@ from covering import pairs
 from torch import nn
 
 from torchaca import ACA, METHODS, solve
-from torchaca.control import PI_CONTROL, PID_CONTROL, Adaptive
+from torchaca.control import PI_CONTROL, PID_CONTROL, Adaptive, FixedSteps
 from torchaca.native.tables import has_table
 
 DOUBLE = torch.float64
@@ -87,3 +87,91 @@ def test_measures_of_the_error(options):
 
 def test_single_precision():
     assert_same(TIMES["outputs"], tolerance=1e-5, dtype=torch.float32, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradient", [ACA(checkpoints="all"), "direct"], ids=["all", "direct"])
+@pytest.mark.parametrize("method", ["dopri5", "heun3", "dopri8", "bosh3"])
+@pytest.mark.parametrize("steps", ["adaptive", "n_steps", "grid", "outputs"])
+def test_times_are_differentiated(method, steps, gradient):
+    if steps == "adaptive" and not METHODS[method].adaptive:
+        pytest.skip("no error estimate")
+    grid = torch.tensor([0.0, 0.2, 0.5, 1.2, 1.5], dtype=DOUBLE, requires_grad=True)
+    times = torch.tensor(TIMES["outputs"], dtype=DOUBLE, requires_grad=True)
+    options = {"adaptive": {"rtol": 1e-5}, "n_steps": {"n_steps": 4}, "grid": {"grid": grid}, "outputs": {}}[
+        steps
+    ]
+    if steps == "outputs":
+        options = {"control": FixedSteps()}
+    wrt = [times, *([grid] if steps == "grid" else []), *F[DOUBLE].parameters()]
+    assert_same(times, wrt=wrt, method=method, gradient=gradient, **options)
+
+
+def kicked(t, y):
+    """Jumps in time, twice."""
+    return F[DOUBLE](t, y) + torch.where(t >= 0.5, 1.0, -1.0) - torch.where(t > 1.1, 3.0, 0.0)
+
+
+@pytest.mark.parametrize("gradient", [ACA(checkpoints="all"), "direct"], ids=["all", "direct"])
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "fehlberg2"])
+@pytest.mark.parametrize("times", TIMES)
+def test_jumps(method, times, gradient):
+    options = {"jump_ts": [0.5, 1.1, 0.0], "wrt": list(F[DOUBLE].parameters()), "rtol": 1e-5}
+    assert_same(TIMES[times], f=kicked, method=method, gradient=gradient, **options)
+    moving = torch.tensor(TIMES[times], dtype=DOUBLE, requires_grad=True)
+    options["wrt"] = [moving, *options["wrt"]]
+    assert_same(moving, f=kicked, method=method, gradient=gradient, **options)
+
+
+@pytest.mark.parametrize("gradient", [ACA(checkpoints="all"), "direct"], ids=["all", "direct"])
+@pytest.mark.parametrize("method", ["dopri5", "dopri8"])
+@pytest.mark.parametrize("options", [{"n_steps": 5}, {"rtol": 1e-5}, {"jump_ts": [0.7]}])
+def test_dense_output(method, gradient, options):
+    found = []
+    for mode in (False, "native"):
+        y0 = torch.ones(3, 2, dtype=DOUBLE, requires_grad=True)
+        sol = solve(
+            F[DOUBLE],
+            y0,
+            [0.0, 0.4, 1.0],
+            dense=True,
+            method=method,
+            gradient=gradient,
+            compile=mode,
+            **options,
+        )
+        values = sol(torch.tensor([0.0, 0.1, 0.55, 1.0], dtype=DOUBLE))
+        loss = values.square().sum() + sol.ys.sum()
+        found += [(values, *torch.autograd.grad(loss, [y0, *F[DOUBLE].parameters()])), vars(sol.stats)]
+    torch.testing.assert_close(found[2], found[0], rtol=1e-11, atol=1e-11)
+    assert found[3] == found[1]
+
+
+@pytest.mark.parametrize("norm", ["rms", "mixed"])
+def test_nested_states_and_arguments(norm):
+    k = torch.tensor([0.3, 0.7], dtype=DOUBLE, requires_grad=True)
+    scale = {"a": [torch.tensor(1.1, dtype=DOUBLE, requires_grad=True)], "b": 3}
+
+    def f(t, state, k, scale):
+        y, z = state["y"], state["z"]
+        return {"y": -k * y + z.sum(), "z": torch.sin(t) * z * scale["a"][0] - y.mean() ** scale["b"]}
+
+    y0 = {"y": torch.ones(3, 2, dtype=DOUBLE), "z": torch.linspace(0, 1, 4, dtype=DOUBLE)}
+    found = []
+    for mode in (False, "native"):
+        start = {name: x.clone().requires_grad_() for name, x in y0.items()}
+        sol = solve(f, start, [0.0, 0.3, 1.0], args=(k, scale), compile=mode, norm=norm, gradient="direct")
+        loss = sol.ys["y"].square().sum() + sol.ys["z"].sum()
+        grads = torch.autograd.grad(loss, [*start.values(), k, scale["a"][0]])
+        found.append(([*sol.ys.values(), *grads], vars(sol.stats)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-11, atol=1e-11)
+    assert found[1][1] == found[0][1]
+
+
+def test_without_gradients():
+    for times in TIMES.values():
+        with torch.no_grad():
+            want, sol = (
+                solve(F[DOUBLE], torch.ones(3, 2, dtype=DOUBLE), times, compile=x) for x in (False, "native")
+            )
+        torch.testing.assert_close(sol.ys, want.ys, rtol=1e-12, atol=1e-12)
+        assert vars(sol.stats) == vars(want.stats)
