@@ -20,11 +20,20 @@ from ..torch_internals import examples_of
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph of ATen's operations, the tensors that it has beside its inputs, and for which sizes it is right."""
+    """A graph of ATen's operations, and the tensors that it has beside its inputs.
+
+    It is right for sizes that fulfil its conditions, in symbols of which each is the size of an input in a dimension.
+    """
 
     graph: fx.GraphModule
     constants: tuple[Tensor, ...]
-    holds: Callable[[Mapping[str, int]], bool]
+    symbols: Mapping[Any, tuple[int, int]]
+    conditions: Sequence[Any]
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether it is right for inputs of these shapes."""
+        sizes = {symbol: tensors[i].shape[dim] for symbol, (i, dim) in self.symbols.items()}
+        return all(bool(condition.subs(sizes)) for condition in self.conditions)
 
 
 @dataclass(frozen=True)
@@ -60,22 +69,16 @@ def pull_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wa
         _, back = torch.func.vjp(value, y, *([t] if wanted.time else []), *chosen)[:2]
         return back(g)
 
-    return _traced(pull, (t, y, y, *inputs), {**dynamic_of(f, 3), **_dims_of(f, f.y_at, 2)})
+    return _traced(pull, (t, y, y, *inputs), dynamic_of(f, 3))
 
 
-def dynamic_of(f: FieldGraph, first: int) -> dict[int, set[int]]:
-    """The dimensions whose sizes may change: of t, y, and the inputs, which come from place `first` on."""
+def dynamic_of(f: FieldGraph, lead: int) -> dict[int, set[int]]:
+    """The dimensions whose sizes may change: of y and what is like it, and of the inputs from place `lead` on."""
     own = [at for at in range(f.n_inputs) if at not in (f.t_at, f.y_at)]
-    found = {first + i: _dims(f, at) for i, at in enumerate(own)}
-    return {**found, **_dims_of(f, f.y_at, 1)}
-
-
-def _dims_of(f: FieldGraph, at: int | None, place: int) -> dict[int, set[int]]:
-    return {} if at is None else {place: _dims(f, at)}
-
-
-def _dims(f: FieldGraph, at: int) -> set[int]:
-    return {dim for other, dim in f.dynamic if other == at}
+    places = [None, *[f.y_at] * (lead - 1), *own]
+    return {
+        i: {dim for other, dim in f.dynamic if other == at} for i, at in enumerate(places) if at is not None
+    }
 
 
 def _traced(
@@ -88,12 +91,12 @@ def _traced(
     constants = _constants_as_inputs(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    guards = [guard.expr for guard in mode.shape_env.guards]
-
-    def holds(sizes: Mapping[str, int]) -> bool:
-        return all(bool(expr.subs({s: sizes[s.name] for s in expr.free_symbols})) for expr in guards)
-
-    return Traced(graph, constants, holds)
+    symbols: dict[Any, tuple[int, int]] = {}
+    for i, x in enumerate(fakes):
+        for dim, size in enumerate(x.shape):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                symbols.setdefault(size.node.expr, (i, dim))
+    return Traced(graph, constants, symbols, [guard.expr for guard in mode.shape_env.guards])
 
 
 def _constants_as_inputs(graph: fx.GraphModule) -> tuple[Tensor, ...]:

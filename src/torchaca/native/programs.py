@@ -7,7 +7,7 @@ other program. Programs of one graph lie in it, so that they live as long as it 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from ..compiled.failure import CannotCompile, attempt, first_line
 from ..compiled.field_graph import FieldGraph
 from . import records
 from .build import CannotBuild, Library, built
-from .graphs import Traced, Wanted, pull_graph, value_graph
+from .graphs import Traced, Wanted, dynamic_of, pull_graph, value_graph
 from .operations import Function, Uncovered, addresses, prelude, translate
 
 ENTRY = """
@@ -48,10 +48,6 @@ class Code:
     def sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
         """The values of its symbols for inputs of these shapes."""
         return {s.name: tensors[s.argument].shape[s.dim] for s in self.function.symbols if s.dim is not None}
-
-    def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether its graph is right for inputs of these shapes."""
-        return self.traced.holds(self.sizes(tensors))
 
     @cached_property
     def _entry(self) -> int:
@@ -91,7 +87,8 @@ class Programs:
     """What was compiled for one graph of Dynamo's, `f`, and why something could not be."""
 
     f: FieldGraph
-    known: dict[Any, list[Code]] = field(default_factory=dict)
+    codes: dict[Any, list[Code]] = field(default_factory=dict)
+    known: dict[Any, Code] = field(default_factory=dict)
     failed: dict[Any, str] = field(default_factory=dict)
 
     @staticmethod
@@ -107,30 +104,47 @@ class Programs:
         CannotCompile
             For an operation that there is no code for, or where the compiler fails.
         """
-        return self._found("value", (t, y, *inputs), lambda: value_graph(self.f, t, y, inputs))
+        return self._found(None, (t, y, *inputs))
 
     def pull(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Wanted) -> Code:
         """The same of a vector-Jacobian product of f."""
-        given = (t, y, y, *inputs)
-        return self._found(wanted, given, lambda: pull_graph(self.f, t, y, inputs, wanted))
+        return self._found(wanted, (t, y, y, *inputs))
 
-    def _found(self, key: Any, given: Sequence[Tensor], trace: Callable[[], Traced]) -> Code:
-        codes = self.known.setdefault(key, [])
-        for code in codes:
-            if code.fits(given):
-                return code
-        if key not in self.failed:
+    @cached_property
+    def _changing(self) -> dict[int, list[tuple[int, int]]]:
+        """The sizes that may change, by where the inputs of f start."""
+        return {lead: [(i, d) for i, own in dynamic_of(self.f, lead).items() for d in own] for lead in (2, 3)}
+
+    def _traced(self, wanted: Wanted | None, given: Sequence[Tensor]) -> Traced:
+        t, y = given[:2]
+        return (
+            value_graph(self.f, t, y, given[2:])
+            if wanted is None
+            else pull_graph(self.f, t, y, given[3:], wanted)
+        )
+
+    def _found(self, key: Wanted | None, given: Sequence[Tensor]) -> Code:
+        name, lead = ("value", 2) if key is None else ("pull", 3)
+        place = key, *(given[i].shape[dim] for i, dim in self._changing[lead])
+        if place in self.known:
+            return self.known[place]
+        codes = self.codes.setdefault(key, [])
+        fitting = next((code for code in codes if code.traced.holds(given)), None)
+        if fitting is None and key not in self.failed:
             try:
                 with attempt():
-                    codes.append(compiled(trace(), "value" if key == "value" else "pull", given[1].dtype))
-                return codes[-1]
+                    fitting = compiled(self._traced(key, given), name, given[1].dtype)
+                codes.append(fitting)
             except Uncovered as reason:
                 self.failed[key] = f"f has {reason}"
             except CannotBuild as reason:
                 self.failed[key] = str(reason)
             except Exception as error:  # of PyTorch's tracer
                 self.failed[key] = f"f cannot be traced ({first_line(error)})"
-        raise CannotCompile(self.failed[key])  # another attempt would take as long
+        if fitting is None:
+            raise CannotCompile(self.failed[key])  # another attempt would take as long
+        self.known[place] = fitting
+        return fitting
 
 
 def compiled(traced: Traced, name: str, dtype: torch.dtype) -> Code:
