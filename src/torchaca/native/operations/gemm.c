@@ -3,7 +3,7 @@
 static void (*gemm_)(const char *, const char *, const int *, const int *, const int *, const T *, const T *, const int *,
                      const T *, const int *, const T *, T *, const int *);
 #endif
-#define BLAS_PAYS 2048 /* multiplications */
+#define BLAS_PAYS 256 /* multiplications */
 #define BLAS_TAKES 2147483647
 NOINLINE void gemm(int ta, int tb, i64 m, i64 n, i64 k, const T *a, i64 lda, const T *b, i64 ldb, T *c, i64 ldc) {
 #ifndef __CUDACC__
