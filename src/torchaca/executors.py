@@ -135,35 +135,40 @@ class Graphs:
 
 
 Mode: TypeAlias = bool | str
-NATIVE = "native"
+NATIVE, LOOPS = "native", "loops"
 EXECUTORS: dict[Mode, Callable[[], Executor]] = {
     False: Eager,
-    True: Loops,
     NATIVE: Native,
+    LOOPS: Loops,
     STEPS: partial(Graphs, STEPS),
     CUDA_GRAPHS: partial(Graphs, CUDA_GRAPHS),
 }
 """By the value of `compile=`; each makes an executor for one solve."""
-PREFERRED: list[Mode] = [True]
-"""What `compile=True` asks in turn; the first that does not refuse solves the problem."""
+PREFERRED: list[Mode] = [NATIVE, LOOPS]
+"""What `compile=True` asks in turn; the first that takes the problem solves it."""
+EAGER = "eager"
 
 
-def chosen(mode: Mode, p: Problem) -> Executor:
-    """The executor that `compile=mode` names.
+def chosen(mode: Mode, p: Problem) -> tuple[list[tuple[str, Executor]], dict[str, str]]:
+    """The executors that `compile=mode` asks in turn, by their names, and why others before them refuse the problem.
 
     Raises
     ------
     ValueError
-        If there is none of that name, or if it refuses the problem.
+        If there is none of that name, or if all of them refuse.
     """
     check_mode(mode)
-    reason = ""
+    takers, refused, reason = [], {}, ""
     for name in PREFERRED if mode is True else (mode,):
         executor = EXECUTORS[name]()
         reason = executor.refusal(p)
         if reason is None:
-            return executor
-    raise ValueError(reason)
+            takers.append((str(name) if name else EAGER, executor))
+        else:
+            refused[str(name)] = reason
+    if not takers:
+        raise ValueError(reason)
+    return takers, refused
 
 
 def check_mode(mode: Mode) -> None:
@@ -173,8 +178,10 @@ def check_mode(mode: Mode) -> None:
     ------
     ValueError
     """
-    if mode not in EXECUTORS:
-        *names, last = map(repr, sorted(EXECUTORS, key=lambda name: (isinstance(name, str), not name)))
+    if mode is not True and mode not in EXECUTORS:
+        *names, last = map(
+            repr, sorted([True, *EXECUTORS], key=lambda name: (isinstance(name, str), not name))
+        )
         raise ValueError(f"compile is {', '.join(names)} or {last}, got {mode!r}")
 
 

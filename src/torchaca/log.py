@@ -79,6 +79,10 @@ class Stats:
         The estimated relative error of the gradients of the last backward pass, where `ACA(grad_rtol=...)` asked for
         it: a number, whose parts say where it comes from. None before `backward()`. What it took is in `nfe` and
         `nfe_backward`; only the steps of the outputs are in `accepted`.
+    executor : str
+        Who solved it, by its name in `torchaca.executors.EXECUTORS`; "eager" is the loop in Python.
+    passed_over : dict of str to str
+        Who was asked before it, and why it could not. Neither counts where two costs are compared.
     """
 
     nfe: int = 0
@@ -89,6 +93,8 @@ class Stats:
     rejected_backward: int = 0
     reconstruction_error: float = 0.0
     gradient_error: GradientError | None = None
+    executor: str = field(default="", compare=False)
+    passed_over: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 SMALL = 10.0  # tolerances: a smaller state is not resolved to a tenth itself

@@ -13,7 +13,7 @@ from .compiled import CannotCompile
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
 from .errors import shorten, warn
-from .executors import Eager, chosen, prepared, unmoved
+from .executors import EAGER, Eager, chosen, prepared, unmoved
 from .field.calling import not_f
 from .field.dynamics import Dynamics
 from .field.field import Field
@@ -94,9 +94,9 @@ def solve(
         evaluation each; see `Adaptive`.
     control : Adaptive, FixedSteps or a control of your own
         Instead of all the step options above.
-    compile : bool, "steps" or "cuda-graphs"
-        Run the solve and its backward pass as compiled loops; or each step as a compiled graph, on a GPU as a CUDA
-        graph (see docs/compile.md).
+    compile : bool, "native", "loops", "steps" or "cuda-graphs"
+        Run the solve and its backward pass as native code, or where that cannot be as compiled loops; or insist on one
+        of them; or each step as a compiled graph, on a GPU as a CUDA graph (see docs/compile.md).
     dense : bool
         Keep what `solution(t)` needs (a few states a step).
     on_failure : "raise", "status", "nan"
@@ -186,23 +186,28 @@ def run(
         What is known of f beforehand: `batch`, `one_sided`, `declared`, `declared_alone` of `Field`.
     """
     p = _problem(f, y0, structure, ts, asked, watch, lenient, facts)
-    executor = chosen(asked.compile, p)
+    takers, passed = chosen(asked.compile, p)
     if not y0.numel():
-        executor = Eager()  # no component, no work
-    try:
-        if ts.values[0] == ts.values[-1]:
-            begun, outcome = p, unmoved(p)
-        else:
-            begun = prepared(executor.begin(p), asked.gradient)
-            p = replace(p, control=begun.control)  # tolerances are raised, and told of, once
-            outcome = executor.finish(begun)
-    except CannotCompile as reason:
-        p.stats.__init__()
-        p.log.rests.__init__()
-        warn(f"compile={asked.compile!r}: {reason}; this solve runs in the eager loop")
-        executor = Eager()
+        takers = [(EAGER, Eager())]  # no component, no work
+    for name, executor in takers:
+        try:
+            if ts.values[0] == ts.values[-1]:
+                begun, outcome = p, unmoved(p)
+            else:
+                begun = prepared(executor.begin(p), asked.gradient)
+                p = replace(p, control=begun.control)  # tolerances are raised, and told of, once
+                outcome = executor.finish(begun)
+            break
+        except CannotCompile as reason:
+            p.stats.__init__()
+            p.log.rests.__init__()
+            passed[name] = str(reason)
+    else:
+        warn(f"compile={asked.compile!r}: {[*passed.values()][-1]}; this solve runs in the eager loop")
+        name, executor = EAGER, Eager()
         begun = prepared(executor.begin(p), asked.gradient)
         outcome = executor.finish(begun)
+    p.stats.executor, p.stats.passed_over = name, passed
     if outcome.failure is None and len(outcome.ys) < len(ts.values):
         raise RuntimeError(
             f"the control {type(p.control).__name__} ended its steps at t = {outcome.times[-1]:g}, before the last "

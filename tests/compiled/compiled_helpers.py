@@ -38,7 +38,7 @@ def loss_of(ys):
     return sum(leaf.square().sum() for leaf in torch.utils._pytree.tree_leaves(ys))
 
 
-def both(f, y0, t, wrt=(), how=True, **options):
+def both(f, y0, t, wrt=(), how="loops", **options):
     """`(solution, gradients)` of y0 and of the tensors in `wrt`, eager and compiled; `how` is `compile=`.
 
     Both replay all steps unless `options` say something else: by default, what is compiled may decide otherwise.
@@ -58,7 +58,7 @@ def both(f, y0, t, wrt=(), how=True, **options):
 def assert_equal(eager, compiled, tolerance=1e-12):
     """The same steps, costs, outputs and gradients, to rounding."""
     (a, grads_a), (b, grads_b) = eager, compiled
-    assert vars(a.stats) == vars(b.stats)
+    assert a.stats == b.stats
     torch.testing.assert_close(torch.tensor(b.steps), torch.tensor(a.steps), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(b.ys, a.ys, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(grads_b, grads_a, rtol=10 * tolerance, atol=10 * tolerance)

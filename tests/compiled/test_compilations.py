@@ -85,7 +85,7 @@ def trained(f, y0=Y0, t=(0.0, 0.5, 1.0), context=contextlib.nullcontext, **optio
 
 @pytest.mark.parametrize(
     ("mode", "first"),
-    [(True, torch.inference_mode), ("steps", torch.no_grad), ("steps", contextlib.nullcontext)],
+    [("loops", torch.inference_mode), ("steps", torch.no_grad), ("steps", contextlib.nullcontext)],
 )
 def test_nothing_is_compiled_anew_for(mode, first, compilations):
     class Own(Field):  # its graphs are new
@@ -136,17 +136,17 @@ def test_what_is_compiled_anew(compilations):
         pass
 
     f = Own()
-    trained(f, compile=True)
+    trained(f, compile="loops")
     for tolerance in (1e-2, 1e-3):
         rtol = torch.full((2,), tolerance, dtype=DOUBLE)
         rtol[0] *= 0.5
-        trained(f, rtol=rtol, compile=True)
-        trained(f, rtol=inference(rtol), context=torch.inference_mode, compile=True)
+        trained(f, rtol=rtol, compile="loops")
+        trained(f, rtol=inference(rtol), context=torch.inference_mode, compile="loops")
         assert len(compilations) == 4
     next(f.parameters()).requires_grad_(False)
-    trained(f, compile=True)
+    trained(f, compile="loops")
     assert len(compilations) == 7
-    trained(f, context=torch.no_grad, compile=True)
+    trained(f, context=torch.no_grad, compile="loops")
     next(f.parameters()).requires_grad_(True)
-    trained(f, compile=True)
+    trained(f, compile="loops")
     assert len(compilations) == 7

@@ -1,4 +1,4 @@
-"""`compile=True` with the compiler: what is compiled once, what runs in the eager loop after all, what is refused."""
+"""`compile="loops"` with the compiler: compiled once, refused, or after all in the eager loop."""
 
 import os
 import subprocess
@@ -40,9 +40,9 @@ def grads_of(f, y0, t, **options):
 
 def assert_compiled_equals_eager(f, y0, t, tolerance=1e-12, **options):
     found = []
-    for compiled in (True, False):
+    for compiled in ("loops", False):
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "compile=True")
+            warnings.filterwarnings("error", "compile='loops'")
             found.append(grads_of(f, y0, t, compile=compiled, **options))
     torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
 
@@ -51,7 +51,7 @@ def test_compiled_once_for_all_values(counted):
     f, y0 = Net(), torch.randn(3, 2, dtype=torch.float64)
     assert_equal(*both(f, y0, INSIDE, tuple(f.parameters()), **OPTIONS))
     assert counted == ["sweep", "search"]
-    limit = torch._dynamo.config.patch(error_on_recompile=True)
+    limit = torch._dynamo.config.patch(error_on_recompile="loops")
     with limit:
         assert_compiled_equals_eager(f, 0.5 * y0, [2.0, 1.1, 0.0])
         assert_compiled_equals_eager(
@@ -89,9 +89,9 @@ def test_checkpoints_none_under_autocast():
         "gradient": aca.ACA(checkpoints="none"),
     }
     found = []
-    for compiled in (True, False):
+    for compiled in ("loops", False):
         with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
-            warnings.filterwarnings("error", "compile=True")
+            warnings.filterwarnings("error", "compile='loops'")
             ys = solve(f, y0, INSIDE, compile=compiled, **options).ys
         found.append((ys, torch.autograd.grad(loss_of(ys), (y0, *f.parameters()))))
     torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
@@ -142,7 +142,7 @@ import torch
 from compiled_helpers import Net
 from torchaca import solve
 torch.manual_seed(0)
-ys = solve(Net(), torch.ones(3, 2, dtype=torch.float64), [0.0, 1.0], method="bosh3", compile=True).ys
+ys = solve(Net(), torch.ones(3, 2, dtype=torch.float64), [0.0, 1.0], method="bosh3", compile='loops').ys
 ys.sum().backward() if ys.requires_grad else None
 print(torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"], ys.sum().item())
 """
@@ -153,7 +153,7 @@ print(torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"], ys.sum
 def test_a_second_process_finds_the_graphs_in_the_disk_cache(tmp_path):
     here, source = Path(__file__).parent, Path(aca.__file__).parents[1]
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(source)}
-    command = [sys.executable, "-W", "error:compile=True", "-c", PROCESS, str(here)]
+    command = [sys.executable, "-W", "error:compile='loops'", "-c", PROCESS, str(here)]
     outputs = [
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
         for _ in range(2)
@@ -205,9 +205,9 @@ def test_what_cannot_be_compiled_runs_in_the_eager_loop(f, reason):
     for _ in range(2):
         torch.manual_seed(1)
         with pytest.warns(
-            UserWarning, match=f"compile=True: f {reason}.*; this solve runs in the eager loop"
+            UserWarning, match=f"compile='loops': f {reason}.*; this solve runs in the eager loop"
         ):
-            got = solve(f, y0, [0.0, 1.0], method="rk4", n_steps=4, compile=True)
+            got = solve(f, y0, [0.0, 1.0], method="rk4", n_steps=4, compile="loops")
         torch.manual_seed(1)
         want = solve(f, y0, [0.0, 1.0], method="rk4", n_steps=4)
         assert got.stats == want.stats
@@ -217,7 +217,7 @@ def test_what_cannot_be_compiled_runs_in_the_eager_loop(f, reason):
 
 def test_an_error_of_f_stays_an_error():
     with pytest.warns(UserWarning, match="cannot be traced"), pytest.raises(RuntimeError, match="shapes"):
-        solve(lambda t, y: y @ torch.ones(3, 3), torch.ones(2, 2), [0.0, 1.0], compile=True)
+        solve(lambda t, y: y @ torch.ones(3, 3), torch.ones(2, 2), [0.0, 1.0], compile="loops")
 
 
 def test_without_a_compiler(monkeypatch):
@@ -230,7 +230,7 @@ def test_without_a_compiler(monkeypatch):
     for options in ({"method": "euler", "n_steps": 2}, {"method": "dopri8"}, {"gradient": "direct"}) * 2:
         times = t if "gradient" not in options else INSIDE
         with pytest.warns(UserWarning, match="the compiler failed.*No working C.*runs in the eager loop"):
-            got = solve(f, y0, times, compile=True, **options)
+            got = solve(f, y0, times, compile="loops", **options)
         want = solve(f, y0, times, **options)
         assert torch.equal(got.ys, want.ys)
         assert got.stats == want.stats
@@ -252,11 +252,13 @@ REFUSED = {
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_is_not_there_yet_is_refused(reason):
-    options = {"y0": torch.ones(2), "t": [0.0, 1.0], "compile": True, **REFUSED[reason]}
+    options = {"y0": torch.ones(2), "t": [0.0, 1.0], "compile": "loops", **REFUSED[reason]}
     with pytest.raises(ValueError, match=f"{reason}.*: use compile=False"):
         solve(lambda t, y: -y, options.pop("y0"), options.pop("t"), **options)
 
 
 def test_refused_inside_transforms():
     with pytest.raises(ValueError, match=r"torch.func transform.*: use compile=False"):
-        torch.func.grad(lambda y: solve(lambda t, y: -y, y, [0.0, 1.0], compile=True).ys.sum())(torch.ones(2))
+        torch.func.grad(lambda y: solve(lambda t, y: -y, y, [0.0, 1.0], compile="loops").ys.sum())(
+            torch.ones(2)
+        )

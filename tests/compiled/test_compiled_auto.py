@@ -1,4 +1,4 @@
-"""`compile=True` with the default gradient: graphs where that is compiled and where they fit, else states."""
+"""`compile='loops'` with the default gradient: graphs where that is compiled and where they fit, else states."""
 
 import pytest
 import torch

@@ -184,7 +184,7 @@ def test_an_f_that_jumps_where_the_solution_is_is_noticed():
 
     y0 = torch.tensor([0.5, 0.3], dtype=torch.float64)
     eager, compiled = (
-        torchaca.solve(f, y0, [0.0, 2.0], on_failure="status", compile=c) for c in (False, True)
+        torchaca.solve(f, y0, [0.0, 2.0], on_failure="status", compile=c) for c in (False, "loops")
     )
     assert compiled.status == eager.status == "jump"
     assert "it jumps where the solution is" in str(compiled.failure)
@@ -204,7 +204,7 @@ def test_failures_are_those_of_the_eager_loop(kind):
     else:
         assert_equal(eager, compiled)
     with pytest.raises(SolverError) as raised:
-        torchaca.solve(f, y0, [0.0, 0.1, 0.2, 2.0], compile=True, **options)
+        torchaca.solve(f, y0, [0.0, 0.1, 0.2, 2.0], compile="loops", **options)
     assert len(raised.value.partial.ys) == len(eager[0].ys)
 
 
@@ -212,7 +212,7 @@ def test_no_graph_where_nothing_needs_a_gradient():
     y0 = torch.ones(2, dtype=torch.float64)
     f = Net()
     with torch.no_grad():
-        eager, compiled = (torchaca.solve(f, y0, TIMES["many"], compile=c) for c in (False, True))
+        eager, compiled = (torchaca.solve(f, y0, TIMES["many"], compile=c) for c in (False, "loops"))
     torch.testing.assert_close(eager.ys, compiled.ys, rtol=1e-13, atol=0)
     assert eager.stats == compiled.stats
     assert not compiled.ys.requires_grad
@@ -231,7 +231,7 @@ def test_a_solve_is_two_calls_and_a_step_hands_on_few_tensors(monkeypatch):
         for _ in range(2):
             carried.clear()
             calls.clear()
-            grads_of(torchaca.solve(f, y0, TIMES[times], rtol=1e-4, compile=True).ys, weights)
+            grads_of(torchaca.solve(f, y0, TIMES[times], rtol=1e-4, compile="loops").ys, weights)
         assert calls == ["search", "search", ("sweep", (False, *(True,) * len(weights)))]
         # y, f0 and the numbers of the search; backward n, lam, weights, and f0 where outputs inside steps need it
         assert carried == [3, 3, 2 + len(weights) + (times == "inside")]
@@ -241,7 +241,7 @@ def test_a_solve_is_two_calls_and_a_step_hands_on_few_tensors(monkeypatch):
 def test_equal_times_and_a_single_time():
     y0 = torch.ones(2, dtype=torch.float64)
     for t in ([1.0], [1.0, 1.0]):
-        assert torch.equal(torchaca.solve(Net(), y0, t, compile=True).ys, y0.expand(len(t), 2))
+        assert torch.equal(torchaca.solve(Net(), y0, t, compile="loops").ys, y0.expand(len(t), 2))
 
 
 def grads_of(ys, wrt, **options):
@@ -250,7 +250,7 @@ def grads_of(ys, wrt, **options):
 
 def test_the_graph_can_be_walked_twice_but_not_differentiated():
     f, weights, y0 = net()
-    sol = torchaca.solve(f, y0.requires_grad_(), TIMES["inside"], compile=True)
+    sol = torchaca.solve(f, y0.requires_grad_(), TIMES["inside"], compile="loops")
     first = grads_of(sol.ys, weights, retain_graph=True)
     cost = sol.stats.nfe_backward
     assert all(torch.equal(a, b) for a, b in zip(first, grads_of(sol.ys, weights, retain_graph=True)))
@@ -262,7 +262,7 @@ def test_the_graph_can_be_walked_twice_but_not_differentiated():
 
 def test_weights_that_changed_before_backward_are_an_error():
     f, weights, y0 = net()
-    ys = torchaca.solve(f, y0, [0.0, 1.0], compile=True).ys
+    ys = torchaca.solve(f, y0, [0.0, 1.0], compile="loops").ys
     with torch.no_grad():
         weights[0].add_(1.0)
     with pytest.raises(
@@ -273,26 +273,26 @@ def test_weights_that_changed_before_backward_are_an_error():
 
 def test_the_other_doors_compile_as_well():
     f, _, y0 = net()
-    block = torchaca.NeuralODE(f, t=(0.0, 2.0), rtol=1e-5, compile=True)
+    block = torchaca.NeuralODE(f, t=(0.0, 2.0), rtol=1e-5, compile="loops")
     torch.testing.assert_close(block(y0), torchaca.NeuralODE(f, t=(0.0, 2.0), rtol=1e-5)(y0))
     t, pair = torch.linspace(0, 1, 4), (torch.ones(2), torch.ones(3))
     found = [
         torchaca.odeint(lambda t, y: (-y[0], y[1].sin()), pair, t, rtol=1e-4, atol=1e-4, compile=compiled)
-        for compiled in (True, False)
+        for compiled in ("loops", False)
     ]
     torch.testing.assert_close(*found)
-    plain = torchaca.odeint(f, y0, t.double(), method="rk4", compile=True)
+    plain = torchaca.odeint(f, y0, t.double(), method="rk4", compile="loops")
     torch.testing.assert_close(plain, torchaca.odeint(f, y0, t.double(), method="rk4"))
 
 
 def test_a_captured_initial_state_stays_a_constant():
     y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
     ends = [
-        torchaca.solve(lambda t, y: y0 - y, 1.0 * y0, [0.0, 1.0], compile=c).ys[-1] for c in (True, False)
+        torchaca.solve(lambda t, y: y0 - y, 1.0 * y0, [0.0, 1.0], compile=c).ys[-1] for c in ("loops", False)
     ]
     grads = [torch.autograd.grad(end.sum(), y0)[0] for end in ends]
     torch.testing.assert_close(*grads, rtol=1e-12, atol=0)
-    same = torchaca.solve(lambda t, y: 2 * y0 - y, y0, [0.0, 1.0], compile=True).ys[-1]
+    same = torchaca.solve(lambda t, y: 2 * y0 - y, y0, [0.0, 1.0], compile="loops").ys[-1]
     torch.testing.assert_close(same, torchaca.solve(lambda t, y: 2 * y0 - y, y0, [0.0, 1.0]).ys[-1])
 
 
@@ -309,7 +309,7 @@ def test_jumps_and_ends_as_near_as_rounding(times):
 def test_times_that_float32_cannot_resolve(options):
     f, y0 = Net(dtype=torch.float32), torch.zeros(2)
     with pytest.warns(UserWarning, match="cannot tell the stages of a step apart") as caught:
-        torchaca.solve(f, y0, [1.7e9, 1.7e9 + 10.0], compile=True, **options)
+        torchaca.solve(f, y0, [1.7e9, 1.7e9 + 10.0], compile="loops", **options)
     assert len(caught) == 1
 
 

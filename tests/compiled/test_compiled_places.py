@@ -9,9 +9,9 @@ from torchaca import solve
 interpreted = pytest.mark.usefixtures("interpreted")
 TIMES = [0.0, 0.3, 0.31, 1.0]
 HOW = [
-    ("loops", {"compile": True}),
-    ("fixed", {"compile": True, "n_steps": 3}),
-    ("jumps", {"compile": True, "jump_ts": [0.5]}),
+    ("loops", {"compile": "loops"}),
+    ("fixed", {"compile": "loops", "n_steps": 3}),
+    ("jumps", {"compile": "loops", "jump_ts": [0.5]}),
     ("steps", {"compile": "steps"}),
 ]
 

@@ -56,7 +56,7 @@ def solved(f, mode, y0=None, t=(0.0, 0.3, 1.0), wrt=(), context=contextlib.nullc
             wanted = (y0, *wrt) if sol.ys.requires_grad else ()
             grads = torch.autograd.grad(loss_of(sol.ys), wanted, allow_unused=True) if wanted else ()
             grads = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)]
-            found = [sol.ys, *grads], vars(sol.stats)
+            found = [sol.ys, *grads], sol.stats
         except (RuntimeError, ValueError, TypeError) as error:
             found = type(error), str(error)
     said = [str(w.message) for w in caught]
@@ -304,7 +304,9 @@ def bad_backward(function):
 @pytest.mark.parametrize(
     ("gradient", "mode"),
     [
-        pytest.param(gradient, mode, marks=[pytest.mark.slow] if (gradient, mode) == ("direct", True) else [])
+        pytest.param(
+            gradient, mode, marks=[pytest.mark.slow] if (gradient, mode) == ("direct", "loops") else []
+        )
         for gradient in (ACA(checkpoints="all"), "direct")
         for mode in COMPILED
     ],
@@ -314,7 +316,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(failing, gradient, mode, mo
     plain = compiler.compiled
 
     def compiled(function, *, forward):
-        if failing == "late backward" and mode != True:  # noqa: E712
+        if failing == "late backward" and mode != "loops":
             return plain(function, forward=forward) if forward else bad_backward(function)
         return broken if forward == (failing == "forward") else plain(function, forward=forward)
 

@@ -282,7 +282,7 @@ def test_a_compiler_that_fails(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"compile": "step"}, "compile is True, False, 'steps' or 'cuda-graphs', got 'step'"),
+        ({"compile": "step"}, "compile is True, False, 'native', 'loops', 'steps' or 'cuda-graphs', got"),
         ({"compile": "cuda-graphs"}, "is for a GPU, and y0 is on 'cpu'"),
         ({"gradient": "adjoint"}, "gradient='adjoint' integrates backwards"),
         ({"gradient": "mali", "method": "reversible_heun", "n_steps": 3}, "explicit Runge-Kutta methods"),

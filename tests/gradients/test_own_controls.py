@@ -230,7 +230,7 @@ def test_every_executor_takes_or_refuses_it(control, mode):
         ys = solve(lambda t, y: -y * t.cos(), y0, [0.0, 0.6, 1.0], control=CONTROLS[control], **options).ys
         return torch.autograd.grad(ys.square().sum(), y0)[0]
 
-    if mode in (True, "native") and CONTROLS[control].adaptive:
+    if mode in ("loops", "native") and CONTROLS[control].adaptive:
         with pytest.raises(ValueError, match=r"Halving.*(times|no native loop)"):
             grad(compile=mode)
         return

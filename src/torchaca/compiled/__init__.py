@@ -1,4 +1,4 @@
-"""`compile=True`: a whole solve and its ACA backward pass as compiled loops; `compile="steps"`: each step a graph."""
+"""`compile="loops"`: a whole solve and its ACA backward pass as compiled loops; `compile="steps"`: each step a graph."""
 
 from .aca import Loops
 from .failure import CannotCompile

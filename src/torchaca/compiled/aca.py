@@ -36,7 +36,7 @@ SECOND = "second derivatives of a compiled solve are not available: use compile=
 
 
 class Loops:
-    """`compile=True`; see `torchaca.executors.Executor`."""
+    """`compile="loops"`; see `torchaca.executors.Executor`."""
 
     def refusal(self, p: Problem) -> str | None:
         """What the compiled solve does not have yet; see `torchaca.executors.Executor`."""
