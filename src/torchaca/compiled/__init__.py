@@ -1,4 +1,4 @@
-"""`compile="loops"`: a whole solve and its ACA backward pass as compiled loops; `compile="steps"`: each step a graph."""
+"""`compile="loops"`: a whole solve and its ACA backward pass as compiled loops; "steps": each step as a graph."""
 
 from .aca import Loops
 from .failure import CannotCompile

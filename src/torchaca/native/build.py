@@ -57,8 +57,8 @@ class Library:
         return ctypes.cast(self.function(name), ctypes.c_void_p).value or 0
 
 
-def built(text: str, name: str, links: Sequence[str] = ()) -> Library:
-    """Compile a text, or find it compiled in this process or on disk, and load it.
+class Build:
+    """A library in the making, by a thread of its own: others are made meanwhile.
 
     Parameters
     ----------
@@ -66,26 +66,37 @@ def built(text: str, name: str, links: Sequence[str] = ()) -> Library:
         C, complete.
     name : str
         What it is, for the names of files.
-    links : sequence of str
-        Further words for the linker.
-
-    Raises
-    ------
-    CannotBuild
-        Without a compiler, or where it fails, or takes too long.
     """
-    key = hashlib.sha256("\0".join((text, *links, *map(" ".join, FLAGS), _machine())).encode()).hexdigest()[
-        :40
-    ]
-    with _LOCK:
-        own = _LOCKS.setdefault(key, threading.Lock())
-    with own:  # others may be compiled meanwhile
-        if key not in _LOADED:
-            _LOADED[key] = _load(text, f"{name}_{key}", links)
-        found = _LOADED[key]
-    if isinstance(found, str):  # another attempt would take as long
-        raise CannotBuild(found)
-    return found
+
+    def __init__(self, text: str, name: str) -> None:
+        parts = (text, *map(" ".join, FLAGS), _machine())
+        self.key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+        self.thread: threading.Thread | None = None
+        if self.key not in _LOADED:
+            self.thread = threading.Thread(target=self._make, args=(text, f"{name}_{self.key}"), daemon=True)
+            self.thread.start()
+
+    def _make(self, text: str, name: str) -> None:
+        with _LOCK:
+            own = _LOCKS.setdefault(self.key, threading.Lock())
+        with own:
+            if self.key not in _LOADED:
+                _LOADED[self.key] = _load(text, name)
+
+    def result(self) -> Library:
+        """Wait for the library: found in this process or on disk, or compiled.
+
+        Raises
+        ------
+        CannotBuild
+            Without a compiler, or where it fails, or takes too long.
+        """
+        if self.thread is not None:
+            self.thread.join()
+        found = _LOADED.get(self.key, "the thread that compiles has failed")
+        if isinstance(found, str):  # another attempt would take as long
+            raise CannotBuild(found)
+        return found
 
 
 _LOCK = threading.Lock()
@@ -115,7 +126,7 @@ def _compiler() -> list[str] | None:
     return next(([name] for name in COMPILERS if shutil.which(name)), None)
 
 
-def _load(text: str, name: str, links: Sequence[str]) -> Library | str:
+def _load(text: str, name: str) -> Library | str:
     """The library, or why there is none."""
     folder, failed = cache.folder(), ""
     path = folder / f"{name}.so"
@@ -130,7 +141,7 @@ def _load(text: str, name: str, links: Sequence[str]) -> Library | str:
         try:
             path = place() / path.name
             with tempfile.TemporaryDirectory(dir=path.parent, prefix="new-") as own:
-                return _made(text, Path(own), path, links)
+                return _made(text, Path(own), path)
         except CannotBuild as reason:
             return str(reason)
         except OSError as error:  # a disk that is full, a folder that is gone
@@ -138,25 +149,25 @@ def _load(text: str, name: str, links: Sequence[str]) -> Library | str:
     return failed
 
 
-def _made(text: str, own: Path, path: Path, links: Sequence[str]) -> Library:
+def _made(text: str, own: Path, path: Path) -> Library:
     """Compile in a folder of its own; what can be loaded moves to its place in one piece."""
     source, made = own / "code.c", own / "code.so"
     source.write_text(text)
-    _compile(source, made, links)
+    _compile(source, made)
     cache.sealed(made)
     library = Library(path, ctypes.CDLL(str(made)))
     made.replace(path)
     return library
 
 
-def _compile(source: Path, made: Path, links: Sequence[str]) -> None:
+def _compile(source: Path, made: Path) -> None:
     command, said = _compiler(), ""
     if command is None:
         raise CannotBuild(
             f"there is no C compiler on this machine (none of {', '.join(COMPILERS)}; CC names another)"
         )
     for flags in FLAGS:
-        words = [*command, *flags, str(source), "-o", str(made), *links, "-lm"]
+        words = [*command, *flags, str(source), "-o", str(made), "-lm"]
         code, said = _run(words)
         if code == 0 and made.exists():
             return

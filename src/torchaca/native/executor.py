@@ -15,10 +15,10 @@ from ..field.inputs import Inputs
 from ..gradients import Facts, solve_with
 from .build import CannotBuild
 from .door import inside_steps, is_timed, refuse
-from .driver import loops_for
+from .driver import loops_for, started
 from .graphs import Wanted
 from .passes import NativePasses
-from .programs import Programs
+from .programs import Programs, loaded
 from .run import Forward, Keep
 
 
@@ -35,6 +35,7 @@ class Native:
         f: Any = p.f.call
         if torch.is_autocast_enabled("cpu"):
             raise CannotCompile("autocast is on, which is not translated to C")
+        started(p.y0.dtype)  # while f is traced
         start, end = p.ts.values[0], p.ts.values[-1]
         p.stats.nfe += 1
         with outside_inference():
@@ -47,10 +48,6 @@ class Native:
     def finish(self, p: Problem) -> Outcome:
         """Solve; see `torchaca.executors.Executor`."""
         with outside_inference():
-            try:
-                loops_for(p.y0.dtype)
-            except CannotBuild as reason:
-                raise CannotCompile(str(reason)) from reason
             return self._solved(p)
 
     def _solved(self, p: Problem) -> Outcome:
@@ -65,6 +62,13 @@ class Native:
         programs = Programs.of(seen.field)
         value = programs.value(t, y, plain)
         pull = programs.pull(t, y, plain, wanted) if keep else None
+        for code in (value, pull):
+            if code is not None:
+                loaded(code)
+        try:
+            loops_for(y.dtype)
+        except CannotBuild as reason:
+            raise CannotCompile(str(reason)) from reason
         called = value.called_with([t, y, *plain], [None])
         if pull is None:
             with torch.no_grad():

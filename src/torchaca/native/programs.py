@@ -18,7 +18,7 @@ from torch import Tensor
 from ..compiled.failure import CannotCompile, attempt, first_line
 from ..compiled.field_graph import FieldGraph
 from . import records
-from .build import CannotBuild, Library, built
+from .build import Build, CannotBuild, Library
 from .graphs import Traced, Wanted, dynamic_of, pull_graph, value_graph
 from .operations import Function, Uncovered, addresses, prelude, translate
 
@@ -40,14 +40,26 @@ class Code:
     """One graph, compiled: how it is called, and for which sizes it is right."""
 
     function: Function
-    library: Library
+    build: Build
     name: str
-    constants: tuple[Tensor, ...]
     traced: Traced
+    dtype: torch.dtype
 
     def sizes(self, tensors: Sequence[Tensor]) -> dict[str, int]:
         """The values of its symbols for inputs of these shapes."""
         return {s.name: tensors[s.argument].shape[s.dim] for s in self.function.symbols if s.dim is not None}
+
+    @cached_property
+    def library(self) -> Library:
+        """The code, loaded; waits for the compiler.
+
+        Raises
+        ------
+        CannotBuild
+        """
+        library = self.build.result()
+        library.function(f"{self.name}_load")(addresses(self.dtype, self.function.libraries))
+        return library
 
     @cached_property
     def _entry(self) -> int:
@@ -61,7 +73,7 @@ class Code:
 
     def called_with(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor | None]) -> Called:
         """The code together with its inputs, the first of which change from call to call."""
-        given = [*tensors, *self.constants]
+        given = [*tensors, *self.traced.constants]
         own = [
             x for x, argument in zip(given, self.function.arguments, strict=True) if argument.kind == "data"
         ]
@@ -102,7 +114,7 @@ class Programs:
         Raises
         ------
         CannotCompile
-            For an operation that there is no code for, or where the compiler fails.
+            For an operation that there is no code for.
         """
         return self._found(None, (t, y, *inputs))
 
@@ -137,8 +149,6 @@ class Programs:
                 codes.append(fitting)
             except Uncovered as reason:
                 self.failed[key] = f"f has {reason}"
-            except CannotBuild as reason:
-                self.failed[key] = str(reason)
             except Exception as error:  # of PyTorch's tracer
                 self.failed[key] = f"f cannot be traced ({first_line(error)})"
         if fitting is None:
@@ -147,10 +157,24 @@ class Programs:
         return fitting
 
 
+def loaded(code: Code) -> Code:
+    """The code, when it is there.
+
+    Raises
+    ------
+    CannotCompile
+        Where the compiler fails.
+    """
+    try:
+        code.library  # noqa: B018
+    except CannotBuild as reason:
+        raise CannotCompile(str(reason)) from reason
+    return code
+
+
 def compiled(traced: Traced, name: str, dtype: torch.dtype) -> Code:
-    """The code of a traced graph."""
+    """The code of a traced graph, in the making."""
     function = translate(traced.graph, name, dtype)
     entry = ENTRY.format(name=name, bytes=function.workspace)
-    library = built("\n".join([prelude(dtype, function.libraries), function.text, entry]), name)
-    library.function(f"{name}_load")(addresses(dtype, function.libraries))
-    return Code(function, library, name, traced.constants, traced)
+    text = "\n".join([prelude(dtype, function.libraries), function.text, entry])
+    return Code(function, Build(text, name), name, traced, dtype)

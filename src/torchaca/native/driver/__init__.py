@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..build import Library, built
+from ..build import Build, Library
 from ..records import LAYOUT
 
 PIECES = ("types", "arithmetic", "stages", "march", "search", "sweep")
@@ -31,6 +31,12 @@ def text_of(dtype: torch.dtype) -> str:
 
 
 @functools.cache
+def started(dtype: torch.dtype) -> Build:
+    """The loops, in the making."""
+    return Build(text_of(dtype), "driver")
+
+
+@functools.cache
 def loops_for(dtype: torch.dtype) -> Library:
     """The loops, compiled.
 
@@ -38,7 +44,7 @@ def loops_for(dtype: torch.dtype) -> Library:
     ------
     CannotBuild
     """
-    library = built(text_of(dtype), "driver")
+    library = started(dtype).result()
     for name in LOOPS:
         function = library.function(name)
         function.restype = ctypes.c_int64
