@@ -1,0 +1,160 @@
+"""What f reads changes between two solves: the second is of f as it is then. No graph is ever stale."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from torchaca import solve
+
+DOUBLE = torch.float64
+ZERO = torch.zeros(2, dtype=DOUBLE)
+START = torch.linspace(-1, 1, 6, dtype=DOUBLE).reshape(3, 2)
+
+
+def found(f, mode, y0=START):
+    y = y0.clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sol = solve(f, y, [0.0, 0.4, 1.0], compile=mode, rtol=1e-4)
+    assert sol.stats.executor == (mode or "eager")
+    wrt = [y, *(f.parameters() if isinstance(f, nn.Module) else ())]
+    grads = torch.autograd.grad(sol.ys.square().sum(), wrt, allow_unused=True)
+    return sol.ys, [torch.zeros(()) if g is None else g for g in grads]
+
+
+def assert_current(f, y0=START, tolerance=1e-12):
+    (ys, grads), (want, wanted) = (found(f, mode, y0) for mode in ("native", False))
+    torch.testing.assert_close(ys, want, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(grads, wanted, rtol=10 * tolerance, atol=10 * tolerance)
+    return ys
+
+
+class Model(nn.Module):
+    """Reads a number, a list, a dictionary, a string, a flag and its mode."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).to(DOUBLE)
+        self.rate, self.count, self.rates, self.named = 0.5, 2, [1.0, 2.0], {"a": 0.25}
+        self.kind, self.flag = "tanh", True
+
+    def forward(self, t, y):
+        k = self.net(y)
+        k = torch.tanh(k) if self.kind == "tanh" else torch.sin(k)
+        k = k * self.rate + self.rates[0] * y - self.rates[1] * self.named["a"]
+        for _ in range(self.count):
+            k = 0.9 * k
+        if self.training:
+            k = k - t
+        return k if self.flag else -k
+
+
+def set_to(name, value):
+    return lambda f: setattr(f, name, value)
+
+
+CHANGES = {
+    "number": set_to("rate", 0.7),
+    "count": set_to("count", 3),
+    "list": lambda f: f.rates.__setitem__(1, 5.0),
+    "another list": set_to("rates", [0.1, 0.2]),
+    "dictionary": lambda f: f.named.__setitem__("a", -1.0),
+    "string": set_to("kind", "sin"),
+    "flag": set_to("flag", False),
+    "mode": lambda f: f.eval(),
+    "module": lambda f: setattr(f, "net", nn.Linear(2, 2).to(DOUBLE)),
+    "activation": lambda f: f.net.__setitem__(1, nn.ReLU()),
+    "weights": lambda f: f.load_state_dict({k: 2 * v for k, v in f.state_dict().items()}),
+    "a weight": lambda f: setattr(f.net[0], "weight", nn.Parameter(3 * f.net[0].weight.detach())),
+    "layout of a weight": lambda f: setattr(
+        f.net[0], "weight", nn.Parameter(torch.randn(2, 4, dtype=DOUBLE).t())
+    ),
+    "weights that are frozen": lambda f: f.net[0].requires_grad_(False) and None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_seen(change):
+    f = Model()
+    before = assert_current(f)
+    CHANGES[change](f)
+    assert not torch.equal(assert_current(f), before)
+
+
+def test_another_layout_of_a_weight():
+    f = Model()
+    assert_current(f)
+    f.net[0].weight = nn.Parameter(torch.randn(2, 4, dtype=DOUBLE).t())
+    assert not f.net[0].weight.is_contiguous()
+    assert_current(f)
+
+
+def test_frozen_weights_have_no_gradient():
+    f = Model()
+    assert_current(f)
+    f.net[0].requires_grad_(False)
+    y = START.clone().requires_grad_()
+    ys = solve(f, y, [0.0, 1.0], compile="native").ys
+    ys.sum().backward()
+    assert f.net[0].weight.grad is None
+    assert f.net[2].weight.grad is not None
+
+
+def test_twelve_changes_in_a_row():
+    rate = 0.0
+
+    def f(t, y):
+        return -rate * y
+
+    for _ in range(2):
+        for i in range(12):
+            rate = 0.1 * i
+            with torch.no_grad():
+                sol = solve(f, START, [0.0, 1.0], compile="native", rtol=1e-8, atol=1e-8)
+            assert sol.stats.executor == "native"
+            torch.testing.assert_close(sol.ys[-1], START * math.exp(-rate), rtol=1e-6, atol=1e-6)
+
+
+def test_closures_and_defaults():
+    rate, scale = 0.3, [1.0]
+
+    def f(t, y, shift=ZERO):
+        return -rate * y * scale[0] + torch.sin(t) + shift
+
+    assert_current(f)
+    rate = 0.9
+    assert_current(f)
+    scale[0] = 2.0
+    assert_current(f)
+    f.__defaults__ = (torch.ones(2, dtype=DOUBLE),)
+    assert_current(f)
+
+
+def test_dtypes_of_weights():
+    weight = [torch.randn(2, 2, dtype=DOUBLE)]
+
+    def f(t, y):
+        return (y @ weight[0].to(y.dtype)) * 0.1
+
+    assert_current(f)
+    weight[0] = weight[0].float()
+    assert_current(f)
+    assert_current(f, START.float(), 1e-6)
+
+
+def test_batch_sizes():
+    f = Model()
+    for n in (3, 5, 1, 7, 2, 3, 0x21):
+        assert_current(f, torch.linspace(-1, 1, 2 * n, dtype=DOUBLE).reshape(n, 2))
+
+
+def test_sizes_that_f_depends_on():
+    def f(t, y):
+        return -y / len(y) if len(y) > 4 else -y * y.shape[0] + y.mean()
+
+    for n in (2, 3, 6, 7, 5, 4, 1):
+        assert_current(f, torch.linspace(-1, 1, 2 * n, dtype=DOUBLE).reshape(n, 2))
