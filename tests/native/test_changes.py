@@ -70,10 +70,6 @@ CHANGES = {
     "activation": lambda f: f.net.__setitem__(1, nn.ReLU()),
     "weights": lambda f: f.load_state_dict({k: 2 * v for k, v in f.state_dict().items()}),
     "a weight": lambda f: setattr(f.net[0], "weight", nn.Parameter(3 * f.net[0].weight.detach())),
-    "layout of a weight": lambda f: setattr(
-        f.net[0], "weight", nn.Parameter(torch.randn(2, 4, dtype=DOUBLE).t())
-    ),
-    "weights that are frozen": lambda f: f.net[0].requires_grad_(False) and None,
 }
 
 
