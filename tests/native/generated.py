@@ -30,6 +30,20 @@ def captured(f: Callable[..., Any], inputs: Sequence[Any], symbolic: bool = True
     with mode:
         graph = make_fx(f, decomposition_table=decompositions())(*fakes)
     graph.graph.eliminate_dead_code()
+    return _closed(graph)
+
+
+def _closed(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with its constants as further inputs; `meta["constants"]` has them."""
+    constants = []
+    for node in graph.graph.find_nodes(op="get_attr"):
+        constants.append(getattr(graph, node.target).detach())
+        with graph.graph.inserting_after(graph.graph.find_nodes(op="placeholder")[-1]):
+            holder = graph.graph.placeholder(f"constant_{len(constants)}")
+        holder.meta["val"] = constants[-1]
+        node.replace_all_uses_with(holder)
+        graph.graph.erase_node(node)
+    graph.meta["constants"] = constants
     return graph
 
 
@@ -45,12 +59,14 @@ def with_pull(f: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..
     wanted = [x.is_floating_point() for x in inputs]
 
     def joint(cotangent: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        def value(*chosen: Tensor) -> Tensor:
-            rest = iter(chosen)
-            return f(*(next(rest) if want else x for x, want in zip(given, wanted)))
-
-        k, pull = torch.func.vjp(value, *(x for x, want in zip(given, wanted) if want))
-        return (k, *pull(cotangent))
+        with torch.enable_grad():
+            own = [x.detach().requires_grad_() if want else x for x, want in zip(given, wanted)]
+            k = f(*own)
+            leaves = [x for x, want in zip(own, wanted) if want]
+            if not k.requires_grad:
+                return (k, *map(torch.zeros_like, leaves))
+            pulled = torch.autograd.grad(k, leaves, cotangent, allow_unused=True, materialize_grads=True)
+        return (k.detach(), *pulled)
 
     return joint
 
@@ -64,8 +80,10 @@ class Compiled:
     call: Any
     workspace: Any
     shapes: Any
+    constants: Sequence[Tensor]
 
     def __call__(self, *args: Any) -> list[Tensor]:
+        args = (*args, *self.constants)
         taken = self.function.symbols
         sizes = [args[s.argument] if s.dim is None else args[s.argument].shape[s.dim] for s in taken]
         c_sizes = (ctypes.c_longlong * max(1, len(sizes)))(*sizes)
@@ -119,7 +137,9 @@ def _bound(library: ctypes.CDLL, i: int, function: Function, graph: fx.GraphModu
     space.restype = ctypes.c_longlong
     (nodes,) = next(iter(graph.graph.find_nodes(op="output"))).args
     dtypes = [node.meta["val"].dtype for node in (nodes if isinstance(nodes, tuple | list) else [nodes])]
-    return Compiled(function, dtypes, library[f"run{i}"], space, library[f"shapes{i}"])
+    return Compiled(
+        function, dtypes, library[f"run{i}"], space, library[f"shapes{i}"], graph.meta["constants"]
+    )
 
 
 def built(text: str, flags: str = FLAGS) -> ctypes.CDLL:

@@ -17,6 +17,12 @@ SHAPES = {"x": (N, 4), "y": (N, 4), "z": (N, 4), "p": (N, 4), "u": (N, 4), "w": 
 SHAPES |= {"s": (2, N, 4), "i": (N, 4), "b": (N, 4)}
 
 
+def has_symbols(graph: fx.GraphModule) -> bool:
+    """Whether sizes are symbolic, after all that was found about them."""
+    sizes = (n for node in graph.graph.find_nodes(op="placeholder") for n in node.meta["val"].shape)
+    return any(isinstance(n, torch.SymInt) and n.node.expr.free_symbols for n in sizes)
+
+
 def variables(example: str) -> list[str]:
     """The names in an example that are tensors."""
     names = {node.id for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Name)}
@@ -62,6 +68,11 @@ class Case:
         return [tensor("g", tuple(out.shape), out.dtype, seed), *given]
 
     @property
+    def key(self) -> tuple[str, str]:
+        """The same for the same graph: rows of an operation and of its derivative may share an example."""
+        return (self.row.example, self.name)
+
+    @property
     def f(self) -> Callable[..., Tensor]:
         return evaluated(self.row.example, list(self.shapes))
 
@@ -69,8 +80,16 @@ class Case:
         return with_pull(self.f, given[1:])
 
     def graph(self, dtype: torch.dtype) -> fx.GraphModule:
+        """The graph; for one size only where PyTorch captures no other, which `meta["fixed"]` says."""
         given = self.inputs(dtype)
-        return captured(self.joint(given), given)
+        try:
+            graph = captured(self.joint(given), given)
+        except RuntimeError as error:
+            if "symbolic" not in str(error):
+                raise
+            graph = captured(self.joint(given), given, symbolic=False)
+        graph.meta["fixed"] = not has_symbols(graph)
+        return graph
 
 
 def cases(row: Operation) -> Iterator[Case]:
@@ -90,5 +109,6 @@ def cases(row: Operation) -> Iterator[Case]:
             yield Case(row, "broadcast", plain | {names[-1]: (4,), names[0]: (N, 1)})
 
 
-KINDS = list(dict.fromkeys(row.kind for row in OPERATIONS))
 EVERY = [case for row in OPERATIONS for case in cases(row)]
+HARDEST = [list(cases(row))[min(1, len(list(cases(row))) - 1)] for row in OPERATIONS]
+"""One case a row: on memory that is not contiguous, where it can be."""

@@ -19,6 +19,7 @@ CTYPES = {
     torch.int64: "i64",
     torch.int32: "int",
     torch.bool: "u8",
+    torch.uint8: "u8",
 }
 """The dtypes that are translated, and their C types. Those of the graph's own dtype are called T."""
 

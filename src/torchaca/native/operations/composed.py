@@ -5,7 +5,7 @@ from __future__ import annotations
 from .table import Operation
 
 F = "torch.nn.functional."
-BACKWARD = "backward"
+ATTENTION = f"(lambda q: {F}scaled_dot_product_attention(q, q, q))(s[None].contiguous())"
 
 EXAMPLES: tuple[tuple[str, str], ...] = (
     # activations
@@ -50,7 +50,7 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
     ("native_group_norm", F + "group_norm(x, 2, v, v)"),
     ("native_group_norm_backward", F + "group_norm(x, 2, v, v)"),
     ("linalg_vector_norm", "x / torch.linalg.vector_norm(x, dim=1, keepdim=True)"),
-    ("norm", "x.norm(3, 1)"),
+    ("norm", "torch.ops.aten.norm(x, 3, [1])"),
     ("std", "x.std(1)"),
     # functions
     ("addcmul", "torch.addcmul(x, y, z, value=0.5)"),
@@ -71,6 +71,7 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
     ("smooth_l1_loss", F + "smooth_l1_loss(x, y)"),
     # shapes and parts
     ("repeat", "x.repeat(2, 1) * 2"),
+    ("constant_pad_nd", F + "pad(x, (1, 1, -1, 1), value=0.5)"),
     ("diag_embed", "torch.diag_embed(x)"),
     ("select_backward", "x[:, 1]"),
     ("slice_backward", "x[:, 1:]"),
@@ -78,19 +79,12 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
     ("unfold_backward", "x.unfold(1, 2, 1)"),
     ("embedding", F + "embedding(i, w)"),
     ("embedding_dense_backward", F + "embedding(i, w)"),
-    ("value_selecting_reduction_backward", "x.max(1)[0]"),
     ("linalg_cross", "torch.linalg.cross(x[:, :3], y[:, 1:])"),
     ("trace", "x * torch.trace(w)"),
     ("baddbmm", "torch.baddbmm(s[:, :, :1], s, s.mT)"),
     ("addmv", "torch.addmv(x[:, 0], x, v)"),
-    (
-        "_scaled_dot_product_flash_attention_for_cpu",
-        F + "scaled_dot_product_attention(s[None], s[None], s[None])",
-    ),
-    (
-        "_scaled_dot_product_flash_attention_for_cpu_backward",
-        F + "scaled_dot_product_attention(s[None], s[None], s[None])",
-    ),
+    ("_scaled_dot_product_flash_attention_for_cpu", ATTENTION),
+    ("_scaled_dot_product_flash_attention_for_cpu_backward", ATTENTION),
 )
 
 SEVERAL = {

@@ -50,9 +50,10 @@ def prelude(dtype: torch.dtype, libraries: Iterable[str]) -> str:
         f"#define T_IS_{ctype.upper()}\n",
         PRELUDE.read_text().replace("SUFFIX", suffix).replace("CTYPE", ctype),
     ]
-    sets = []
-    for i, (name, symbol) in enumerate(_imports(dtype, known)):
-        sets.append(f"    *(void **)&{name} = addresses[{i}];  /* {symbol} */")
+    sets = [
+        f"#if {condition}\n    *(void **)&{name} = addresses[{i}];\n#endif"
+        for i, (name, _, condition) in enumerate(_imports(dtype, known))
+    ]
     if "gemm" in known:
         parts.append(GEMM.read_text())
     parts += [_function(dtype, x) for x in sorted(known - {"gemm"})]
@@ -73,18 +74,19 @@ def prelude(dtype: torch.dtype, libraries: Iterable[str]) -> str:
 
 def addresses(dtype: torch.dtype, libraries: Iterable[str]) -> ctypes.Array[ctypes.c_void_p]:
     """What `native_load` takes: where PyTorch has what `libraries` are made from; NULL for what it has not."""
-    symbols = [symbol for _, symbol in _imports(dtype, set(libraries))]
+    symbols = [symbol for _, symbol, _ in _imports(dtype, set(libraries))]
     return (ctypes.c_void_p * max(len(symbols), 1))(*map(_address, symbols))
 
 
-def _imports(dtype: torch.dtype, known: set[str]) -> list[tuple[str, str]]:
-    """The pointers in C, and the symbols that they point to."""
+def _imports(dtype: torch.dtype, known: set[str]) -> list[tuple[str, str, str]]:
+    """The pointers in C, the symbols that they point to, and the condition of the preprocessor that C has them."""
     letter, kind = ("s", "f") if dtype == torch.float32 else ("d", "d")
-    found = [("gemm_", f"{letter}gemm_")] if "gemm" in known else []
+    found = [("gemm_", f"{letter}gemm_", "1")] if "gemm" in known else []
     for name in sorted(known & SLEEF.keys()):
-        for _, _, size in LANES:
+        for _, macro, size in LANES:
             n = size // dtype.itemsize
-            found.append((f"sleef_{name}{n}", f"Sleef_{name}{kind}{n}_{SLEEF[name]}"))
+            symbol = f"Sleef_{name}{kind}{n}_{SLEEF[name]}"
+            found.append((f"sleef_{name}{n}", symbol, f"defined(VECTORS) && defined({macro})"))
     return found
 
 

@@ -93,10 +93,26 @@ OPERATIONS = (
         row(name, example=f"x + torch.{call}.zero_()", overloads=overloads, write=zeros)
         for name, call, overloads in (
             ("empty", "empty(4, dtype=x.dtype)", ("memory_format",)),
+            ("empty_strided", "empty_strided((4,), (1,), dtype=x.dtype)", ("default",)),
             ("empty_like", "empty_like(x)", ("default",)),
         )
     ),
+    row("new_empty_strided", example="x + x.new_empty_strided((4,), (1,)).zero_()", write=zeros),
+    row(
+        "_new_zeros_with_same_feature_meta",
+        example="torch.func.jvp(torch.sin, (x[:, :1],), (2 * y[:, :1],))[1]",
+        write=zeros,
+    ),
+    row(
+        "_efficientzerotensor",
+        example="torch.func.jvp(lambda a: torch.cat([a, y], 1), (x,), (y,))[1]",
+        write=zeros,
+    ),
     row("new_empty", example="x + x.new_empty(4).zero_()", write=zeros),
-    row("prims.iota", example="x * torch.arange(4)", write=iota),
+    row(
+        "prims.iota",
+        example="x * torch.ops.prims.iota(4, start=0, step=1, dtype=torch.int64, device='cpu', requires_grad=False)",
+        write=iota,
+    ),
     row("arange", example="x * torch.arange(4)", write=arange_from_zero),
 )

@@ -15,18 +15,32 @@ NAME = "_scaled_dot_product_flash_attention_for_cpu"
 def own_rules() -> dict[Any, Callable[..., Any]]:
     """The definitions, by their operations."""
     forward, backward = attrgetter(f"{NAME}.default", f"{NAME}_backward.default")(torch.ops.aten)
-    return {forward: attend, backward: pull, torch.ops.aten.constant_pad_nd.default: pad}
+    soft, hard = attrgetter("softshrink_backward.default", "hardshrink_backward.default")(torch.ops.aten)
+    return {
+        forward: attend,
+        backward: pull,
+        torch.ops.aten.constant_pad_nd.default: pad,
+        soft: shrunk,
+        hard: shrunk,
+    }
 
 
-def pad(x: Tensor, pad: Sequence[Any], value: Any = 0) -> Any:
-    """Negative padding as slices; the rest stays."""
-    if all(isinstance(n, int) and n >= 0 for n in pad):
-        return NotImplemented
+def shrunk(grad: Tensor, x: Tensor, bound: float) -> Tensor:
+    """The vector-Jacobian product of what is 0 between bounds."""
+    return torch.where((x >= -bound) & (x <= bound), 0.0, grad)
+
+
+def pad(x: Tensor, pad: Sequence[Any], value: Any = 0) -> Tensor:
+    """A frame of a constant, or less than there was: each dimension with what comes before and after it."""
     for i in range(len(pad) // 2):
-        before, after = (max(-n, 0) for n in pad[2 * i : 2 * i + 2])
-        dim = x.ndim - 1 - i
-        x = x.narrow(dim, before, x.shape[dim] - before - after)
-    return torch.constant_pad_nd(x, [max(n, 0) for n in pad], value)
+        dim, (before, after) = x.ndim - 1 - i, pad[2 * i : 2 * i + 2]
+        less = max(-before, 0), max(-after, 0)
+        if any(less):
+            x = x.narrow(dim, less[0], x.shape[dim] - less[0] - less[1])
+        frame = [(*x.shape[:dim], max(n, 0), *x.shape[dim + 1 :]) for n in (before, after)]
+        first, last = (x.new_full(shape, value) for shape in frame)
+        x = torch.cat([first, x, last], dim)
+    return x
 
 
 def attend(

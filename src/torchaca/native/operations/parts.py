@@ -8,10 +8,9 @@ from typing import Any
 
 from .function import Uncovered
 from .joining import put
-from .made import full
 from .nest import Nest
 from .shapes import first_of, view
-from .sizes import dense, plain
+from .sizes import plain
 from .table import Call, Operation
 from .values import Index, Place, Value
 
@@ -173,19 +172,6 @@ def replaced(call: Call, x: Value, src: Value, place: Callable[[Place], Place]) 
     return whole
 
 
-def pad(call: Call, x: Value, pad: Sequence[Any], value: Any = 0) -> Value:
-    """A frame of a constant."""
-    code, n = call.code, len(x.shape)
-    start = [0] * (n - len(pad) // 2) + [pad[i] for i in range(len(pad) - 2, -1, -2)]
-    whole = code.new(call.shape, call.dtype)
-    assert whole.place is not None
-    code.write(full(call, value), whole)
-    strides = dense(call.shape)
-    offset = plain(sum((a * s for a, s in zip(start, strides, strict=True)), 0))
-    put(call, x, whole, x.shape, Place(whole.place.buffer, strides, offset), apart=False)
-    return whole
-
-
 OPERATIONS = (
     row("flip", example="x.flip(1) * 2 + y.flip(0, 1)", write=flip),
     row("roll", example="x.roll(1, 1) - 2 * x + x.roll(-1, 0)", write=roll),
@@ -201,5 +187,4 @@ OPERATIONS = (
         example="torch.diagonal_scatter(x[:, :, None] * v, y, 0, 1, 2)",
         write=diagonal_scatter,
     ),
-    row("constant_pad_nd", example="torch.nn.functional.pad(x, (1, 1), value=0.5)", write=pad),
 )

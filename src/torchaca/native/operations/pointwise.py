@@ -208,9 +208,16 @@ OPERATIONS = (
     logical("logical_not", "!{0}", "torch.where(torch.logical_not(x > 0), x, y)"),
     *(bitwise(*x) for x in (("bitwise_and", "&"), ("bitwise_or", "|"), ("bitwise_xor", "^"))),
     logical("bitwise_not", "!{0}", "torch.where(~(x > 0), x, y)"),
-    *(row(name, example="x.clone()", write=copy) for name in ("clone", "alias", "detach", "lift_fresh_copy")),
+    row("clone", example="x.clone()", write=copy),
+    row("detach", example="x.detach() * y", write=copy),
+    row("alias", example="torch.ops.aten.alias(x) * 2", write=copy),
+    row("lift_fresh_copy", example="torch.ops.aten.lift_fresh_copy(x.detach()) * y", write=copy),
     row("_to_copy", example="x * i.to(x.dtype)", write=copy),
-    row("prims.convert_element_type", example="torch.nn.functional.gelu(x)", write=copy),
+    row(
+        "prims.convert_element_type",
+        example="x * torch.ops.prims.convert_element_type(i, x.dtype)",
+        write=copy,
+    ),
     tested("isnan", "({0} != {0})"),
     tested("isinf", "({0} - {0} != 0 && {0} == {0})"),
 )
