@@ -72,7 +72,8 @@ class Build:
         parts = (text, *map(" ".join, FLAGS), _machine())
         self.key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
         self.thread: threading.Thread | None = None
-        if self.key not in _LOADED:
+        self.found = _LOADED.get(self.key)
+        if self.found is None:
             self.thread = threading.Thread(target=self._make, args=(text, f"{name}_{self.key}"), daemon=True)
             self.thread.start()
 
@@ -82,6 +83,7 @@ class Build:
         with own:
             if self.key not in _LOADED:
                 _LOADED[self.key] = _load(text, name)
+            self.found = _LOADED[self.key]
 
     def result(self) -> Library:
         """Wait for the library: found in this process or on disk, or compiled.
@@ -93,10 +95,9 @@ class Build:
         """
         if self.thread is not None:
             self.thread.join()
-        found = _LOADED.get(self.key, "the thread that compiles has failed")
-        if isinstance(found, str):  # another attempt would take as long
-            raise CannotBuild(found)
-        return found
+        if not isinstance(self.found, Library):  # another attempt would take as long
+            raise CannotBuild(self.found or "the thread that compiles has failed")
+        return self.found
 
 
 _LOCK = threading.Lock()
