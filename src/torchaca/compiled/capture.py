@@ -128,7 +128,8 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False, evaluat
     call = Call(y, record, evaluates)
     stack.append(call)
     try:
-        with contextlib.nullcontext() if key in _SEEN else attempt(), torch.enable_grad(), settings():
+        first = contextlib.nullcontext() if key in _SEEN else attempt()
+        with TRACING, first, torch.enable_grad(), settings():
             value = evaluate(f.func, f.structure, f.fit, time, y, f.args)
     except CannotCompile:
         raise
@@ -174,6 +175,8 @@ def _pure(call: Call, time: Tensor, value: Tensor, modes: Modes) -> Capture:
     return seen
 
 
+TRACING = threading.RLock()
+"""Held by whoever traces: while one thread makes a graph, PyTorch refuses to call compiled functions in others."""
 _UNTRACED: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _SEEN: set[Any] = set()  # of what Dynamo has been asked for, by `_identity`
 _CALLS = threading.local()  # what is being captured in this thread, the innermost last

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compiled.capture import TRACING
 from ..compiled.failure import CannotCompile, attempt, first_line
 from ..compiled.field_graph import FieldGraph
 from . import records
@@ -144,7 +145,7 @@ class Programs:
         fitting = next((code for code in codes if code.traced.holds(given)), None)
         if fitting is None and key not in self.failed:
             try:
-                with attempt():
+                with TRACING, attempt():
                     fitting = compiled(self._traced(key, given), name, given[1].dtype)
                 codes.append(fitting)
             except Uncovered as reason:
