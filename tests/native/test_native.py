@@ -7,6 +7,7 @@ from torch import nn
 
 from torchaca import ACA, METHODS, solve
 from torchaca.control import PI_CONTROL, PID_CONTROL, Adaptive, FixedSteps
+from torchaca.native import executor, run
 from torchaca.native.tables import has_table
 
 DOUBLE = torch.float64
@@ -175,3 +176,22 @@ def test_without_gradients():
             )
         torch.testing.assert_close(sol.ys, want.ys, rtol=1e-12, atol=1e-12)
         assert sol.stats == want.stats
+
+
+def test_stages_that_do_not_fit_the_budget_are_not_kept(monkeypatch):
+    options = {"rtol": 1e-9, "atol": 1e-9, "method": "bosh3", "wrt": list(F[DOUBLE].parameters())}
+    want, grads = solved("native", TIMES["outputs"], **options)
+    assert want.stats.nfe_backward == 0
+    monkeypatch.setattr(executor, "BUDGET", 1000)
+    monkeypatch.setattr(run, "FIRST_CHUNK", 5000)
+    sol, own = solved("native", TIMES["outputs"], **options)
+    assert sol.stats.nfe_backward >= 3 * sol.stats.accepted
+    torch.testing.assert_close(own, grads, rtol=1e-12, atol=1e-12)
+
+
+def test_stats_say_who_solved_it():
+    y0 = torch.ones(2, dtype=DOUBLE)
+    assert solve(lambda t, y: -y, y0, [0.0, 1.0]).stats.executor == "eager"
+    assert solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True).stats.executor == "native"
+    with pytest.raises(ValueError, match="all checkpoints or none"):
+        solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True, dense=True, gradient=ACA(checkpoints=3))

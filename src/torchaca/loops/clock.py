@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import sub
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,7 +111,10 @@ def is_fine(times: Sequence[float], dtype: torch.dtype) -> bool:
     apart = (
         math.ulp(max(abs(times[0]), abs(times[-1]))) * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
     )
-    return apart <= COARSE * min((abs(b - a) for a, b in pairwise(times) if a != b), default=0.0)
+    shortest = min(map(abs, map(sub, times[1:], times)), default=0.0)
+    if not shortest:
+        shortest = min((abs(b - a) for a, b in pairwise(times) if a != b), default=0.0)
+    return apart <= COARSE * shortest
 
 
 def warn_of_coarse_clock(found: Coarse, reads_time: bool | None) -> None:

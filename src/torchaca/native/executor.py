@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..compiled import CannotCompile
 from ..compiled.capture import capture
@@ -13,6 +15,8 @@ from ..compiled.inference import normal, outside_inference
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..gradients import Facts, solve_with
+from ..gradients.fitting import BUDGET
+from . import records
 from .build import CannotBuild
 from .door import inside_steps, is_timed, refuse
 from .driver import loops_for, started
@@ -31,7 +35,7 @@ class Native:
         return None if reason is None else f"{reason}: use compile=True, which takes what there is"
 
     def begin(self, p: Problem) -> Problem:
-        """Evaluate f through PyTorch's tracer, whose guards say which graph is current."""
+        """Ask PyTorch's tracer, by its guards, which graph of f is current, and evaluate the code of that graph."""
         f: Any = p.f.call
         if torch.is_autocast_enabled("cpu"):
             raise CannotCompile("autocast is on, which is not translated to C")
@@ -40,47 +44,49 @@ class Native:
         p.stats.nfe += 1
         with outside_inference():
             p = replace(p, y0=normal(p.y0))
-            self.time = f.time(start, nudge=end if start in p.jumps else None)
-            self.seen = capture(f, self.time, p.y0)
+            time = f.time(start, nudge=end if start in p.jumps else None)
+            self.seen = capture(f, time, p.y0, evaluates=False)
+            self._compile(p, time)
         f.note_precision(self.seen.field.half)
-        return p.knowing(self.seen.value)
+        return p.knowing(self.f0)
 
-    def finish(self, p: Problem) -> Outcome:
-        """Solve; see `torchaca.executors.Executor`."""
-        with outside_inference():
-            return self._solved(p)
-
-    def _solved(self, p: Problem) -> Outcome:
+    def _compile(self, p: Problem, time: Tensor) -> None:
+        """Find the code of f, and of its product if there will be a backward pass; evaluate f at the start."""
         seen, differentiate = self.seen, torch.is_grad_enabled()
-        inputs = [normal(x) for x in seen.inputs]
-        wanted = Wanted(
-            differentiate and is_timed(p), tuple(differentiate and x.requires_grad for x in seen.inputs)
-        )
-        keep = any(wanted.inputs) or wanted.time or (differentiate and p.y0.requires_grad)
-        plain = [x.detach().contiguous() for x in inputs]
-        y, t = p.y0.detach().contiguous(), self.time.detach()
+        timed, wanted = is_timed(p), [differentiate and x.requires_grad for x in seen.inputs]
+        self.wanted = Wanted(differentiate and timed, tuple(wanted))
+        self.keep = any(wanted) or self.wanted.time or (differentiate and p.y0.requires_grad)
+        given = (time, p.y0, *map(normal, seen.inputs))
+        t, y, *inputs = records.dense(given)
         programs = Programs.of(seen.field)
-        value = programs.value(t, y, plain)
-        pull = programs.pull(t, y, plain, wanted) if keep else None
-        for code in (value, pull):
+        self.value = programs.value(t, y, inputs)
+        self.pull = programs.pull(t, y, inputs, self.wanted) if self.keep else None
+        for code in (self.value, self.pull):
             if code is not None:
                 loaded(code)
         try:
             loops_for(y.dtype)
         except CannotBuild as reason:
             raise CannotCompile(str(reason)) from reason
-        called = value.called_with([t, y, *plain], [None])
-        if pull is None:
-            with torch.no_grad():
-                return Forward(p, called, seen.value).run()
-        forward = Forward(p, called, seen.value, Keep(True, self._rows(p)))
-        return solve_with(NativePasses(p, Inputs(args=seen.inputs), forward, (value, pull), wanted))
+        self.f0 = torch.empty_like(y)
+        self.called = self.value.called_with([t, y, *inputs], [self.f0])
+        self.value.evaluate(self.called)
+
+    def finish(self, p: Problem) -> Outcome:
+        """Solve; see `torchaca.executors.Executor`."""
+        assert p.gradient is not None
+        recorded, pull = Facts.of(p.gradient).records, self.pull
+        with outside_inference():
+            if pull is None:
+                with torch.no_grad():
+                    return Forward(p, self.called).run()
+            keep = Keep(True, 0 if recorded is False else self._rows(p), math.inf if recorded else BUDGET)
+            forward = Forward(p, self.called, keep)
+            codes = self.value, pull
+            return solve_with(NativePasses(p, Inputs(args=self.seen.inputs), forward, codes, self.wanted))
 
     @staticmethod
     def _rows(p: Problem) -> int:
-        """How many stages are kept of each step, so that f is not evaluated again."""
-        assert p.gradient is not None
+        """How many stages there are to keep of each step, so that f is not evaluated again."""
         method: Any = p.method
-        if Facts.of(p.gradient).records is False:
-            return 0
         return len(method.nodes) if inside_steps(p) else method.stages - method.fsal

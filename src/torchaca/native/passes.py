@@ -36,6 +36,7 @@ class NativePasses:
     def forward(self) -> tuple[Outcome, list[Tensor]]:
         """Solve; kept are the states of the chunks, and their stages where those are kept."""
         forward, outcome = self.first, self.first.run()
+        self.route = forward.route
         del self.first
         self.times = outcome.replayed
         left, kept = len(self.times) - 1, []
@@ -59,8 +60,8 @@ class NativePasses:
         n_control = len(self.problem.control.tensors)
         _, ts, *rest = tensors
         p = self.problem
-        sweep = Sweep(p, self.times, self.codes, self.wanted, rest[n_control:], cotangents)
-        sweep.over(own)
+        sweep = Sweep(p, self.times, own, self.wanted)
+        sweep.over(self.route, self.codes, rest[n_control:], cotangents)
         moved: MaybeTensors = [None] * (1 + n_control)
         if self.wanted.time:
             moved = gradients_of_times(p, self.times, ts, rest[:n_control], sweep.ends, sweep.moved)

@@ -66,24 +66,39 @@ class Code:
     def _entry(self) -> int:
         return self.library.pointer(f"{self.name}_entry")
 
+    def evaluate(self, called: Called) -> None:
+        """Run the code once."""
+        g = called.graph
+        self._run(g.inputs, g.outputs, g.sizes, g.numbers, g.workspace)
+
+    @cached_property
+    def _run(self) -> Any:
+        found = self.library.function(f"{self.name}_entry")
+        found.restype, found.argtypes = None, [ctypes.c_void_p] * 5
+        return found
+
     @cached_property
     def _bytes(self) -> Any:
         found = self.library.function(f"{self.name}_bytes")
         found.restype, found.argtypes = ctypes.c_int64, [ctypes.c_void_p]
         return found
 
+    @cached_property
+    def _data(self) -> bool:
+        """Whether its inputs are tensors, all of them."""
+        return all(argument.kind == "data" for argument in self.function.arguments)
+
     def called_with(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor | None]) -> Called:
         """The code together with its inputs, the first of which change from call to call."""
-        given = [*tensors, *self.traced.constants]
-        own = [
-            x for x, argument in zip(given, self.function.arguments, strict=True) if argument.kind == "data"
-        ]
+        own: Sequence[Tensor] = [*tensors, *self.traced.constants]
+        if not self._data:
+            kinds = [argument.kind for argument in self.function.arguments]
+            own = [x for x, kind in zip(own, kinds, strict=True) if kind == "data"]
         sizes = (records.WHOLE * max(1, len(self.function.symbols)))(*self.sizes(tensors).values())
-        nbytes = max(1, self._bytes(sizes))
-        workspace = torch.empty(nbytes + ALIGNED, dtype=torch.uint8, device="cpu")
+        workspace = torch.empty(self._bytes(sizes) + ALIGNED, dtype=torch.uint8, device="cpu")
         start = -(-workspace.data_ptr() // ALIGNED) * ALIGNED
-        arrays = records.places(own), records.places(outputs), sizes, records.doubles(())
-        graph = records.Graph(self._entry, *map(records.address, arrays), start)
+        arrays = records.places(own), records.places(outputs), sizes
+        graph = records.Graph(self._entry, *map(records.address, arrays), None, start)
         return Called(graph, (*arrays, workspace, own, outputs))
 
 

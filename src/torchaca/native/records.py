@@ -102,12 +102,11 @@ def doubles(xs: Sequence[float]) -> ctypes.Array[ctypes.c_double]:
 
 def places(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
     """Where tensors lie."""
-    return (PLACE * max(1, len(tensors)))(*(None if x is None else x.data_ptr() for x in tensors))
+    return (PLACE * max(1, len(tensors)))(*[None if x is None else x.data_ptr() for x in tensors])
 
 
-def address(x: ctypes.Structure | ctypes.Array) -> int:
-    """Where a structure or an array lies; whoever hands it on keeps it alive."""
-    return ctypes.addressof(x)
+address = ctypes.addressof
+"""Where a structure or an array lies; whoever hands it on keeps it alive."""
 
 
 def dense(tensors: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from .records import Status
 from .tables import Route, pace_of, table_of, tolerance_of
 
 SLICE = 0.05  # s between two looks at Ctrl-C
-FIRST_CHUNK, CHUNK = 2**18, 2**21  # bytes of the steps in a chunk
+FIRST_CHUNK, CHUNK = 2**19, 2**21  # bytes of the steps in a chunk
 FEWEST, MOST = 8, 4096  # steps in one
 
 
@@ -51,10 +51,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Keep:
-    """What is kept of each step: its state, and `rows` of its stages."""
+    """What is kept of each step: its state, and `rows` of its stages while they take at most a `budget` of bytes."""
 
     states: bool = False
     rows: int = 0
+    budget: float = math.inf
 
 
 @dataclass
@@ -63,7 +64,6 @@ class Forward:
 
     problem: Problem
     called: Called
-    f0: Tensor
     keep: Keep = field(default_factory=Keep)
     chunks: list[Chunk] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -102,9 +102,11 @@ class Forward:
         """The problem as the loops in C see it."""
         p, y = self.problem, self.y
         method: Any = p.method
-        table, route, n = table_of(method), Route.of(p), y.numel()
+        table, self.route, n = table_of(method), Route.of(p), y.numel()
+        route = self.route
         work = y.new_empty(((len(method.nodes) + 3) * n,))
-        work[:n] = self.f0.detach().reshape(-1)
+        assert p.f0 is not None
+        work[:n] = p.f0.reshape(-1)
         tolerance = pace = None
         if self.control is not None:
             tolerance, pace = tolerance_of(self.control, y), pace_of(p, self.control)
@@ -115,7 +117,7 @@ class Forward:
             *map(records.address, (route.ts, route.stops, route.jumps, route.exact)),
             *(self.ys.data_ptr(), work.data_ptr()),
         )
-        return solve, (table, route, work, tolerance, pace)
+        return solve, (work, tolerance, pace)
 
     def _state(self) -> records.State:
         """Where a forward pass starts."""
@@ -156,7 +158,12 @@ class Forward:
 
     def _chunk(self, nbytes: int, start: Tensor) -> tuple[Chunk, int]:
         """A new chunk, which starts from that state."""
-        y, keep, method = self.y, self.keep, cast(RungeKutta, self.problem.method)
+        y, method = self.y, cast(RungeKutta, self.problem.method)
+        if sum(chunk.K.nbytes for chunk in self.chunks if chunk.K is not None) > self.keep.budget:
+            self.keep = replace(self.keep, rows=0)  # then all steps are replayed
+            for chunk in self.chunks:
+                chunk.K = None
+        keep = self.keep
         bases = len(method.nodes) + 1 if self.problem.dense else 0
         each = max(1, y.nbytes) * (int(keep.states) + keep.rows + bases) + 8
         room = min(MOST, max(FEWEST, nbytes // each)) & ~1

@@ -14,7 +14,7 @@ from ..gradients.drift import CHANGED, UNKNOWN
 from . import records
 from .driver import loops_for
 from .graphs import Wanted
-from .programs import Code
+from .programs import Called, Code
 from .records import Status
 from .run import SLICE, Chunk
 from .tables import Route, table_of
@@ -28,92 +28,106 @@ class Sweep:
 
     Parameters
     ----------
-    p, times
-        The problem, and the boundaries of the steps to go over.
-    codes
-        Of f and of its product.
-    inputs
-        The tensors that f reads.
-    cotangents
-        Of the outputs, and of the interpolants if the output is dense.
+    p, times, chunks
+        The problem, the boundaries of the steps to go over, and what was kept of them.
+    wanted
+        What has a gradient.
     """
 
-    def __init__(
-        self,
-        p: Problem,
-        times: Sequence[float],
-        codes: tuple[Code, Code],
-        wanted: Wanted,
-        inputs: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None],
-    ) -> None:
-        self.p, self.times, self.timed = p, times, wanted.time
-        grad_ys, *bases = cotangents
-        self.bases = [None if g is None else g.contiguous() for g in bases]
-        like = p.y0.detach()
-        self.lam = torch.zeros_like(like, memory_format=torch.contiguous_format)
-        self.ys = like.new_zeros((1, *like.shape)) if grad_ys is None else grad_ys.contiguous()
-        self.done = 0 if grad_ys is None else len(grad_ys)
-        given = list(records.dense(inputs))
-        chosen = [x for x, want in zip(given, wanted.inputs, strict=True) if want]
-        self.sums, parts = [torch.zeros_like(x) for x in chosen], [torch.empty_like(x) for x in chosen]
+    def __init__(self, p: Problem, times: Sequence[float], chunks: Sequence[Chunk], wanted: Wanted) -> None:
+        self.p, self.times, self.chunks, self.wanted = p, times, chunks, wanted
+        self.lam = torch.zeros_like(p.y0, memory_format=torch.contiguous_format, requires_grad=False)
+        self.sums: list[Tensor] = []
         self.ends, self.moved = (
             torch.zeros(n if wanted.time else 0, dtype=torch.float64, device="cpu")
             for n in (len(times), len(p.ts))
         )
-        t, value, pull = self.lam.new_zeros(()), *codes
-        leads: list[Tensor | None] = [None, None] if wanted.time else [None]
-        self.lead = len(leads)
-        self.value = value.called_with([t, self.lam, *given], [None])
-        self.pull = pull.called_with([t, self.lam, self.lam, *given], [*leads, *parts])
 
-    def over(self, chunks: Sequence[Chunk]) -> None:
+    def over(
+        self,
+        route: Route,
+        codes: tuple[Code, Code],
+        inputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+    ) -> None:
         """Go over the chunks.
+
+        Parameters
+        ----------
+        route
+            The problem's.
+        codes
+            Of f and of its product.
+        inputs
+            The tensors that f reads.
+        cotangents
+            Of the outputs, and of the interpolants if the output is dense.
 
         Raises
         ------
         RuntimeError
             If f gives other values than in the forward pass.
         """
-        p = self.p
-        solve, back, alive = self._records()
-        sweep, earlier = loops_for(self.lam.dtype).function("sweep"), len(self.times) - 1
+        p, y, chunks = self.p, self.lam, self.chunks
+        grad_ys, *bases = cotangents
+        ys = y.new_zeros((1, *y.shape)) if grad_ys is None else grad_ys.contiguous()
+        done, bases = (
+            0 if grad_ys is None else len(grad_ys),
+            [g if g is None else g.contiguous() for g in bases],
+        )
+        value, pull = self._called(codes, inputs)
+        solve, back, alive = self._records(route, value, pull, ys)
+        back.outputs, back.first = done, p.ts.at_start()
+        sweep, earlier = loops_for(y.dtype).function("sweep"), len(self.times) - 1
         places = [records.address(x) for x in (solve, back)]
         for k in range(len(chunks) - 1, -1, -1):
             chunk = chunks[k]
             earlier -= chunk.n
-            bases = records.places(self.bases[earlier : earlier + chunk.n])
+            own = records.places(bases[earlier : earlier + chunk.n])
             back.step, back.earlier = chunk.n, earlier
             back.before = float(chunks[k - 1].times[chunks[k - 1].n - 1]) if k else math.nan
-            back.bases = records.address(bases) if self.bases else None
-            back.ends = self.ends[earlier:].data_ptr() if self.timed else None
+            back.bases = records.address(own) if bases else None
+            back.ends = self.ends[earlier:].data_ptr() if self.wanted.time else None
             record = chunk.record(chunk.n, kept=True, rows=0 if chunk.K is None else chunk.K.shape[1])
             while sweep(*places, records.address(record), SLICE) == Status.PAUSED:
                 pass
         p.stats.nfe_backward += back.calls
         if back.drift > 0:
             raise RuntimeError(CHANGED.format(UNKNOWN))
-        self.lam += self.ys[: min(back.first, self.done)].sum(0)
+        self.lam += ys[: min(back.first, done)].sum(0)
         alive.clear()
 
-    def _records(self) -> tuple[records.Solve, records.Back, list[Any]]:
+    def _called(self, codes: tuple[Code, Code], inputs: Sequence[Tensor]) -> tuple[Called | None, Called]:
+        """The codes with their inputs; that of f is not called where all stages are kept."""
+        value, pull = codes
+        given = list(records.dense(inputs))
+        chosen = [x for x, want in zip(given, self.wanted.inputs, strict=True) if want]
+        self.sums, parts = [torch.zeros_like(x) for x in chosen], [torch.empty_like(x) for x in chosen]
+        t, y = self.lam.new_empty(()), self.lam
+        self.lead: list[Tensor | None] = [None, None] if self.wanted.time else [None]
+        evaluates = any(chunk.K is None for chunk in self.chunks)
+        first = value.called_with([t, y, *given], [None]) if evaluates else None
+        return first, pull.called_with([t, y, y, *given], [*self.lead, *parts])
+
+    def _records(
+        self, route: Route, value: Called | None, pull: Called, ys: Tensor
+    ) -> tuple[records.Solve, records.Back, list[Any]]:
         """The problem, and where the backward pass is, as the loops in C see them; and what has to live as long."""
-        p, y = self.p, self.lam
+        p, y, timed = self.p, self.lam, self.wanted.time
         method: Any = p.method
-        table, route, n, rows = table_of(method), Route.of(p), y.numel(), len(method.nodes)
+        table, n, rows = table_of(method), y.numel(), len(method.nodes)
         solve = records.Solve(
-            *(table.address, None, None, records.address(self.value.graph), records.address(self.pull.graph)),
+            *(table.address, None, None, value and records.address(value.graph), records.address(pull.graph)),
             *(n, len(p.ts), route.n_stops, route.n_jumps, int(p.dense), p.ts.sign),
             *map(records.address, (route.ts, route.stops, route.jumps, route.exact)),
-            *(self.ys.data_ptr(), None),
+            *(ys.data_ptr(), None),
         )
         f1, work = y.new_empty(n), y.new_empty((3 * rows + 2) * n)
-        counts = (records.WHOLE * max(1, len(self.sums)))(*(x.numel() for x in self.sums))
+        counts = (records.WHOLE * max(1, len(self.sums)))(*[x.numel() for x in self.sums])
         sums, back = records.places(self.sums), records.Back()
-        back.outputs, back.first = self.done, p.ts.at_start()
-        back.totals, back.lead, back.timed = len(self.sums), self.lead, int(self.timed)
+        back.totals, back.lead, back.timed = len(self.sums), len(self.lead), int(timed)
         back.allowed = records.epsilon(y.dtype)
         back.lam, back.f1, back.work = y.data_ptr(), f1.data_ptr(), work.data_ptr()
         back.sums, back.counts = records.address(sums), records.address(counts)
-        back.moved = self.moved.data_ptr() if self.timed else None
+        back.moved = self.moved.data_ptr() if timed else None
         return solve, back, [table, route, f1, work, counts, sums]
