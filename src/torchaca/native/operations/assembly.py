@@ -97,7 +97,7 @@ def assembled(
         own.append(f"{ctype} *const {x} = ({ctype} *)((char *)workspace + {starts[slot]});")
     unused = "(void)in; (void)out; (void)sizes; (void)numbers; (void)workspace;"
     lines = [
-        f"static void {name}({TAKES}) {{",
+        f"INTERNAL void {name}({TAKES}) {{",
         *(line if line.startswith("#") else f"    {line}" for line in [unused, *own, *body]),
         "}",
     ]

@@ -44,8 +44,8 @@ class Symbol:
 class Function:
     """A graph as a C function.
 
-    It is `static void NAME(const void *const *in, void *const *out, const i64 *sizes, const double *numbers,
-    T *workspace)`.
+    It is `INTERNAL void NAME(const void *const *in, void *const *out, const i64 *sizes, const double *numbers,
+    T *workspace)`, where INTERNAL is `static`, or `static __device__` for CUDA.
 
     Attributes
     ----------

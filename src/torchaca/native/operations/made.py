@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .apply import literal
+from .apply import apply, literal
 from .nest import Nest
 from .table import Call, Operation
 from .values import Index, Value
@@ -17,6 +17,8 @@ row = partial(Operation, kind="made")
 
 def full(call: Call, number: Any) -> Value:
     """The same number everywhere."""
+    if isinstance(number, Value):
+        return apply(call, "{0}", number, cost=0)
     number = bool(number) if call.dtype == torch.bool else number
     return call.code.constant(literal(number, call.code.ctype(call.dtype), call.code), call.dtype, call.shape)
 

@@ -72,6 +72,11 @@ def bitwise(name: str, sign: str) -> Operation:
     return row(name, example=example, overloads=("Tensor", "Scalar"), write=write)
 
 
+def bitwise_not(call: Call, x: Value) -> Value:
+    """Each bit the other way; of booleans that is not."""
+    return apply(call, "{0} ^ 1" if call.dtype == torch.bool else "~{0}", x)
+
+
 def sums(sign: str) -> Callable[..., Value]:
     """The writer of `x + alpha y`, or of the difference."""
 
@@ -131,17 +136,38 @@ def remainder(call: Call, x: Any, y: Any) -> Value:
 
 def where(call: Call, condition: Value, x: Any, y: Any) -> Value:
     """The one or the other, by a condition."""
-    return apply(call, "({0} ? {1} : {2})", condition, x, y, compute=(torch.bool, call.dtype, call.dtype))
+    formula = "chosen({0}, {1}, {2})" if call.dtype == call.code.dtype else "({0} ? {1} : {2})"
+    return apply(call, formula, condition, x, y, compute=(torch.bool, call.dtype, call.dtype))
 
 
-LARGER = "({0} > {1} || {0} != {0} ? {0} : {1})"
-SMALLER = "({0} < {1} || {0} != {0} ? {0} : {1})"
+def choice(name: str, sign: str) -> Callable[..., Value]:
+    """The writer of the larger or the smaller of two; nan if one is."""
+
+    def write(call: Call, x: Any, y: Any) -> Value:
+        if call.dtype == call.code.dtype:
+            return apply(call, f"{name}({{0}}, {{1}})", x, y, cost=2)
+        return apply(call, f"({{0}} {sign} {{1}} || {{0}} != {{0}} ? {{0}} : {{1}})", x, y, cost=2)
+
+    return write
+
+
+larger, smaller = choice("larger", ">"), choice("smaller", "<")
+
+
+def relu(call: Call, x: Value) -> Value:
+    """What is positive, else 0."""
+    return larger(call, x, 0)
+
+
+def absolute(call: Call, x: Value) -> Value:
+    """The absolute value."""
+    return apply(call, "v_fabs({0})" if call.dtype == call.code.dtype else "({0} < 0 ? -{0} : {0} + 0)", x)
 
 
 def clamp(call: Call, x: Value, min: Any = None, max: Any = None) -> Value:
     """What is inside of bounds, else the nearer bound; nan stays nan."""
-    value = x if min is None else apply(call, LARGER, x, min)
-    return value if max is None else apply(call, SMALLER, value, max)
+    value = x if min is None else larger(call, x, min)
+    return value if max is None else smaller(call, value, max)
 
 
 def tested(name: str, formula: str) -> Operation:
@@ -177,20 +203,20 @@ OPERATIONS = (
     unary("sqrt", "v_sqrt({0})", "p", cost=4),
     unary("rsqrt", "1 / v_sqrt({0})", "p", cost=4),
     unary("reciprocal", "1 / {0}", "p", cost=2),
-    unary("abs", "({0} < 0 ? -{0} : {0} + 0)"),
+    row("abs", example="torch.abs(x)", write=absolute),
     unary("sign", "(({0} > 0) - ({0} < 0))"),
     unary("floor", "v_floor({0})"),
     unary("ceil", "v_ceil({0})"),
     unary("trunc", "v_trunc({0})"),
     unary("round", "v_rint({0})"),
-    unary("relu", "({0} < 0 ? 0 : {0})"),
+    row("relu", example="torch.relu(x)", write=relu),
     unary("sigmoid", "1 / (1 + v_exp(-{0}))", calls=["exp"], cost=10),
     binary("atan2", "v_atan2({0}, {1})", ("default",), "torch.atan2(x, y)", calls=["atan2"], cost=12),
     binary("hypot", "v_hypot({0}, {1})", ("default",), "torch.hypot(x, y)", calls=["hypot"], cost=12),
     binary("fmod", "v_fmod({0}, {1})", NUMBERS, "torch.fmod(x, p)", calls=["fmod"], cost=12),
     row("remainder", example="x % p", overloads=NUMBERS, write=remainder),
-    binary("maximum", LARGER, ("default",), "torch.maximum(x, y)"),
-    binary("minimum", SMALLER, ("default",), "torch.minimum(x, y)"),
+    row("maximum", example="torch.maximum(x, y)", write=larger),
+    row("minimum", example="torch.minimum(x, y)", write=smaller),
     row("clamp", example="x.clamp(-0.5, 0.5)", overloads=("default", "Tensor"), write=clamp),
     *(
         comparison(*x)
@@ -202,12 +228,12 @@ OPERATIONS = (
         overloads=("self", "ScalarOther", "ScalarSelf", "Scalar"),
         write=where,
     ),
-    logical("logical_and", "({0} && {1})", "torch.where(torch.logical_and(x > 0, y > 0), x, y)"),
-    logical("logical_or", "({0} || {1})", "torch.where(torch.logical_or(x > 0, y > 0), x, y)"),
+    logical("logical_and", "({0} & {1})", "torch.where(torch.logical_and(x > 0, y > 0), x, y)"),
+    logical("logical_or", "({0} | {1})", "torch.where(torch.logical_or(x > 0, y > 0), x, y)"),
     logical("logical_xor", "({0} != {1})", "torch.where(torch.logical_xor(x > 0, y > 0), x, y)"),
-    logical("logical_not", "!{0}", "torch.where(torch.logical_not(x > 0), x, y)"),
+    logical("logical_not", "{0} ^ 1", "torch.where(torch.logical_not(x > 0), x, y)"),
     *(bitwise(*x) for x in (("bitwise_and", "&"), ("bitwise_or", "|"), ("bitwise_xor", "^"))),
-    logical("bitwise_not", "!{0}", "torch.where(~(x > 0), x, y)"),
+    row("bitwise_not", example="torch.where(~(x > 0), x, y)", write=bitwise_not),
     row("clone", example="x.clone()", write=copy),
     row("detach", example="x.detach() * y", write=copy),
     row("alias", example="torch.ops.aten.alias(x) * 2", write=copy),

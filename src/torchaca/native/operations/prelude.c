@@ -2,9 +2,11 @@ typedef long long i64;
 typedef unsigned char u8;
 typedef CTYPE T;
 #ifdef __CUDACC__
+#define INTERNAL static __device__
 #define NOINLINE static __device__ __noinline__
 #define INLINE static __device__ inline
 #else
+#define INTERNAL static __attribute__((unused))
 #define NOINLINE static __attribute__((noinline, unused))
 #define INLINE static inline __attribute__((unused))
 #endif
@@ -19,6 +21,7 @@ typedef CTYPE T;
 #define v_trunc truncSUFFIX
 #define v_rint rintSUFFIX
 #define v_copysign copysignSUFFIX
+#define v_fabs fabsSUFFIX
 #else
 #define v_sqrt __builtin_sqrtSUFFIX
 #define v_floor __builtin_floorSUFFIX
@@ -26,7 +29,28 @@ typedef CTYPE T;
 #define v_trunc __builtin_truncSUFFIX
 #define v_rint __builtin_rintSUFFIX
 #define v_copysign __builtin_copysignSUFFIX
+#define v_fabs __builtin_fabsSUFFIX
 #endif
+/* One of two numbers, without a branch: a loop with `?:` is not vectorised where one of them is a function's value. */
+#ifdef T_IS_FLOAT
+typedef int BITS;
+#else
+typedef i64 BITS;
+#endif
+typedef union { T number; BITS bits; } WORD;
+INLINE T chosen(int condition, T x, T y) {
+    const WORD a = {x}, b = {y};
+    const BITS mask = -(BITS)condition;
+    WORD result;
+    result.bits = (a.bits & mask) | (b.bits & ~mask);
+    return result.number;
+}
+INLINE T larger(T x, T y) {
+    return chosen((x > y) | (x != x), x, y);
+}
+INLINE T smaller(T x, T y) {
+    return chosen((x < y) | (x != x), x, y);
+}
 /* Whole numbers, rounded down; 0 where PyTorch raises: by zero. */
 INLINE i64 floor_div(i64 x, i64 y) {
     return y == 0 ? 0 : x / y - (x % y != 0 && (x < 0) != (y < 0));

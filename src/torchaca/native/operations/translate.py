@@ -102,7 +102,8 @@ def _inputs(
             data += 1
         elif isinstance(value, float | torch.SymFloat):
             heads.append(f"const double z{numbers} = numbers[{numbers}]; (void)z{numbers};")
-            values[node] = size_of(value)
+            number = isinstance(value, float)  # else the symbol is in the expressions of others
+            values[node] = code.constant(f"z{numbers}", torch.float64) if number else size_of(value)
             arguments.append(Argument("number", numbers))
             numbers += 1
         else:
