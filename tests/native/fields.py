@@ -301,3 +301,5 @@ FIELDS = (
     Case("residual", lambda m, t, y: y + F.glu(m[0](F.layer_norm(y, (4,)))), (N, 4), linears((4, 8))),
     Case("wide", lambda m, t, y: m[0](y), (N, 64), lambda: [mlp(nn.Tanh, 64, 64, 64)]),
 )
+VARIED = tuple(case for case in FIELDS if case.name not in {act.__name__ for act in ACTIVATIONS[1:]})
+"""Without the activations of the rows of the table, but for one."""

@@ -79,11 +79,11 @@ class Case:
     def joint(self, given: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
         return with_pull(self.f, given[1:])
 
-    def graph(self, dtype: torch.dtype) -> fx.GraphModule:
+    def graph(self, dtype: torch.dtype, symbolic: bool = True) -> fx.GraphModule:
         """The graph; for one size only where PyTorch captures no other, which `meta["fixed"]` says."""
         given = self.inputs(dtype)
         try:
-            graph = captured(self.joint(given), given)
+            graph = captured(self.joint(given), given, symbolic)
         except RuntimeError as error:
             if "symbolic" not in str(error):
                 raise

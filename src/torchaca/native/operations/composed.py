@@ -49,6 +49,8 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
     ("native_layer_norm_backward", F + "layer_norm(x, (4,), v, v)"),
     ("native_group_norm", F + "group_norm(x, 2, v, v)"),
     ("native_group_norm_backward", F + "group_norm(x, 2, v, v)"),
+    ("native_batch_norm", F + "batch_norm(x, v.detach(), v.detach().abs() + 1, v, v)"),
+    ("native_batch_norm_backward", F + "batch_norm(x, v.detach(), v.detach().abs() + 1, v, v)"),
     ("linalg_vector_norm", "x / torch.linalg.vector_norm(x, dim=1, keepdim=True)"),
     ("norm", "torch.ops.aten.norm(x, 3, [1])"),
     ("std", "x.std(1)"),

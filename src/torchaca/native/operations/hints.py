@@ -27,7 +27,10 @@ REASONS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("lgamma", "digamma", "polygamma", "erfinv", "special_", "igamma", "i0", "mvlgamma"), SPECIAL),
     (("_cdist", "cdist", "_pdist"), "write (x[:, None] - y).square().sum(-1).sqrt()"),
     (("scatter_reduce", "index_reduce"), "use scatter_add or index_add, which are"),
-    (("_native_batch_norm", "native_batch_norm", "cudnn"), "use LayerNorm, or fold a BatchNorm in eval mode"),
+    (
+        ("_native_batch_norm", "native_batch_norm", "cudnn"),
+        "it updates statistics: call eval() on it, or use LayerNorm",
+    ),
     (("logcumsumexp", "cummax", "cummin"), "use cumsum or cumprod, which are"),
 )
 """Beginnings of names, and what is said of them."""

@@ -63,9 +63,9 @@ class Operation:
 
 
 VARIABLES = {
-    "x": "any numbers (n, 4)",
-    "y": "any numbers (n, 4)",
-    "z": "any numbers (n, 4)",
+    "x": "numbers (n, 4)",
+    "y": "numbers (n, 4)",
+    "z": "numbers (n, 4)",
     "p": "positive numbers (n, 4)",
     "u": "numbers between -0.9 and 0.9 (n, 4)",
     "w": "a matrix (4, 5)",
