@@ -154,3 +154,14 @@ def test_sizes_that_f_depends_on():
 
     for n in (2, 3, 6, 7, 5, 4, 1):
         assert_current(f, torch.linspace(-1, 1, 2 * n, dtype=DOUBLE).reshape(n, 2))
+
+
+def test_batches_of_sequences():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)).to(DOUBLE)
+
+    def f(t, y):
+        return torch.softmax(net(y) @ y.mT, -1) @ y
+
+    for shape in ((2, 5, 4), (3, 5, 4), (4, 6, 4), (1, 2, 4)):
+        assert_current(f, torch.randn(shape, dtype=DOUBLE))

@@ -86,16 +86,16 @@ def _traced(
 ) -> Traced:
     """The graph of a function of tensors such as these."""
     mode, fakes = examples_of(args, dynamic)
-    with mode, torch.no_grad():
-        graph = make_fx(function)(*fakes)
-    constants = _constants_as_inputs(graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
     symbols: dict[Any, tuple[int, int]] = {}
     for i, x in enumerate(fakes):
         for dim, size in enumerate(x.shape):
             if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                 symbols.setdefault(size.node.expr, (i, dim))
+    with mode, torch.no_grad():  # what this finds out of a symbol takes its place
+        graph = make_fx(function)(*fakes)
+    graph.graph.eliminate_dead_code()
+    constants = _constants_as_inputs(graph)
+    graph.recompile()
     return Traced(graph, constants, symbols, [guard.expr for guard in mode.shape_env.guards])
 
 
@@ -107,6 +107,8 @@ def _constants_as_inputs(graph: fx.GraphModule) -> tuple[Tensor, ...]:
         constant: Any = getattr(graph, str(node.target), None)
         if not isinstance(constant, Tensor):
             continue
+        if hasattr(constant, "fake_mode"):
+            raise RuntimeError("a tensor without numbers stands in the graph of f")
         if node.target not in found:
             with graph.graph.inserting_after(last):
                 holder = graph.graph.placeholder(f"constant_{len(found)}")
