@@ -43,6 +43,7 @@ LAYERS = (
     "solution",
     "options",
     "solve",
+    "explain",
     "report",
     "nn",
     "compat",

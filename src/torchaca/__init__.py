@@ -12,6 +12,7 @@ from .compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
 from .control import I_CONTROL, PI_CONTROL, PID, PID_CONTROL, Adaptive, FixedSteps
 from .core import Stats
 from .errors import SolverError
+from .explain import Explanation, explain
 from .gradients import ACA, GRADIENTS, MALI, Adjoint, Direct, Naive
 from .methods import ALF, CONSTRUCTORS, METHODS, ReversibleHeun, RungeKutta
 from .nn import NeuralODE
@@ -41,6 +42,7 @@ __all__ = [
     "Adaptive",
     "Adjoint",
     "Direct",
+    "Explanation",
     "FixedSteps",
     "Naive",
     "NeuralODE",
@@ -51,6 +53,7 @@ __all__ = [
     "Stats",
     "Trace",
     "check_gradient",
+    "explain",
     "install_as_torchdiffeq",
     "nn",
     "odeint",

@@ -26,7 +26,17 @@ from .times import times_of
 from .torch_internals import transformed
 from .trace import Trace
 
-__all__ = ["OPTIONS", "Solution", "find_gradient", "find_method", "prepared", "run", "solve", "times_of"]
+__all__ = [
+    "OPTIONS",
+    "Solution",
+    "find_gradient",
+    "find_method",
+    "prepared",
+    "problem_of",
+    "run",
+    "solve",
+    "times_of",
+]
 
 
 def solve(
@@ -185,7 +195,7 @@ def run(
     **facts
         What is known of f beforehand: `batch`, `one_sided`, `declared`, `declared_alone` of `Field`.
     """
-    p = _problem(f, y0, structure, ts, asked, watch, lenient, facts)
+    p = problem_of(f, y0, structure, ts, asked, watch, lenient, facts)
     takers, passed = chosen(asked.compile, p)
     if not y0.numel():
         takers = [(EAGER, Eager())]  # no component, no work
@@ -217,7 +227,7 @@ def run(
     return Solution.of(replace(p, control=begun.control), outcome, structure, given_ts)
 
 
-def _problem(
+def problem_of(
     f: Callable[..., Any],
     y0: Tensor,
     structure: Structure,

@@ -1,0 +1,88 @@
+"""What would solve a problem, and why nothing faster can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .compiled import CannotCompile
+from .executors import EAGER, chosen
+from .options import Options, refuse_unknown
+from .solve import problem_of
+from .state import structure_of
+from .times import times_of
+
+INSTEAD = {
+    "native": "f and its derivative as C, in loops in C",
+    "loops": "loops compiled by PyTorch, which takes tens of seconds the first time",
+    "steps": "the loop in Python, each step a graph compiled by PyTorch",
+    "cuda-graphs": "the loop in Python, each step a CUDA graph",
+    EAGER: "the loop in Python, operation by operation",
+}
+"""What each executor is, in a line; a stranger's is its name alone."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would solve a problem; printed, it says so in words.
+
+    Attributes
+    ----------
+    executor : str
+        Its name, as in `Stats.executor`.
+    passed_over : dict of str to str
+        Which executors were asked before it, and why they cannot, with what to write instead where that is known.
+    """
+
+    executor: str
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        about = INSTEAD.get(self.executor, "an executor of your own")
+        lines = [f"runs as {self.executor!r}: {about}"]
+        lines += [f"not as {name!r}: {why}" for name, why in self.passed_over.items()]
+        return "\n".join(lines)
+
+
+def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanation:
+    """Say what would solve a problem, and why nothing faster can. Solves nothing, but compiles f where it can be.
+
+    Parameters
+    ----------
+    f, y0, t
+        As in `torchaca.solve`.
+    **options
+        Those of `torchaca.solve`; `compile=True` if it is not said otherwise.
+
+    Returns
+    -------
+    Explanation
+        `print` it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `torchaca.solve`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> explain(lambda t, y: -y, torch.ones(2), [0.0, 1.0], compile=False).executor
+    'eager'
+    """
+    refuse_unknown(options, "explain()")
+    asked = Options(**{"compile": True, **options})
+    structure = structure_of(y0)
+    packed = structure.pack(y0)
+    request, ts = asked.request(structure, packed), times_of(t, "t")
+    p = problem_of(f, packed, structure, ts, request, None, False, {})
+    takers, passed = chosen(request.compile, p)
+    for name, executor in takers:
+        try:
+            executor.begin(p)
+        except CannotCompile as reason:
+            passed[name] = str(reason)
+        else:
+            return Explanation(name, passed)
+    return Explanation(EAGER, passed)
