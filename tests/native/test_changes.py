@@ -165,3 +165,23 @@ def test_batches_of_sequences():
 
     for shape in ((2, 5, 4), (3, 5, 4), (4, 6, 4), (1, 2, 4)):
         assert_current(f, torch.randn(shape, dtype=DOUBLE))
+
+
+def test_f_that_differentiates_inside():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).to(DOUBLE)
+
+    def hamiltonian(t, y):
+        grad = torch.func.vmap(torch.func.grad(lambda x: net(x).sum()))(y)
+        return torch.stack([grad[:, 1], -grad[:, 0]], 1)
+
+    def divergence(t, y):
+        jac = torch.func.vmap(torch.func.jacrev(lambda x: torch.tanh(x * net(x))))(y)
+        return -y * jac.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+
+    for f in (hamiltonian, divergence):
+        for n in (3, 2, 5):
+            assert_current(f, torch.randn(n, 2, dtype=DOUBLE))
+        with torch.no_grad():
+            ys = [solve(f, START, [0.0, 1.0], compile=mode).ys for mode in ("native", False)]
+        torch.testing.assert_close(*ys, rtol=1e-12, atol=1e-12)

@@ -107,10 +107,18 @@ class Call:
         return [x.detach().requires_grad_(x is self.y or x.requires_grad) for x in tensors]
 
 
-def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False, evaluates: bool = True) -> Capture:
+def capture(
+    f: Dynamics,
+    time: Tensor,
+    y0: Tensor,
+    record: bool = False,
+    evaluates: bool = True,
+    transforms: bool = False,
+) -> Capture:
     """Evaluate f through Dynamo; `record`: and keep the graph of that evaluation.
 
-    Without `evaluates`, only an f that was not seen before is evaluated, and the value is not to be used.
+    Without `evaluates`, only an f that was not seen before is evaluated, and the value is not to be used. With
+    `transforms`, those of torch.func may be in the graph.
 
     Raises
     ------
@@ -122,7 +130,7 @@ def capture(f: Dynamics, time: Tensor, y0: Tensor, record: bool = False, evaluat
     with contextlib.suppress(TypeError):  # an object that cannot be a key is tried again each time
         if owner in _UNTRACED:
             raise CannotCompile(_UNTRACED[owner])
-    evaluate, stack, modes = _entry(key), _stack(), Modes.now()
+    evaluate, stack, modes = _entry(key, transforms), _stack(), Modes.now()
     # Nothing that f may hold itself; as in a training step, whatever the solve is for.
     time, y = time.clone(), y0.detach().clone().requires_grad_()
     call = Call(y, record, evaluates)
@@ -188,9 +196,9 @@ def _stack() -> list[Call]:
     return _CALLS.stack
 
 
-def _backend(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+def _backend(transforms: bool, graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A compiler for Dynamo that keeps the graph, and hands over what it is called with."""
-    kept = FieldGraph.of(graph)
+    kept = FieldGraph.of(graph, transforms=transforms)
 
     def run(*inputs: Any) -> Any:
         tensors, call = [x for x in inputs if isinstance(x, Tensor)], _stack()[-1]
@@ -234,6 +242,7 @@ def _identity(func: Any) -> Any:
 
 
 @functools.cache
-def _entry(key: Any) -> Callable[..., Tensor]:
+def _entry(key: Any, transforms: bool) -> Callable[..., Tensor]:
     """`packed` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
-    return torch.compile(renamed(packed, f"evaluate_{hash(key):x}"), backend=_backend, fullgraph=True)
+    own = renamed(packed, f"evaluate_{hash(key):x}")
+    return torch.compile(own, backend=functools.partial(_backend, transforms), fullgraph=True)

@@ -28,18 +28,21 @@ REFUSED = {
     INFERENCE_MODE: "f enters inference mode",
 }
 """Operations in a graph that code around it, or its backward pass, does not survive."""
+TRANSFORMS = (GRAD_TRANSFORM,)
+"""Those of them that a graph of ATen's operations has no more; of forward-mode AD it may leave a level behind."""
 
 
-def refuse(graph: fx.GraphModule) -> None:
-    """Raise for a graph that is not to be compiled.
+def refuse(graph: fx.GraphModule, *, transforms: bool = False) -> None:
+    """Raise for a graph that is not to be compiled; with `transforms`, those of torch.func may be in it.
 
     Raises
     ------
     CannotCompile
     """
     for node in _nodes(graph):
-        reason = REFUSED.get(getattr(node.target, "__name__", ""))
-        if reason is not None:
+        name = getattr(node.target, "__name__", "")
+        reason = REFUSED.get(name)
+        if reason is not None and not (transforms and name in TRANSFORMS):
             raise CannotCompile(reason)
 
 

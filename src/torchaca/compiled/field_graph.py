@@ -34,15 +34,15 @@ class FieldGraph:
     warm: set[Any] = field(default_factory=set)
 
     @staticmethod
-    def of(graph: fx.GraphModule) -> FieldGraph:
-        """Take over a graph that Dynamo has made.
+    def of(graph: fx.GraphModule, *, transforms: bool = False) -> FieldGraph:
+        """Take over a graph that Dynamo has made; with `transforms`, those of torch.func may be in it.
 
         Raises
         ------
         CannotCompile
             If it is not a function of tensors, or cannot be differentiated as f.
         """
-        refuse(graph)
+        refuse(graph, transforms=transforms)
         half, plain = half_inside(graph), without_sizes(graph)
         return FieldGraph(plain, without_switches(plain), dynamic=dynamic_sizes(plain), half=half)
 

@@ -45,7 +45,7 @@ class Native:
         with outside_inference():
             p = replace(p, y0=normal(p.y0))
             time = f.time(start, nudge=end if start in p.jumps else None)
-            self.seen = capture(f, time, p.y0, evaluates=False)
+            self.seen = capture(f, time, p.y0, evaluates=False, transforms=True)
             self._compile(p, time)
         f.note_precision(self.seen.field.half)
         return p.knowing(self.f0)

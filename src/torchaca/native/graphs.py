@@ -57,17 +57,14 @@ def pull_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wa
     """`(t, y, g, *inputs)` -> the product of g with df/dy, with df/dt, and those with what else is wanted."""
 
     def pull(t: Tensor, y: Tensor, g: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        chosen = [x for x, want in zip(inputs, wanted.inputs, strict=True) if want]
-
-        def value(y: Tensor, *leaves: Tensor) -> Tensor:
-            own = iter(leaves)
-            now = next(own) if wanted.time else t
-            return f(
-                now, y, [next(own) if want else x for x, want in zip(inputs, wanted.inputs, strict=True)]
-            )
-
-        _, back = torch.func.vjp(value, y, *([t] if wanted.time else []), *chosen)[:2]
-        return back(g)
+        # By autograd: a transform around those that f has inside would be at the level that its graph gives theirs.
+        leaves = [x.detach().requires_grad_(want) for x, want in zip(inputs, wanted.inputs, strict=True)]
+        y, t = y.detach().requires_grad_(), t.detach().requires_grad_(wanted.time)
+        wrt = [y, *([t] if wanted.time else []), *(x for x in leaves if x.requires_grad)]
+        with torch.enable_grad():
+            k = f(t, y, leaves)
+            grads = torch.autograd.grad(k, wrt, g, materialize_grads=True) if k.requires_grad else None
+        return grads or tuple(torch.zeros_like(x) for x in wrt)
 
     return _traced(pull, (t, y, y, *inputs), dynamic_of(f, 3))
 
@@ -91,7 +88,7 @@ def _traced(
         for dim, size in enumerate(x.shape):
             if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                 symbols.setdefault(size.node.expr, (i, dim))
-    with mode, torch.no_grad():  # what this finds out of a symbol takes its place
+    with mode, torch.enable_grad():  # as f was; what this finds out of a symbol takes its place
         graph = make_fx(function)(*fakes)
     graph.graph.eliminate_dead_code()
     constants = _constants_as_inputs(graph)
