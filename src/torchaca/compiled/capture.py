@@ -221,15 +221,18 @@ def _backend(transforms: bool, graph: fx.GraphModule, example_inputs: Sequence[A
 
 
 def _watched(f: FieldGraph, tensors: Sequence[Tensor]) -> tuple[Tensor, str]:
-    """f's value, and what it leaves behind, in words; random numbers are given back."""
+    """f's value, and what it leaves behind, in words; random numbers are given back, and buffers as they were."""
     device = tensors[0].device if tensors else torch.device("cpu")
     generators, own = generator_states(device), [x for x in tensors if not x.is_inference()]
     versions = [x._version for x in own]
+    buffers = [(x, x.detach().clone()) for x in own if not x.requires_grad]
     out = f.evaluate(*tensors)
     if any(not torch.equal(a, b) for a, b in zip(generators, generator_states(device), strict=True)):
         set_generator_states(device, generators)
         return out, "f draws random numbers (Dropout?)"
     moved = versions != [x._version for x in own]
+    for buffer, before in buffers if moved else ():
+        buffer.data.copy_(before)  # past the version counter, as batch norm's kernel
     return out, "f changes a tensor in place (BatchNorm in training mode?)" if moved else ""
 
 
