@@ -50,7 +50,7 @@ def check(case: Case, dtype: torch.dtype, n: int, seed: int = 0, every: bool = F
         given = case.inputs(dtype, n, seed)
         want = case.joint(given)(*given)
     except (RuntimeError, IndexError):
-        assert n == 0, "the example must be one"
+        assert n != N, "the example must be one"
         return
     for a, b in zip(done[case.key](*given), want, strict=True):
         assert_close(a, b, equal_nan=True)

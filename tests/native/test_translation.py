@@ -172,6 +172,8 @@ def test_no_text_of_the_user_is_in_the_code():
         (lambda x: x.lgamma(), "vector function"),
         (lambda x: torch.cdist(x, x), "write"),
         (lambda x: x.half() * 2, "float16"),
+        (lambda x: x.float() @ x.float().T, "float32"),
+        (lambda x: x.long() @ x.long().T, "int64"),
         (lambda x: x.scatter_reduce(1, torch.zeros(7, 4, dtype=torch.int64), x, "amax"), "scatter_add"),
         (lambda x: x.roll(1), "dims"),
         (lambda x: x.add_(1), "in place"),

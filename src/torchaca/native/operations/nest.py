@@ -57,7 +57,7 @@ class Nest:
     ordered: bool = False  # one after the other
     lines: list[list[str]] = field(default_factory=list)
     levels: dict[str, int] = field(default_factory=dict)
-    known: dict[str, str] = field(default_factory=dict)
+    known: dict[tuple[str, str], str] = field(default_factory=dict)
     memo: dict[tuple[object, object], str] = field(default_factory=dict)
     stores: list[Store] = field(default_factory=list)
     sums: list[Sum] = field(default_factory=list)
@@ -81,13 +81,13 @@ class Nest:
 
     def local(self, ctype: str, text: str) -> str:
         """The name of a constant with the value of an expression, the same for the same expression."""
-        if text in self.known:
-            return self.known[text]
+        if (ctype, text) in self.known:
+            return self.known[ctype, text]
         level = max((self.levels.get(x, 0) for x in re.findall(r"[a-z_]\w*", text)), default=0)
         name = f"x{len(self.known)}"
         self.lines[level].append(f"const {ctype} {name} = {text};")
         self.levels[name] = level
-        self.known[text] = name
+        self.known[ctype, text] = name
         return name
 
     def read(self, ctype: str, buffer: str, index: str) -> str:

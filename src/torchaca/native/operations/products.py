@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from .apply import apply
+from .function import Uncovered
 from .matrices import SMALL, copied, leading
 from .nest import Nest
 from .table import Call, Operation
@@ -16,9 +17,18 @@ row = partial(Operation, kind="products")
 
 def lazy(call: Call, a: Value, b: Value) -> Value:
     """The product of two matrices, computed where it is used first, transposed if that is how it is used."""
+    own_numbers(call)
     a, b = call.code.real(a), call.code.real(b)
     shape = (a.shape[0], b.shape[1])
     return Value(shape, a.dtype, _unloaded, a.reads | b.reads, 1, product=Product(a, b))
+
+
+def own_numbers(call: Call) -> None:
+    """Refuse products of other numbers than the graph's own."""
+    if call.dtype != call.code.dtype:
+        raise Uncovered(
+            f"a product of {str(call.dtype).removeprefix('torch.')} numbers: use {call.code.name} ones"
+        )
 
 
 def _unloaded(nest: Nest, index: Index) -> str:
@@ -65,6 +75,7 @@ def dot(call: Call, a: Value, b: Value) -> Value:
 
 def bmm(call: Call, a: Value, b: Value) -> Value:
     """Products of matrices, one a batch index."""
+    own_numbers(call)
     code, target = call.code, call.code.new(call.shape, call.dtype)
     (z, m, k), n = a.shape, b.shape[2]
     a, b = code.real(a), code.real(b)

@@ -139,7 +139,10 @@ def _value(code: Code, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda x: values[x])
     kwargs = {key: x for key, x in kwargs.items() if key not in NO_EFFECT}
     takes = tuple(x.meta["val"] for x in node.all_input_nodes if isinstance(x.meta.get("val"), torch.Tensor))
-    result = row.write(Call(code, *made[0], results=made, inputs=takes), *args, **kwargs)
+    try:
+        result = row.write(Call(code, *made[0], results=made, inputs=takes), *args, **kwargs)
+    except (TypeError, KeyError, IndexError) as error:  # arguments that no row knows
+        raise Uncovered(f"{row.name} in a form that is not covered") from error
     return [_kept(code, node, x) for x in result] if isinstance(result, list) else _kept(code, node, result)
 
 
