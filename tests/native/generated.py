@@ -6,7 +6,7 @@ import ctypes
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from torchaca.native.operations import Function, addresses, decompositions, prelude, translate
+from torchaca.native.operations import Function, addresses, decompositions, prelude, translate, translate_pair
 
 FLAGS = "-O3 -march=native -std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp-simd"
 N = 7
@@ -71,6 +71,18 @@ def with_pull(f: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..
     return joint
 
 
+def assert_as_good(got: Tensor, want: Tensor, exact: Tensor) -> None:
+    """Assert that single-precision numbers are about as close to the exact ones as PyTorch's are."""
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype
+    finite = exact.isfinite()
+    assert torch.equal(got.isfinite(), want.isfinite())
+    size = exact[finite].abs().max().item() if finite.any() else 0.0
+    theirs = (want.double() - exact)[finite].abs().max().item() if finite.any() else 0.0
+    ours = (got.double() - exact)[finite].abs().max().item() if finite.any() else 0.0
+    assert ours <= 8 * theirs + 32 * torch.finfo(want.dtype).eps * size
+
+
 @dataclass
 class Compiled:
     """A C function, called with tensors as the graph's placeholders are."""
@@ -107,21 +119,41 @@ class Compiled:
         return [torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, self.dtypes)]
 
 
+SECOND = """
+    const void *without[64] = {{0}};  /* the first does not read the cotangent */
+    for (int k = 1; k < {n}; k++) without[k] = in[k];
+    f{i}(without, out, sizes, numbers, space);
+    g{i}(in, out + 1, sizes, numbers, space);
+"""
+
+
 def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * max(1, len(tensors)))(*(x.data_ptr() for x in tensors))
 
 
-def compiled(graphs: Sequence[fx.GraphModule], dtype: torch.dtype, flags: str = FLAGS) -> list[Compiled]:
-    """The graphs as functions of one library."""
-    functions = [translate(graph, f"f{i}", dtype) for i, graph in enumerate(graphs)]
+def compiled(
+    graphs: Sequence[fx.GraphModule], dtype: torch.dtype, flags: str = FLAGS, halved: bool = False
+) -> list[Compiled]:
+    """The graphs as functions of one library; `halved` those of `with_pull`, f first and then the products."""
+    made = [
+        translate_pair(graph, (f"f{i}", f"g{i}"), dtype, cotangent=0)
+        if halved
+        else (translate(graph, f"f{i}", dtype),)
+        for i, graph in enumerate(graphs)
+    ]
+    functions = [replace(x[0], outputs=tuple(shape for y in x for shape in y.outputs)) for x in made]
     libraries = frozenset().union(*(x.libraries for x in functions))
     text = [prelude(dtype, libraries)]
     for i, function in enumerate(functions):
         sizes = [size for shape in function.outputs for size in shape]
         text += [
-            function.text,
+            *(x.text for x in made[i]),
             f"void run{i}(const void *const *in, void *const *out, const i64 *sizes, const double *numbers, T *space)",
-            f"{{ f{i}(in, out, sizes, numbers, space); }}",
+            "{",
+            SECOND.format(i=i, n=len(function.arguments))
+            if halved
+            else f"f{i}(in, out, sizes, numbers, space);",
+            "}",
             f"i64 space{i}(const i64 *sizes) {{ (void)sizes; return {function.workspace}; }}",
             f"void shapes{i}(const i64 *sizes, i64 *out) {{ (void)sizes; (void)out;",
             *(f"out[{k}] = {size};" for k, size in enumerate(sizes)),

@@ -2,7 +2,7 @@
 
 from .function import Argument, Function, Symbol, Uncovered
 from .libraries import addresses, prelude
-from .translate import OPERATIONS, decompositions, translate
+from .translate import OPERATIONS, decompositions, translate, translate_pair
 
 __all__ = [
     "Argument",
@@ -14,4 +14,5 @@ __all__ = [
     "decompositions",
     "prelude",
     "translate",
+    "translate_pair",
 ]

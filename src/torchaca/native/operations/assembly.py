@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .code import Buffer, Code
 from .function import Argument, Function
@@ -65,50 +66,80 @@ class Layout:
         return [*result, " + ".join([str(known), *total])]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A function: its name, and the buffers that are its outputs, with their shapes."""
+
+    name: str
+    outputs: Sequence[Output]
+
+
 def assembled(
-    code: Code, name: str, arguments: Sequence[Argument], heads: Sequence[str], outputs: Sequence[Output]
-) -> Function:
-    """The C function that runs the statements and leaves the outputs."""
-    needed = {buffer for buffer, _ in outputs}
+    code: Code, arguments: Sequence[Argument], heads: Sequence[str], parts: Sequence[Part]
+) -> list[Function]:
+    """The C functions that run the statements, those of a second from `code.barrier` on, and leave the outputs."""
+    needed = {buffer for part in parts for buffer, _ in part.outputs}
     for statement in reversed(code.statements):
         statement.prune(needed)
         if statement.text():
             needed |= statement.reads
-    statements = [x for x in code.statements if x.text()]
-    body = [line for x in statements for line in x.text()]
-    layout, own, last = Layout(), list(heads), {}
-    for i, (buffer, _) in enumerate(outputs):
-        ctype = code.ctype(code.buffers[buffer].dtype)
-        own.append(f"{ctype} *const {buffer} = ({ctype} *)out[{i}];")
-        last[buffer] = -1
+    pieces = [code.statements] if len(parts) == 1 else halves(code.statements, code.barrier)
+    pieces = [[x for x in piece if x.text()] for piece in pieces]
+    out = {buffer for part in parts for buffer, _ in part.outputs}
+    layout, small = _laid_out(code, pieces, out)
+    *starts, total = layout.offsets()
+    functions = []
+    for part, piece in zip(parts, pieces, strict=True):
+        used = set().union(*(x.buffers() for x in piece)) & code.buffers.keys()
+        lines = [*heads]
+        for i, (buffer, _) in enumerate(part.outputs):
+            lines.append(_pointer(code, buffer, f"out[{i}]"))
+        for x in sorted(used - out):
+            if x in small:
+                lines.append(f"{code.ctype(code.buffers[x].dtype)} {x}[{max(code.buffers[x].numel, 1)}];")
+            else:
+                lines.append(_pointer(code, x, f"((char *)workspace + {starts[layout.at[x]]})"))
+        body = [line for x in piece for line in x.text()]
+        shapes = tuple(tuple(in_sizes(code.c(n)) for n in shape) for _, shape in part.outputs)
+        text = _function(part.name, [*lines, *body])
+        taken, libraries = tuple(code.symbols.taken), frozenset(code.libraries)
+        functions.append(Function(text, tuple(arguments), shapes, taken, in_sizes(total), libraries))
+    return functions
+
+
+def halves(statements: Sequence[Any], at: int) -> list[list[Any]]:
+    """Those before, and those from there on."""
+    return [list(statements[:at]), list(statements[at:])]
+
+
+def _laid_out(code: Code, pieces: Sequence[Sequence[Any]], out: set[str]) -> tuple[Layout, set[str]]:
+    """Where buffers lie in the workspace, and which are local arrays: small ones that one function alone uses."""
     spans: dict[str, tuple[int, int]] = {}
-    for i, statement in enumerate(statements):
-        for x in statement.buffers() & code.buffers.keys() - last.keys():
+    homes: dict[str, set[int]] = {}
+    numbered = [(home, x) for home, piece in enumerate(pieces) for x in piece]
+    for i, (home, statement) in enumerate(numbered):
+        for x in (statement.buffers() & code.buffers.keys()) - out:
             spans[x] = (spans.get(x, (i, i))[0], i)
-    for x, (first, end) in sorted(spans.items(), key=lambda item: item[1]):
+            homes.setdefault(x, set()).add(home)
+    layout, small = Layout(), set()
+    for x, (first, end) in sorted(spans.items(), key=lambda item: (item[1], item[0])):
         buffer = code.buffers[x]
-        if isinstance(buffer.numel, int) and buffer.numel <= STACK:
-            own.append(f"{code.ctype(buffer.dtype)} {x}[{max(buffer.numel, 1)}];")
+        if isinstance(buffer.numel, int) and buffer.numel <= STACK and len(homes[x]) == 1:
+            small.add(x)
         else:
             layout.place(x, _bytes(code, buffer), first, end)
-    *starts, total = layout.offsets()
-    for x, slot in layout.at.items():
-        ctype = code.ctype(code.buffers[x].dtype)
-        own.append(f"{ctype} *const {x} = ({ctype} *)((char *)workspace + {starts[slot]});")
+    return layout, small
+
+
+def _pointer(code: Code, buffer: str, to: str) -> str:
+    ctype = code.ctype(code.buffers[buffer].dtype)
+    return f"{ctype} *const {buffer} = ({ctype} *){to};"
+
+
+def _function(name: str, lines: Sequence[str]) -> str:
     unused = "(void)in; (void)out; (void)sizes; (void)numbers; (void)workspace;"
-    lines = [
-        f"INTERNAL void {name}({TAKES}) {{",
-        *(line if line.startswith("#") else f"    {line}" for line in [unused, *own, *body]),
-        "}",
-    ]
-    return Function(
-        "\n".join(lines) + "\n",
-        tuple(arguments),
-        tuple(tuple(in_sizes(code.c(n)) for n in shape) for _, shape in outputs),
-        tuple(code.symbols.taken),
-        in_sizes(total),
-        frozenset(code.libraries),
-    )
+    inside = [line if line.startswith("#") else f"    {line}" for line in [unused, *lines]]
+    return "\n".join([f"INTERNAL void {name}({TAKES}) {{", *inside, "}"]) + "\n"
 
 
 def _bytes(code: Code, buffer: Buffer) -> str:

@@ -43,6 +43,7 @@ class Code:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)  # the last statement that writes to a buffer
     libraries: set[str] = field(default_factory=set)
+    barrier: int = 0  # statements before this one are those of another function
     laid: dict[Value, Value] = field(default_factory=dict)  # what `real` has made
 
     def ctype(self, dtype: torch.dtype) -> str:
@@ -239,7 +240,7 @@ class Code:
         """Let `fill` write to a nest that there is, not before all is complete that it reads; or to a new one."""
         nest = Nest(tuple(self.c(plain(n)) for n in extents), kept, flat)
         ready = max((self.filled.get(x, -1) for x in reads), default=-1)
-        for i in range(max(ready, first, 0), len(self.statements)):
+        for i in range(max(ready, first, self.barrier), len(self.statements)):
             there = self.statements[i]
             if isinstance(there, Nest) and there.key == nest.key and not there.full:
                 mark = there.mark()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from . import composed, indexing, joining, made, parts, pointwise, products, reductions, shapes
-from .assembly import assembled
+from .assembly import Output, Part, assembled
 from .code import Code
 from .decompose import decomposed, rules
 from .function import Argument, Function, Uncovered
 from .hints import why_not
-from .sizes import Size, Symbols, product, size_of
+from .sizes import Symbols, product, size_of
 from .table import Call, Operation, by_target
 from .values import Place, Value
 
@@ -68,19 +68,85 @@ def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> Fu
         If an operation, a dtype or a size is not translated; the message says how to write it, if there is a way.
     """
     nodes = list(decomposed(graph_module, COVERED, decompositions()).graph.nodes)
-    holders = [node for node in nodes if node.op == "placeholder"]
-    symbols = Symbols.of([node.meta.get("val") for node in holders])
-    code = Code(dtype, symbols)
-    values: dict[fx.Node, Any] = {}
-    arguments, heads = _inputs(code, holders, values)
+    code, values, arguments, heads = _begun(nodes, dtype)
     for node in nodes:
-        if node.op == "call_function":
-            values[node] = _value(code, node, values)
-        elif node.op not in ("placeholder", "output"):
-            raise Uncovered(f"a graph with {node.op.replace('_', ' ')}: constants have to be inputs of it")
+        _step(code, node, values)
+    return assembled(code, arguments, heads, [Part(name, _outputs(code, _wanted(nodes), values))])[0]
+
+
+def translate_pair(
+    graph_module: fx.GraphModule, names: tuple[str, str], dtype: torch.dtype, cotangent: int, first: int = 1
+) -> tuple[Function, Function]:
+    """Translate a graph into two C functions: what does not depend on one of its inputs, and then the rest.
+
+    The second continues in the workspace that the first has left, so that a vector-Jacobian product computes nothing
+    again. Both take all arguments; the first reads nothing of `cotangent`.
+
+    Parameters
+    ----------
+    graph_module
+        As in `translate`.
+    names
+        Those of the functions.
+    dtype
+        As in `translate`.
+    cotangent
+        The number of the placeholder.
+    first
+        How many of the outputs, in front, are the first function's; they do not depend on the cotangent. The others
+        are the second's.
+
+    Raises
+    ------
+    Uncovered
+        As in `translate`.
+    """
+    nodes = list(decomposed(graph_module, COVERED, decompositions()).graph.nodes)
+    late = {[node for node in nodes if node.op == "placeholder"][cotangent]}
+    for node in nodes:
+        if not late.isdisjoint(node.all_input_nodes) and node.op == "call_function":
+            late.add(node)
+    wanted = _wanted(nodes)
+    if not late.isdisjoint(wanted[:first]):
+        raise ValueError("an output of the first function depends on the cotangent")
+    code, values, arguments, heads = _begun(nodes, dtype)
+    for node in nodes:
+        if node not in late:
+            _step(code, node, values, late)
+    early = _outputs(code, wanted[:first], values)
+    copies = _outputs(code, wanted[:first], values, own=False)
+    code.barrier = len(code.statements)
+    for node in nodes:
+        if node in late:
+            _step(code, node, values)
+    rest = _outputs(code, wanted[first:], values, {name for name, _ in early})
+    read = set().union(*(x.reads for x in code.statements[code.barrier :]))
+    chosen = [b if a[0] in read else a for a, b in zip(early, copies, strict=True)]
+    one, two = assembled(code, arguments, heads, [Part(names[0], chosen), Part(names[1], rest)])
+    return one, two
+
+
+def _begun(
+    nodes: Sequence[fx.Node], dtype: torch.dtype
+) -> tuple[Code, dict[fx.Node, Any], list[Argument], list[str]]:
+    """The code of a graph with its inputs."""
+    holders = [node for node in nodes if node.op == "placeholder"]
+    code = Code(dtype, Symbols.of([node.meta.get("val") for node in holders]))
+    values: dict[fx.Node, Any] = {}
+    return code, values, *_inputs(code, holders, values)
+
+
+def _step(code: Code, node: fx.Node, values: dict[fx.Node, Any], late: Collection[fx.Node] = ()) -> None:
+    """Translate a node; `late` are those of another function."""
+    if node.op == "call_function":
+        values[node] = _value(code, node, values, late)
+    elif node.op not in ("placeholder", "output"):
+        raise Uncovered(f"a graph with {node.op.replace('_', ' ')}: constants have to be inputs of it")
+
+
+def _wanted(nodes: Sequence[fx.Node]) -> list[Any]:
     (output,) = nodes[-1].args
-    wanted = list(output) if isinstance(output, Sequence) else [output]
-    return assembled(code, name, arguments, heads, _outputs(code, wanted, values))
+    return list(output) if isinstance(output, Sequence) else [output]
 
 
 def _inputs(
@@ -120,7 +186,7 @@ def plain_tensor(node: fx.Node, value: torch.Tensor) -> None:
         raise Uncovered("complex numbers: compute with real and imaginary parts")
 
 
-def _value(code: Code, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _value(code: Code, node: fx.Node, values: dict[fx.Node, Any], late: Collection[fx.Node]) -> Any:
     val = node.meta.get("val")
     if isinstance(val, int | float | torch.SymInt | torch.SymFloat | torch.SymBool):
         return size_of(val)  # arithmetic of sizes
@@ -143,20 +209,28 @@ def _value(code: Code, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         result = row.write(Call(code, *made[0], results=made, inputs=takes), *args, **kwargs)
     except (TypeError, KeyError, IndexError) as error:  # arguments that no row knows
         raise Uncovered(f"{row.name} in a form that is not covered") from error
-    return [_kept(code, node, x) for x in result] if isinstance(result, list) else _kept(code, node, result)
+    often = len(node.users) > 1 or any(user in late for user in node.users)
+    return [_kept(code, x, often) for x in result] if isinstance(result, list) else _kept(code, result, often)
 
 
-def _kept(code: Code, node: fx.Node, value: Value) -> Value:
+def _kept(code: Code, value: Value, often: bool) -> Value:
     """The value, computed once if it has several readers for whom it would be computed again."""
-    often = len(node.users) > 1 and (value.cost > ONCE or value.product is not None)
+    often = often and (value.cost > ONCE or value.product is not None)
     return code.real(value) if often else value
 
 
 def _outputs(
-    code: Code, nodes: Sequence[Any], values: dict[fx.Node, Any]
-) -> list[tuple[str, tuple[Size, ...]]]:
-    """The buffers that are outputs, and their shapes: those of the values themselves where nobody else needs them."""
-    found: list[tuple[str, tuple[Size, ...]]] = []
+    code: Code,
+    nodes: Sequence[Any],
+    values: dict[fx.Node, Any],
+    taken: Collection[str] = (),
+    own: bool = True,
+) -> list[Output]:
+    """The buffers that are outputs, and their shapes.
+
+    They are those of the values themselves where that is `own`, no other output and not `taken`.
+    """
+    found: list[Output] = []
     for node in nodes:
         if not isinstance(node, fx.Node) or not isinstance(values[node], Value):
             raise Uncovered("an output that is no tensor")
@@ -164,10 +238,8 @@ def _outputs(
         place = value.place
         assert place is not None
         buffer = code.buffers.get(place.buffer)
-        whole = (
-            buffer is not None and value.flat and place.offset == 0 and buffer.numel == product(value.shape)
-        )
-        if not whole or any(name == place.buffer for name, _ in found):
+        whole = own and buffer is not None and value.flat and buffer.numel == product(value.shape)
+        if not whole or place.buffer in taken or any(name == place.buffer for name, _ in found):
             target = code.new(value.shape, value.dtype)
             code.write(value, target)
             assert target.place is not None
