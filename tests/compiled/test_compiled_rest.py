@@ -46,7 +46,7 @@ def test_more_steps_than_a_chunk_holds(interpreted, monkeypatch):
 
 
 def test_the_limit_of_trials(interpreted):
-    for compile in (False, True):
+    for compile in (False, "loops"):
         options = {"compile": compile, "max_steps": 9, "on_failure": "status", **TOLERANCES}
         sol = torchaca.solve(prey, torch.ones(2, dtype=torch.float64), [0.0, 50.0], **options)
         assert sol.status == "max-steps"
@@ -54,7 +54,7 @@ def test_the_limit_of_trials(interpreted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [True, "steps"])
+@pytest.mark.parametrize("mode", ["loops", "steps"])
 def test_compiled(mode):
     y0 = torch.ones(2, dtype=torch.float64)
     eager, compiled = both(prey, y0, [0.0, 20.0], how=mode, method="bosh3", **TOLERANCES)

@@ -47,11 +47,17 @@ class Pace(ctypes.Structure):
     ]
 
 
+class Rest(ctypes.Structure):
+    """What bounds steps whose error says nothing."""
+
+    _fields_ = _fields(room__steepness__part__floor__away__theta__small__least=REAL, direction=PLACE)
+
+
 class Solve(ctypes.Structure):
     """One problem."""
 
     _fields_ = [
-        *_fields(method__tolerance__pace__value__pull=PLACE, n__n_ts__n_stops__n_jumps__dense=WHOLE),
+        *_fields(method__tolerance__pace__rest__value__pull=PLACE, n__n_ts__n_stops__n_jumps__dense=WHOLE),
         *_fields(sign=REAL, ts__stops__jumps__exact__ys__work=PLACE),
     ]
 
@@ -81,7 +87,7 @@ class Back(ctypes.Structure):
     ]
 
 
-LAYOUT = (Graph, Method, Tolerance, Pace, Solve, State, Chunk, Back)
+LAYOUT = (Graph, Method, Tolerance, Pace, Rest, Solve, State, Chunk, Back)
 """In the order of `layout` in driver/types.c."""
 
 

@@ -26,7 +26,7 @@ from . import records
 from .driver import loops_for
 from .programs import Called
 from .records import Status
-from .tables import Route, pace_of, table_of, tolerance_of
+from .tables import Route, pace_of, rest_of, table_of, tolerance_of
 
 SLICE = 0.05  # s between two looks at Ctrl-C
 FIRST_CHUNK, CHUNK = 2**19, 2**21  # bytes of the steps in a chunk
@@ -104,20 +104,22 @@ class Forward:
         method: Any = p.method
         table, self.route, n = table_of(method), Route.of(p), y.numel()
         route = self.route
-        work = y.new_empty(((len(method.nodes) + 3) * n,))
+        work = y.new_empty(((len(method.nodes) + 4) * n,))
         assert p.f0 is not None
         work[:n] = p.f0.reshape(-1)
-        tolerance = pace = None
+        tolerance = pace = rest = None
         if self.control is not None:
             tolerance, pace = tolerance_of(self.control, y), pace_of(p, self.control)
+            rest = rest_of(p, self.control)
         solve = records.Solve(
             *(table.address, tolerance and tolerance.address, pace and records.address(pace)),
+            rest and rest.address,
             *(records.address(self.called.graph), None),
             *(n, len(p.ts), route.n_stops, route.n_jumps, int(p.dense), p.ts.sign),
             *map(records.address, (route.ts, route.stops, route.jumps, route.exact)),
             *(self.ys.data_ptr(), work.data_ptr()),
         )
-        return solve, (work, tolerance, pace)
+        return solve, (work, tolerance, pace, rest)
 
     def _state(self) -> records.State:
         """Where a forward pass starts."""

@@ -117,7 +117,14 @@ class Sweep:
         method: Any = p.method
         table, n, rows = table_of(method), y.numel(), len(method.nodes)
         solve = records.Solve(
-            *(table.address, None, None, value and records.address(value.graph), records.address(pull.graph)),
+            *(
+                table.address,
+                None,
+                None,
+                None,
+                value and records.address(value.graph),
+                records.address(pull.graph),
+            ),
             *(n, len(p.ts), route.n_stops, route.n_jumps, int(p.dense), p.ts.sign),
             *map(records.address, (route.ts, route.stops, route.jumps, route.exact)),
             *(ys.data_ptr(), None),

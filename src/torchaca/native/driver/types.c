@@ -45,19 +45,29 @@ typedef struct {
     i64 max_trials, most_rejections, at_least_dt_min;
 } Pace;
 
+/* What bounds steps whose error says nothing; see torchaca.loops.rest. `room` is the largest such ratio, `direction`
+   one in which df/dy is large, `steepness` how large; a look is `part` of the state's size and the tolerance's `floor`
+   away, and `away` at least. A step is at most min(small steepness^(-1 / order), theta) / steepness long, but at `least`
+   so. */
+typedef struct {
+    double room, steepness, part, floor, away, theta, small, least;
+    T *direction;
+} Rest;
+
 /* One problem. `exact` says of each output time that it is the end of a step, where its value is. Steps end at the
    `stops`; f jumps at the `jumps`. `dense`: the basis of each step is kept. */
 typedef struct {
     const Method *method;
     const Tolerance *tolerance;
     const Pace *pace;
+    Rest *rest; /* or null */
     Graph *value, *pull;
     i64 n, n_ts, n_stops, n_jumps, dense;
     double sign;
     const double *ts, *stops, *jumps;
     const int8_t *exact;
     T *ys;   /* (n_ts, n): the outputs, or their cotangents */
-    T *work; /* forward: all + 3 states */
+    T *work; /* forward: all + 4 states */
 } Problem;
 
 /* Where a forward pass is. `known`: the first state in `work` is f(t, y). `slow` steps in a row were short. */
@@ -102,7 +112,7 @@ typedef struct {
 
 /* The size of each of these, by which records are checked. */
 API i64 layout(i64 which) {
-    const i64 sizes[] = {sizeof(Graph), sizeof(Method), sizeof(Tolerance), sizeof(Pace),
+    const i64 sizes[] = {sizeof(Graph), sizeof(Method), sizeof(Tolerance), sizeof(Pace), sizeof(Rest),
                          sizeof(Problem), sizeof(State), sizeof(Chunk), sizeof(Back)};
     return sizes[which];
 }
