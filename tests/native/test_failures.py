@@ -58,7 +58,9 @@ def failed(case, mode, **options):
     return sol, grads
 
 
-@pytest.mark.parametrize("gradient", [ACA(checkpoints="all"), "direct"], ids=["all", "direct"])
+@pytest.mark.parametrize(
+    "gradient", [ACA(checkpoints="all"), ACA(checkpoints=3), "direct"], ids=["all", "three", "direct"]
+)
 @pytest.mark.parametrize("case", FAILING)
 def test_a_failure_is_told_of_in_the_same_words(case, gradient):
     (want, grads), (sol, own) = (failed(case, mode, gradient=gradient) for mode in (False, "native"))

@@ -189,9 +189,19 @@ def test_stages_that_do_not_fit_the_budget_are_not_kept(monkeypatch):
     torch.testing.assert_close(own, grads, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kept", [1, 3, 7, "sqrt", "binomial"])
+@pytest.mark.parametrize("times", TIMES)
+def test_states_that_were_not_kept_are_made_again(times, kept, monkeypatch):
+    monkeypatch.setattr(run, "FIRST_CHUNK", 300)
+    monkeypatch.setattr(run, "CHUNK", 300)
+    options = {"method": "bosh3", "rtol": 1e-7, "atol": 1e-7, "gradient": ACA(checkpoints=kept)}
+    assert_same(TIMES[times], **options, jump_ts=[0.6])
+    assert_same(TIMES[times], method="dopri8", n_steps=9, gradient=ACA(checkpoints=kept))
+
+
 def test_stats_say_who_solved_it():
     y0 = torch.ones(2, dtype=DOUBLE)
     assert solve(lambda t, y: -y, y0, [0.0, 1.0]).stats.executor == "eager"
     assert solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True).stats.executor == "native"
     with pytest.raises(ValueError, match="all checkpoints or none"):
-        solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True, dense=True, gradient=ACA(checkpoints=3))
+        solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True, dense=True, gradient=ACA(memory_budget="1MB"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core import Problem, tolerant
+from ..core import Gradient, Problem, tolerant
 from ..gradients import Facts
 from ..torch_internals import transformed
 from .driver import C_TYPES
@@ -21,7 +21,7 @@ def refuse(p: Problem) -> str | None:
     gradient, control, own = p.gradient, p.control, tolerant(p.control)
     ruled = own is not None and own.step_rule is not None
     checks = (
-        (gradient is None or not Facts.of(gradient).replaceable, GRADIENT),
+        (gradient is None or not (Facts.of(gradient).replaceable or few_states(gradient)), GRADIENT),
         (
             not has_table(p.method),
             "{method} is no explicit Runge-Kutta method, which alone have native solves so far",
@@ -46,7 +46,16 @@ def refuse(p: Problem) -> str | None:
     return reason.format(method=p.method.name, device=p.y0.device.type, dtype=p.y0.dtype, control=kind)
 
 
-GRADIENT = "gradient='aca' with checkpoints='auto', 'all' or 'none', and 'direct', have native solves so far"
+GRADIENT = (
+    "gradient='aca' without memory_budget, stagewise and grad_rtol, and 'direct', have native solves so far"
+)
+
+
+def few_states(gradient: Gradient) -> str | int | None:
+    """Which states a gradient keeps, where it keeps some of them, makes the others again, and promises nothing else."""
+    facts, kept = Facts.of(gradient), getattr(gradient, "checkpoints", None)
+    plain = facts.exact and facts.records is False and not (facts.stagewise or facts.wants_graph_size)
+    return kept if plain and not facts.replaceable and getattr(gradient, "grad_rtol", None) is None else None
 
 
 def inside_steps(p: Problem) -> bool:

@@ -15,10 +15,11 @@ from ..compiled.inference import normal, outside_inference
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..gradients import Facts, solve_with
+from ..gradients.checkpoints import States
 from ..gradients.fitting import BUDGET
 from . import records
 from .build import CannotBuild
-from .door import inside_steps, is_timed, refuse
+from .door import few_states, inside_steps, is_timed, refuse
 from .driver import loops_for, started
 from .graphs import Wanted
 from .passes import NativePasses
@@ -80,7 +81,11 @@ class Native:
             if pull is None:
                 with torch.no_grad():
                     return Forward(p, self.called).run()
-            keep = Keep(True, 0 if recorded is False else self._rows(p), math.inf if recorded else BUDGET)
+            few = few_states(p.gradient)
+            store = None if few is None else States(few)
+            keep = Keep(
+                True, 0 if recorded is False else self._rows(p), math.inf if recorded else BUDGET, store
+            )
             forward = Forward(p, self.called, keep)
             codes = self.value, pull
             return solve_with(NativePasses(p, Inputs(args=self.seen.inputs), forward, codes, self.wanted))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from ..field.inputs import Inputs
 from ..gradients import refuse
 from ..gradients.replay import MaybeTensors
 from ..layout import ordered
+from .again import Again
 from .graphs import Wanted
 from .moved import gradients_of_times
 from .programs import Code
@@ -28,7 +29,8 @@ class NativePasses:
         self, problem: Problem, inputs: Inputs, forward: Forward, codes: tuple[Code, Code], wanted: Wanted
     ) -> None:
         self.problem, self.inputs, self.codes, self.wanted = problem, inputs, codes, wanted
-        self.first = forward
+        self.first, self.store = forward, forward.keep.store
+        self.end: Tensor | None = None
         self.chunks: list[Chunk] = []
         self.kept: list[int] = []
         self.times: Sequence[float] = ()
@@ -39,6 +41,9 @@ class NativePasses:
         self.route = forward.route
         del self.first
         self.times = outcome.replayed
+        if self.store is not None:
+            self.end = forward.end if len(self.times) == len(outcome.times) else None
+            return outcome, self.store.tensors(len(self.times) - 1)
         left, kept = len(self.times) - 1, []
         for chunk in forward.chunks:
             chunk.n = min(chunk.n, left)
@@ -54,20 +59,29 @@ class NativePasses:
         self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
     ) -> MaybeTensors:
         """Sweep over the chunks, from the last to the first."""
-        held, own = iter(kept), list[Chunk]()
-        for chunk, n in zip(self.chunks, self.kept, strict=True):
-            own.append(Chunk(chunk.n, chunk.times, next(held), next(held) if n > 1 else None))
         n_control = len(self.problem.control.tensors)
         _, ts, *rest = tensors
-        p = self.problem
-        sweep = Sweep(p, self.times, own, self.wanted)
-        sweep.over(self.route, self.codes, rest[n_control:], cotangents)
+        p, evaluates = self.problem, self.store is not None or min(self.kept, default=2) < 2
+        inputs = rest[n_control:]
+        sweep = Sweep(p, self.times, self.codes, inputs, self.wanted, evaluates=evaluates)
+        sweep.over(self._reversed(kept, sweep), self.route, cotangents)
         moved: MaybeTensors = [None] * (1 + n_control)
         if self.wanted.time:
             moved = gradients_of_times(p, self.times, ts, rest[:n_control], sweep.ends, sweep.moved)
         sums = iter(sweep.sums)
         grads = (next(sums) if want else None for want in self.wanted.inputs)
         return [ordered(sweep.lam, p.y0), *moved, *grads]
+
+    def _reversed(self, kept: Sequence[Tensor], sweep: Sweep) -> Iterator[Chunk]:
+        """The chunks, the last one first."""
+        if self.store is not None:
+            again = Again(self.problem, self.times, self.route, sweep.value)
+            yield from again.steps(self.store.reversed(kept, cast(Any, again)), self.end)
+            return
+        end = len(kept)
+        for chunk, n in zip(reversed(self.chunks), reversed(self.kept), strict=True):
+            own, end = kept[end - n : end], end - n
+            yield Chunk(chunk.n, chunk.times, own[0], own[1] if n > 1 else None)
 
     def twice(
         self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core import Outcome, Problem, tolerant
 from ..errors import SolverError
+from ..gradients.checkpoints import States
 from ..layout import empty_rows, memory_order
 from ..loops.diagnosis import History, chatters, diagnose
 from ..loops.pace import Limits, propose
@@ -35,13 +36,17 @@ FEWEST, MOST = 8, 4096  # steps in one
 
 @dataclass
 class Chunk:
-    """`n` accepted steps: their times `(room + 1,)`, the states between them, and their stages and bases if kept."""
+    """`n` accepted steps: their times `(room + 1,)`, the states between them, and their stages and bases if kept.
+
+    `known`: the state that the last one ended in is there as well.
+    """
 
     n: int
     times: Tensor
     Y: Tensor
     K: Tensor | None = None
     B: Tensor | None = None
+    known: bool = True
 
     def record(self, room: int, kept: bool, rows: int) -> records.Chunk:
         """The chunk for the loops in C."""
@@ -51,11 +56,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Keep:
-    """What is kept of each step: its state, and `rows` of its stages while they take at most a `budget` of bytes."""
+    """What is kept of each step: its state, and `rows` of its stages while they take at most a `budget` of bytes.
+
+    With a `store`, that keeps some of the states.
+    """
 
     states: bool = False
     rows: int = 0
     budget: float = math.inf
+    store: States | None = None
 
 
 @dataclass
@@ -80,7 +89,7 @@ class Forward:
         self.ys = self.y.new_empty((len(p.ts), *self.y.shape))
         self.start = p.ts.at_start()
         self.ys[: self.start] = self.y
-        self.control = tolerant(p.control)
+        self.control, self.end = tolerant(p.control), self.y
         solve, alive = self._solve()
         state = self._state()
         try:
@@ -168,7 +177,7 @@ class Forward:
         keep = self.keep
         bases = len(method.nodes) + 1 if self.problem.dense else 0
         each = max(1, y.nbytes) * (int(keep.states) + keep.rows + bases) + 8
-        room = min(MOST, max(FEWEST, nbytes // each)) & ~1
+        room = min(MOST, max(FEWEST if keep.store is None else 2, nbytes // each)) & ~1
         states = y.new_empty((room + 1 if keep.states else 2, *y.shape))
         states[0] = start
         kept = y.new_empty((room, keep.rows, *y.shape)) if keep.rows else None
@@ -180,9 +189,16 @@ class Forward:
     def _close(self, chunk: Chunk, record: records.Chunk) -> None:
         """Note the steps of a chunk that is done."""
         chunk.n = record.steps
+        first = len(self.times) - 1
         self.times += chunk.times[1 : chunk.n + 1].tolist()
-        if chunk.n:
-            self.chunks.append(chunk)
+        store = self.keep.store
+        if store is None:
+            self.chunks += [chunk] if chunk.n else []
+            return
+        for i in range(chunk.n):
+            if (first + i) % store.shelf.spacing == 0:  # a copy: what the chunk holds is to be forgotten
+                store.shelf.put(first + i, chunk.Y[i].clone())
+        self.end = chunk.Y[chunk.n].clone()
 
     def _note(self, state: records.State) -> None:
         """What the solve has cost so far."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..gradients.drift import CHANGED, UNKNOWN
 from . import records
 from .driver import loops_for
 from .graphs import Wanted
-from .programs import Called, Code
+from .programs import Code
 from .records import Status
 from .run import SLICE, Chunk
 from .tables import Route, table_of
@@ -28,38 +28,50 @@ class Sweep:
 
     Parameters
     ----------
-    p, times, chunks
-        The problem, the boundaries of the steps to go over, and what was kept of them.
+    p, times
+        The problem, and the boundaries of the steps to go over.
+    codes
+        Of f and of its product.
+    inputs
+        The tensors that f reads.
     wanted
         What has a gradient.
+    evaluates : bool
+        Whether there are steps whose stages have to be evaluated again.
     """
 
-    def __init__(self, p: Problem, times: Sequence[float], chunks: Sequence[Chunk], wanted: Wanted) -> None:
-        self.p, self.times, self.chunks, self.wanted = p, times, chunks, wanted
+    def __init__(
+        self,
+        p: Problem,
+        times: Sequence[float],
+        codes: tuple[Code, Code],
+        inputs: Sequence[Tensor],
+        wanted: Wanted,
+        *,
+        evaluates: bool,
+    ) -> None:
+        self.p, self.times, self.wanted = p, times, wanted
         self.lam = torch.zeros_like(p.y0, memory_format=torch.contiguous_format, requires_grad=False)
-        self.sums: list[Tensor] = []
         self.ends, self.moved = (
             torch.zeros(n if wanted.time else 0, dtype=torch.float64, device="cpu")
             for n in (len(times), len(p.ts))
         )
+        given = list(records.dense(inputs))
+        chosen = [x for x, want in zip(given, wanted.inputs, strict=True) if want]
+        self.sums, parts = [torch.zeros_like(x) for x in chosen], [torch.empty_like(x) for x in chosen]
+        t, y, (value, pull) = self.lam.new_empty(()), self.lam, codes
+        lead: list[Tensor | None] = [None, None] if wanted.time else [None]
+        self.lead = len(lead)
+        self.value = value.called_with([t, y, *given], [None]) if evaluates else None
+        self.pull = pull.called_with([t, y, y, *given], [*lead, *parts])
 
-    def over(
-        self,
-        route: Route,
-        codes: tuple[Code, Code],
-        inputs: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None],
-    ) -> None:
-        """Go over the chunks.
+    def over(self, chunks: Iterable[Chunk], route: Route, cotangents: Sequence[Tensor | None]) -> None:
+        """Go over the chunks, the last one first.
 
         Parameters
         ----------
         route
             The problem's.
-        codes
-            Of f and of its product.
-        inputs
-            The tensors that f reads.
         cotangents
             Of the outputs, and of the interpolants if the output is dense.
 
@@ -68,24 +80,21 @@ class Sweep:
         RuntimeError
             If f gives other values than in the forward pass.
         """
-        p, y, chunks = self.p, self.lam, self.chunks
+        p, y = self.p, self.lam
         grad_ys, *bases = cotangents
         ys = y.new_zeros((1, *y.shape)) if grad_ys is None else grad_ys.contiguous()
-        done, bases = (
-            0 if grad_ys is None else len(grad_ys),
-            [g if g is None else g.contiguous() for g in bases],
-        )
-        value, pull = self._called(codes, inputs)
-        solve, back, alive = self._records(route, value, pull, ys)
+        done = 0 if grad_ys is None else len(grad_ys)
+        bases = [None if g is None else g.contiguous() for g in bases]
+        solve, back, alive = self._records(route, ys)
         back.outputs, back.first = done, p.ts.at_start()
         sweep, earlier = loops_for(y.dtype).function("sweep"), len(self.times) - 1
         places = [records.address(x) for x in (solve, back)]
-        for k in range(len(chunks) - 1, -1, -1):
-            chunk = chunks[k]
+        for chunk in chunks:
             earlier -= chunk.n
             own = records.places(bases[earlier : earlier + chunk.n])
             back.step, back.earlier = chunk.n, earlier
-            back.before = float(chunks[k - 1].times[chunks[k - 1].n - 1]) if k else math.nan
+            back.allowed = records.epsilon(y.dtype) if chunk.known else math.inf
+            back.before = self.times[earlier - 1] if earlier else math.nan
             back.bases = records.address(own) if bases else None
             back.ends = self.ends[earlier:].data_ptr() if self.wanted.time else None
             record = chunk.record(chunk.n, kept=True, rows=0 if chunk.K is None else chunk.K.shape[1])
@@ -97,23 +106,9 @@ class Sweep:
         self.lam += ys[: min(back.first, done)].sum(0)
         alive.clear()
 
-    def _called(self, codes: tuple[Code, Code], inputs: Sequence[Tensor]) -> tuple[Called | None, Called]:
-        """The codes with their inputs; that of f is not called where all stages are kept."""
-        value, pull = codes
-        given = list(records.dense(inputs))
-        chosen = [x for x, want in zip(given, self.wanted.inputs, strict=True) if want]
-        self.sums, parts = [torch.zeros_like(x) for x in chosen], [torch.empty_like(x) for x in chosen]
-        t, y = self.lam.new_empty(()), self.lam
-        self.lead: list[Tensor | None] = [None, None] if self.wanted.time else [None]
-        evaluates = any(chunk.K is None for chunk in self.chunks)
-        first = value.called_with([t, y, *given], [None]) if evaluates else None
-        return first, pull.called_with([t, y, y, *given], [*self.lead, *parts])
-
-    def _records(
-        self, route: Route, value: Called | None, pull: Called, ys: Tensor
-    ) -> tuple[records.Solve, records.Back, list[Any]]:
+    def _records(self, route: Route, ys: Tensor) -> tuple[records.Solve, records.Back, list[Any]]:
         """The problem, and where the backward pass is, as the loops in C see them; and what has to live as long."""
-        p, y, timed = self.p, self.lam, self.wanted.time
+        p, y, timed, value = self.p, self.lam, self.wanted.time, self.value
         method: Any = p.method
         table, n, rows = table_of(method), y.numel(), len(method.nodes)
         solve = records.Solve(
@@ -123,7 +118,7 @@ class Sweep:
                 None,
                 None,
                 value and records.address(value.graph),
-                records.address(pull.graph),
+                records.address(self.pull.graph),
             ),
             *(n, len(p.ts), route.n_stops, route.n_jumps, int(p.dense), p.ts.sign),
             *map(records.address, (route.ts, route.stops, route.jumps, route.exact)),
@@ -132,8 +127,7 @@ class Sweep:
         f1, work = y.new_empty(n), y.new_empty((3 * rows + 2) * n)
         counts = (records.WHOLE * max(1, len(self.sums)))(*[x.numel() for x in self.sums])
         sums, back = records.places(self.sums), records.Back()
-        back.totals, back.lead, back.timed = len(self.sums), len(self.lead), int(timed)
-        back.allowed = records.epsilon(y.dtype)
+        back.totals, back.lead, back.timed = len(self.sums), self.lead, int(timed)
         back.lam, back.f1, back.work = y.data_ptr(), f1.data_ptr(), work.data_ptr()
         back.sums, back.counts = records.address(sums), records.address(counts)
         back.moved = self.moved.data_ptr() if timed else None
