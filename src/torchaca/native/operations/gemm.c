@@ -1,3 +1,35 @@
+/* For few columns: a row of the result at a time, in registers. */
+INLINE void narrow(const i64 n, i64 m, i64 k, const T *a, i64 ai, i64 ap, const T *b, i64 bp, i64 bj, T *c, i64 ldc) {
+    for (i64 i = 0; i < m; i++) {
+        T s[4] = {0, 0, 0, 0};
+        for (i64 p = 0; p < k; p++)
+            for (i64 j = 0; j < n; j++) s[j] += a[i * ai + p * ap] * b[p * bp + j * bj];
+        for (i64 j = 0; j < n; j++) c[i * ldc + j] = s[j];
+    }
+}
+/* For columns of b that lie one after the other: an inner product at a time. */
+INLINE void inner(i64 m, i64 n, i64 k, const T *a, i64 ai, i64 ap, const T *b, i64 ldb, T *c, i64 ldc) {
+    for (i64 i = 0; i < m; i++) {
+        for (i64 j = 0; j < n; j++) {
+            T s = 0;
+            #pragma omp simd reduction(+ : s)
+            for (i64 p = 0; p < k; p++) s += a[i * ai + p * ap] * b[p + j * ldb];
+            c[i * ldc + j] = s;
+        }
+    }
+}
+/* For rows of b: sums of them. */
+INLINE void outer(i64 m, i64 n, i64 k, const T *a, i64 ai, i64 ap, const T *b, i64 bp, i64 bj, T *c, i64 ldc) {
+    for (i64 i = 0; i < m; i++) {
+        T *const row = c + i * ldc;
+        for (i64 j = 0; j < n; j++) row[j] = 0;
+        for (i64 p = 0; p < k; p++) {
+            const T x = a[i * ai + p * ap];
+            #pragma omp simd
+            for (i64 j = 0; j < n; j++) row[j] += x * b[p * bp + j * bj];
+        }
+    }
+}
 /* Row-major c[m, n] = a[m, k] b[k, n]; a is stored as its transpose if ta, b if tb. */
 #ifndef __CUDACC__
 static void (*gemm_)(const char *, const char *, const int *, const int *, const int *, const T *, const T *, const int *,
@@ -16,27 +48,11 @@ NOINLINE void gemm(int ta, int tb, i64 m, i64 n, i64 k, const T *a, i64 lda, con
         return;
     }
 #endif
-    const i64 ai = ta ? 1 : lda, ap = ta ? lda : 1;
-    for (i64 i = 0; i < m; i++) {
-        T *const row = c + i * ldc;
-        if (tb) {
-            for (i64 j = 0; j < n; j++) {
-                T s = 0;
-                if (ta) {
-                    for (i64 p = 0; p < k; p++) s += a[i + p * lda] * b[p + j * ldb];
-                } else {
-                    #pragma omp simd reduction(+ : s)
-                    for (i64 p = 0; p < k; p++) s += a[i * lda + p] * b[p + j * ldb];
-                }
-                row[j] = s;
-            }
-        } else {
-            for (i64 j = 0; j < n; j++) row[j] = 0;
-            for (i64 p = 0; p < k; p++) {
-                const T x = a[i * ai + p * ap];
-                #pragma omp simd
-                for (i64 j = 0; j < n; j++) row[j] += x * b[p * ldb + j];
-            }
-        }
-    }
+    const i64 ai = ta ? 1 : lda, ap = ta ? lda : 1, bp = tb ? 1 : ldb, bj = tb ? ldb : 1;
+    if (n == 1) narrow(1, m, k, a, ai, ap, b, bp, bj, c, ldc);
+    else if (n == 2) narrow(2, m, k, a, ai, ap, b, bp, bj, c, ldc);
+    else if (n == 3) narrow(3, m, k, a, ai, ap, b, bp, bj, c, ldc);
+    else if (n == 4) narrow(4, m, k, a, ai, ap, b, bp, bj, c, ldc);
+    else if (tb && k >= 8) inner(m, n, k, a, ai, ap, b, ldb, c, ldc);
+    else outer(m, n, k, a, ai, ap, b, bp, bj, c, ldc);
 }

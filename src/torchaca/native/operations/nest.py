@@ -5,9 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 LIMIT = 300
 """Locals of one nest; more are spread over several."""
+
+
+UNROLLED = 64
+"""Turns, of a loop and those inside of it, up to which the compiler may write all of them out."""
+
+SHORT = 8
+"""Turns of a loop that is not worth vectors."""
 
 
 class Conflict(Exception):
@@ -177,14 +185,16 @@ class Nest:
         body = self._level(d + 1)
         if n == "1":
             return ["{", f"    const i64 i{d} = 0; (void)i{d};", *_indented(body), "}"]
-        simd = (
-            [self._pragma()]
-            if not self.ordered and d == len(self.extents) - 1 and not (n.isdigit() and int(n) <= 8)
-            else []
-        )
-        return [*simd, f"for (i64 i{d} = 0; i{d} < {n}; i{d}++) {{", *_indented(body), "}"]
+        return [self._pragma(d), f"for (i64 i{d} = 0; i{d} < {n}; i{d}++) {{", *_indented(body), "}"]
 
-    def _pragma(self) -> str:
+    def _pragma(self, d: int) -> str:
+        """What the compiler is told of a loop: to vectorise an inner one; not to unroll others, which takes time."""
+        inner = d == len(self.extents) - 1
+        sizes = [int(n) if n.isdigit() else UNROLLED + 1 for n in self.extents[d:]]
+        if not inner:
+            return "#pragma GCC unroll 1" if prod(sizes) > UNROLLED else ""
+        if self.ordered or sizes[0] <= SHORT:
+            return ""
         if not self.sums or self.kept == len(self.extents):
             return "#pragma omp simd"
         if all(x.combine == "{s} + {v}" for x in self.sums):
