@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .code import Buffer, Code
-from .function import Argument, Function
+from .function import Argument, CFunction
 from .sizes import Size, in_sizes
 
 STACK = 64
@@ -76,7 +76,7 @@ class Part:
 
 def assembled(
     code: Code, arguments: Sequence[Argument], heads: Sequence[str], parts: Sequence[Part]
-) -> list[Function]:
+) -> list[CFunction]:
     """The C functions that run the statements, those of a second from `code.barrier` on, and leave the outputs."""
     needed = {buffer for part in parts for buffer, _ in part.outputs}
     for statement in reversed(code.statements):
@@ -103,7 +103,7 @@ def assembled(
         shapes = tuple(tuple(in_sizes(code.c(n)) for n in shape) for _, shape in part.outputs)
         text = _function(part.name, [*lines, *body])
         taken, libraries = tuple(code.symbols.taken), frozenset(code.libraries)
-        functions.append(Function(text, tuple(arguments), shapes, taken, in_sizes(total), libraries))
+        functions.append(CFunction(text, tuple(arguments), shapes, taken, in_sizes(total), libraries))
     return functions
 
 

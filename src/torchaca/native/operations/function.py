@@ -41,7 +41,7 @@ class Symbol:
 
 
 @dataclass(frozen=True)
-class Function:
+class CFunction:
     """A graph as a C function.
 
     It is `INTERNAL void NAME(const void *const *in, void *const *out, const i64 *sizes, const double *numbers,

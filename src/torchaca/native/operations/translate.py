@@ -13,7 +13,7 @@ from . import composed, indexing, joining, made, parts, pointwise, products, red
 from .assembly import Output, Part, assembled
 from .code import Code
 from .decompose import decomposed, rules
-from .function import Argument, Function, Uncovered
+from .function import Argument, CFunction, Uncovered
 from .hints import why_not
 from .sizes import Symbols, product, size_of
 from .table import Call, Operation, by_target
@@ -50,7 +50,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return rules(COVERED, COMPOSED)
 
 
-def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> Function:
+def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> CFunction:
     """Translate a graph into a C function.
 
     Parameters
@@ -76,7 +76,7 @@ def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> Fu
 
 def translate_pair(
     graph_module: fx.GraphModule, names: tuple[str, str], dtype: torch.dtype, cotangent: int, first: int = 1
-) -> tuple[Function, Function]:
+) -> tuple[CFunction, CFunction]:
     """Translate a graph into two C functions: what does not depend on one of its inputs, and then the rest.
 
     The second continues in the workspace that the first has left, so that a vector-Jacobian product computes nothing
