@@ -26,6 +26,8 @@ class Contestant:
 
     def takes(self, w: Workload) -> bool:
         """Whether the row belongs into this workload's table."""
+        if self.variant.get("by_hand"):
+            return w.field == "gravity"
         return w.per_sample or not self.variant.get("lanes")
 
 
@@ -33,12 +35,16 @@ KEPT = 'torchaca, ACA(checkpoints="none")'
 LANES = "torchaca, vmap"
 COMPILED, COMPILED_KEPT = "torchaca, compile=True", 'torchaca, compile=True, ACA(checkpoints="none")'
 
+BY_HAND = "C by hand"
+
 CONTESTANTS = (
+    Contestant(BY_HAND, "torchaca", {"by_hand": True}),
     Contestant("torchaca", "torchaca", {"gradient": "aca"}),
     Contestant(KEPT, "torchaca", {"gradient": "none"}),
     Contestant("torchaca, adjoint", "torchaca", {"gradient": "adjoint"}, CONTINUOUS),
     Contestant(LANES, "torchaca", {"gradient": "aca", "lanes": True}),
     Contestant('torchaca, compile="steps"', "torchaca", {"gradient": "aca", "compile": "steps"}),
+    Contestant('torchaca, compile="loops"', "torchaca", {"gradient": "aca", "compile": "loops"}),
     Contestant(COMPILED, "torchaca", {"gradient": "aca", "compile": True}),
     Contestant(COMPILED_KEPT, "torchaca", {"gradient": "none", "compile": True}),
     Contestant("torchdiffeq odeint", "torchdiffeq"),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import torchaca as aca
 
+from .by_hand import ByHand
 from .fields_torch import oscillator
 from .protocol import Run
 from .torch_run import TorchRun, prepared
@@ -28,7 +29,9 @@ def versions() -> dict[str, str]:
 
 
 def build(w: Workload, variant: dict[str, Any], device: str) -> Run:
-    """`variant`: `gradient`, `compile`, and `lanes` for the steps of each sample by `torch.func.vmap`."""
+    """`variant`: `gradient`, `compile`, and `lanes` for the steps of each sample by `torch.func.vmap`; or `by_hand`."""
+    if variant.get("by_hand"):
+        return ByHand(w)
     field, _ = prepared(w, device)
     options = {
         "method": w.method,
