@@ -185,3 +185,42 @@ def test_f_that_differentiates_inside():
         with torch.no_grad():
             ys = [solve(f, START, [0.0, 1.0], compile=mode).ys for mode in ("native", False)]
         torch.testing.assert_close(*ys, rtol=1e-12, atol=1e-12)
+
+
+class Tagged(torch.Tensor):
+    """A subclass, which may hold its numbers anywhere."""
+
+
+STRANGE = {
+    "sparse": lambda w: w.to_sparse(),
+    "a subclass": lambda w: w.as_subclass(Tagged),
+    "complex": lambda w: torch.complex(w, w),
+    "negative view": lambda w: torch.complex(w, -w).conj().imag,
+    "expanded": lambda w: w[0].expand(2, 2),
+    "empty beside it": lambda w: torch.cat([w, w.new_empty(0, 2)]),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_strange_weights_are_right_or_left_to_others(kind):
+    weight = STRANGE[kind](torch.tensor([[0.3, -0.2], [0.1, 0.7]], dtype=DOUBLE))
+
+    def f(t, y):
+        return -(weight @ y.T.to(weight.dtype)).T.real.to(y.dtype)
+
+    found = []
+    for mode in ("native", False):
+        y = START.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ys = solve(f, y, [0.0, 0.5, 1.0], compile=mode).ys
+        found.append((ys, *torch.autograd.grad(ys.sum(), y)))
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:compile=")
+@pytest.mark.parametrize("mode", [False, "native"])
+def test_weights_on_meta_are_an_error_as_everywhere(mode):
+    net = nn.Linear(2, 2, device="meta", dtype=DOUBLE)
+    with pytest.raises((RuntimeError, ValueError, NotImplementedError), match="meta"):
+        solve(lambda t, y: net(y), START, [0.0, 1.0], compile=mode)

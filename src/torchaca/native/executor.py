@@ -57,6 +57,10 @@ class Native:
         timed, wanted = is_timed(p), [differentiate and x.requires_grad for x in seen.inputs]
         self.wanted = Wanted(differentiate and timed, tuple(wanted))
         self.keep = any(wanted) or self.wanted.time or (differentiate and p.y0.requires_grad)
+        if any(map(is_elsewhere, seen.inputs)):
+            raise CannotCompile(
+                "f reads a tensor that is not plain memory of this machine (sparse, on a device?)"
+            )
         given = (time, p.y0, *map(normal, seen.inputs))
         t, y, *inputs = records.dense(given)
         programs = Programs.of(seen.field)
@@ -95,3 +99,9 @@ class Native:
         """How many stages there are to keep of each step, so that f is not evaluated again."""
         method: Any = p.method
         return len(method.nodes) if inside_steps(p) else method.stages - method.fsal
+
+
+def is_elsewhere(x: Tensor) -> bool:
+    """Whether the numbers of a tensor are not where its pointer says."""
+    plain = type(x) in (Tensor, torch.nn.Parameter)
+    return not plain or x.layout != torch.strided or x.device.type != "cpu" or x.is_neg() or x.is_conj()
