@@ -205,3 +205,18 @@ def test_stats_say_who_solved_it():
     assert solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True).stats.executor == "native"
     with pytest.raises(ValueError, match="all checkpoints or none"):
         solve(lambda t, y: -y, y0, [0.0, 1.0], compile=True, dense=True, gradient=ACA(memory_budget="1MB"))
+
+
+@pytest.mark.parametrize("kept", ["all", "none", 2])
+def test_backward_passes_may_be_repeated_and_others_are_refused(kept):
+    y0 = torch.ones(3, 2, dtype=DOUBLE, requires_grad=True)
+    ys = solve(F[DOUBLE], y0, [0.0, 0.3, 1.0], compile="native", gradient=ACA(checkpoints=kept)).ys
+    first, second = (torch.autograd.grad(ys.sum(), y0, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    with pytest.raises(NotImplementedError, match="several cotangents at once"):
+        torch.autograd.grad(
+            ys, y0, torch.ones(4, *ys.shape, dtype=DOUBLE), is_grads_batched=True, retain_graph=True
+        )
+    (grad,) = torch.autograd.grad(ys.sum(), y0, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives of a native solve"):
+        grad.sum().backward()

@@ -12,6 +12,7 @@ from ..field.inputs import Inputs
 from ..gradients import refuse
 from ..gradients.replay import MaybeTensors
 from ..layout import ordered
+from ..torch_internals import is_legacy_batchedtensor
 from .again import Again
 from .graphs import Wanted
 from .moved import gradients_of_times
@@ -20,6 +21,10 @@ from .run import Chunk, Forward
 from .sweep import Sweep
 
 SECOND = "second derivatives of a native solve are not available: use compile=False"
+SEVERAL = (
+    "several cotangents at once (is_grads_batched=True, vectorize=True) do not go back through a native solve: give one "
+    "after the other, or use compile=False"
+)
 
 
 class NativePasses:
@@ -59,6 +64,8 @@ class NativePasses:
         self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
     ) -> MaybeTensors:
         """Sweep over the chunks, from the last to the first."""
+        if any(g is not None and is_legacy_batchedtensor(g) for g in cotangents):
+            raise NotImplementedError(SEVERAL)
         n_control = len(self.problem.control.tensors)
         _, ts, *rest = tensors
         p, evaluates = self.problem, self.store is not None or min(self.kept, default=2) < 2
