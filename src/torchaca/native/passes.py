@@ -22,8 +22,8 @@ from .sweep import Sweep
 
 SECOND = "second derivatives of a native solve are not available: use compile=False"
 SEVERAL = (
-    "several cotangents at once (is_grads_batched=True, vectorize=True) do not go back through a native solve: give one "
-    "after the other, or use compile=False"
+    "several cotangents at once (is_grads_batched=True, vectorize=True) do not go back through a native solve: give "
+    "one after the other, or use compile=False"
 )
 
 
