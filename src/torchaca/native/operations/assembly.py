@@ -54,16 +54,17 @@ class Layout:
         slot.free_from = last
         self.at[name] = free[0]
 
-    def offsets(self) -> list[str]:
-        """Where each slot starts; and, last, the size of all."""
-        result, total, known = [], [], 0
-        for slot in self.slots:
-            result.append(" + ".join([str(known), *total]))
-            if slot.known is not None:
-                known += slot.known
-            else:
-                total.append(slot.size)
-        return [*result, " + ".join([str(known), *total])]
+    def lines(self) -> list[str]:
+        """Names in C for where each slot starts."""
+        sizes = ["0", *(slot.size for slot in self.slots)]
+        last = ["(char *)workspace", *(f"w{i}" for i in range(len(self.slots)))]
+        starts = zip(last, sizes, range(len(self.slots)), strict=False)
+        return [f"char *const w{i} = {before} + {size}; (void)w{i};" for before, size, i in starts]
+
+    def total(self) -> str:
+        """The bytes of all slots, in C."""
+        known = sum(slot.known for slot in self.slots if slot.known is not None)
+        return " + ".join([str(known), *(slot.size for slot in self.slots if slot.known is None)])
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,24 @@ def assembled(
     pieces = [[x for x in piece if x.text()] for piece in pieces]
     out = {buffer for part in parts for buffer, _ in part.outputs}
     layout, small = _laid_out(code, pieces, out)
-    *starts, total = layout.offsets()
     functions = []
     for part, piece in zip(parts, pieces, strict=True):
         used = set().union(*(x.buffers() for x in piece)) & code.buffers.keys()
-        lines = [*heads]
+        lines = [*heads, *layout.lines()]
         for i, (buffer, _) in enumerate(part.outputs):
             lines.append(_pointer(code, buffer, f"out[{i}]"))
         for x in sorted(used - out):
             if x in small:
                 lines.append(f"{code.ctype(code.buffers[x].dtype)} {x}[{max(code.buffers[x].numel, 1)}];")
             else:
-                lines.append(_pointer(code, x, f"((char *)workspace + {starts[layout.at[x]]})"))
+                lines.append(_pointer(code, x, f"w{layout.at[x]}"))
         body = [line for x in piece for line in x.text()]
         shapes = tuple(tuple(in_sizes(code.c(n)) for n in shape) for _, shape in part.outputs)
         text = _function(part.name, [*lines, *body])
         taken, libraries = tuple(code.symbols.taken), frozenset(code.libraries)
-        functions.append(CFunction(text, tuple(arguments), shapes, taken, in_sizes(total), libraries))
+        functions.append(
+            CFunction(text, tuple(arguments), shapes, taken, in_sizes(layout.total()), libraries)
+        )
     return functions
 
 

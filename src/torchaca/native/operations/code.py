@@ -43,6 +43,7 @@ class Code:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)  # the last statement that writes to a buffer
     libraries: set[str] = field(default_factory=set)
+    doing: str = ""  # the operation that is written
     barrier: int = 0  # statements before this one are those of another function
     laid: dict[Value, Value] = field(default_factory=dict)  # what `real` has made
 
@@ -224,6 +225,7 @@ class Code:
 
     def append(self, statement: Nest | Raw, buffer: str) -> None:
         """Add a statement that writes to a buffer, after all others."""
+        statement.notes.append(self.doing)
         self.statements.append(statement)
         self.filled[buffer] = len(self.statements) - 1
 
@@ -249,6 +251,7 @@ class Code:
                 except Conflict:
                     there.back(mark)
                     continue
+                there.notes.append(self.doing)
                 self.filled[buffer] = max(self.filled[buffer], i)
                 return
         fill(nest)

@@ -71,7 +71,7 @@ class Nest:
     sums: list[Sum] = field(default_factory=list)
     stored: dict[str, dict[str, str]] = field(default_factory=dict)
     reads: set[str] = field(default_factory=set)
-    calls: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lines = [[] for _ in range(len(self.extents) + 1)]
@@ -166,7 +166,7 @@ class Nest:
         """The nest in C."""
         if not self.stores and not self.sums:
             return []
-        return ["{", *_indented(self._level(0)), "}"]
+        return [*noted(self.notes), "{", *_indented(self._level(0)), "}"]
 
     def _level(self, d: int) -> list[str]:
         inner = self._loop(d) if d < len(self.extents) else []
@@ -211,6 +211,11 @@ def _indented(lines: list[str]) -> list[str]:
     return [line if line.startswith("#") else f"    {line}" for line in lines if line]
 
 
+def noted(notes: Sequence[str]) -> list[str]:
+    """A comment: which operations of the table something was written for."""
+    return [f"/* {', '.join(dict.fromkeys(notes))} */"] if notes else []
+
+
 @dataclass
 class Raw:
     """Lines of C that are no nest."""
@@ -218,6 +223,7 @@ class Raw:
     lines: list[str]
     reads: set[str]
     written: set[str]
+    notes: list[str] = field(default_factory=list)
     key: None = None
 
     def writes(self) -> set[str]:
@@ -233,4 +239,4 @@ class Raw:
 
     def text(self) -> list[str]:
         """The lines."""
-        return self.lines
+        return [*noted(self.notes), *self.lines] if self.lines else []

@@ -205,6 +205,7 @@ def _value(code: Code, node: fx.Node, values: dict[fx.Node, Any], late: Collecti
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda x: values[x])
     kwargs = {key: x for key, x in kwargs.items() if key not in NO_EFFECT}
     takes = tuple(x.meta["val"] for x in node.all_input_nodes if isinstance(x.meta.get("val"), torch.Tensor))
+    code.doing = row.name
     try:
         result = row.write(Call(code, *made[0], results=made, inputs=takes), *args, **kwargs)
     except (TypeError, KeyError, IndexError) as error:  # arguments that no row knows
@@ -231,6 +232,7 @@ def _outputs(
     They are those of the values themselves where that is `own`, no other output and not `taken`.
     """
     found: list[Output] = []
+    code.doing = "output"
     for node in nodes:
         if not isinstance(node, fx.Node) or not isinstance(values[node], Value):
             raise Uncovered("an output that is no tensor")
