@@ -1,6 +1,7 @@
 """What a graph becomes: outputs, memory, reasons, and C that runs where nothing of PyTorch's library is found."""
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -278,3 +279,24 @@ def test_text_is_plain_c():
     assert not re.search(r"\b(malloc|free|printf|auto|template|class)\b", text)
     built(text)
     subprocess.run(["cc", "-xc", "-std=c11", "-fsyntax-only", "-"], input=text, text=True, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs CUDA's compiler; no card")
+@both
+def test_text_compiles_for_cuda(dtype, tmp_path):
+    """The same text, as functions of a device: one thread computes all. It is not run."""
+    chosen = [BY_NAME[name] for name in ("three-bodies", "gru", "attention", "controlled", "energy-model")]
+    made = []
+    for i, case in enumerate(chosen):
+        joint, given = joint_and_inputs(case, N, dtype)
+        made.append(translate(captured(joint, given), f"f{i}", dtype))
+    libraries = frozenset().union(*(x.libraries for x in made))
+    takes = "const void *const *in, void *const *out, const i64 *sizes, const double *numbers, T *space"
+    calls = "".join(f"f{i}(in, out, sizes, numbers, space);" for i in range(len(made)))
+    text = prelude(dtype, libraries) + "".join(x.text for x in made)
+    path = tmp_path / "graphs.cu"
+    path.write_text(f'{text}extern "C" __global__ void all({takes}) {{ {calls} }}\n')
+    command = ["nvcc", "-arch=sm_80", "-c", "-o", str(tmp_path / "graphs.o"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
