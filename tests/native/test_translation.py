@@ -185,6 +185,12 @@ def test_what_is_not_covered_is_said(f, said):
         translate(captured(f, [torch.randn(N, 4, dtype=D)], symbolic=False), "f", D)
 
 
+def test_all_that_is_not_covered_is_said():
+    graph = captured(lambda x: x.sort(1)[0] + x.lgamma(), [torch.randn(N, 4, dtype=D)], symbolic=False)
+    with pytest.raises(Uncovered, match=r"sort.*; lgamma"):
+        translate(graph, "f", D)
+
+
 @both
 def test_states_of_other_dtypes_are_refused(dtype):
     prelude(dtype, [])

@@ -26,7 +26,7 @@ def rules(covered: frozenset[Any], composed: tuple[Any, ...]) -> dict[Any, Calla
 
 def decomposed(graph: fx.GraphModule, covered: Collection[Any], table: Mapping[Any, Any]) -> fx.GraphModule:
     """The graph without operations that are not covered, as far as PyTorch knows how to write them by others."""
-    targets = {node.target for node in graph.graph.nodes if node.op == "call_function" and _is_tensor(node)}
+    targets = {node.target for node in graph.graph.nodes if node.op == "call_function" and is_tensor(node)}
     if all(target in covered or target is operator.getitem for target in targets):
         return graph
     holders = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
@@ -44,6 +44,7 @@ def changes(target: Any) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
-def _is_tensor(node: fx.Node) -> bool:
+def is_tensor(node: fx.Node) -> bool:
+    """Whether a node gives a tensor, or several."""
     val = node.meta.get("val")
     return isinstance(val, torch.Tensor | list | tuple)

@@ -12,7 +12,7 @@ from torch import fx
 from . import composed, indexing, joining, made, parts, pointwise, products, reductions, shapes
 from .assembly import Output, Part, assembled
 from .code import Code
-from .decompose import decomposed, rules
+from .decompose import decomposed, is_tensor, rules
 from .function import Argument, CFunction, Uncovered
 from .hints import why_not
 from .sizes import Symbols, product, size_of
@@ -129,7 +129,13 @@ def translate_pair(
 def _begun(
     nodes: Sequence[fx.Node], dtype: torch.dtype
 ) -> tuple[Code, dict[fx.Node, Any], list[Argument], list[str]]:
-    """The code of a graph with its inputs."""
+    """The code of a graph with its inputs, if all of its operations have rows."""
+    targets = dict.fromkeys(node.target for node in nodes if node.op == "call_function" and is_tensor(node))
+    missing = [
+        why_not(target) for target in targets if target not in COVERED and target is not operator.getitem
+    ]
+    if missing:
+        raise Uncovered("; ".join(missing))
     holders = [node for node in nodes if node.op == "placeholder"]
     code = Code(dtype, Symbols.of([node.meta.get("val") for node in holders]))
     values: dict[fx.Node, Any] = {}
@@ -193,7 +199,7 @@ def _value(code: Code, node: fx.Node, values: dict[fx.Node, Any], late: Collecti
     if node.target is operator.getitem:
         return values[node.all_input_nodes[0]][node.args[1]]
     row = ROWS.get(node.target)
-    if row is None or row.write is None:
+    if row is None or row.write is None:  # what gives neither tensors nor sizes
         raise Uncovered(why_not(node.target))
     results = val if isinstance(val, list | tuple) else [val]
     made = tuple(
