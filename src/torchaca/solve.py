@@ -212,6 +212,8 @@ def run(
             p.stats.__init__()
             p.log.rests.__init__()
             passed[name] = str(reason)
+            if reason.final:
+                takers.clear()
     else:
         warn(f"compile={asked.compile!r}: {[*passed.values()][-1]}; this solve runs in the eager loop")
         name, executor = EAGER, Eager()

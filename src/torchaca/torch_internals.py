@@ -237,6 +237,11 @@ def is_verdict_of_dynamo(error: BaseException) -> bool:
     return isinstance(error, exc.Unsupported | exc.InternalTorchDynamoError)
 
 
+def is_limit_of_graphs(error: BaseException) -> bool:
+    """Whether Dynamo says with this error that it has made as many graphs of one function as it may."""
+    return isinstance(error, _module("torch._dynamo.exc").FailOnRecompileLimitHit)
+
+
 def joint_graphs(found: Callable[[fx.GraphModule, int], None]) -> Callable[..., Callable[..., Any]]:
     """A backend of `torch.compile` that compiles nothing.
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from torchaca import solve
+from torchaca.compiled import compiler
 
 DOUBLE = torch.float64
 ZERO = torch.zeros(2, dtype=DOUBLE)
@@ -224,3 +225,26 @@ def test_weights_on_meta_are_an_error_as_everywhere(mode):
     net = nn.Linear(2, 2, device="meta", dtype=DOUBLE)
     with pytest.raises((RuntimeError, ValueError, NotImplementedError), match="meta"):
         solve(lambda t, y: net(y), START, [0.0, 1.0], compile=mode)
+
+
+def test_what_changes_without_end_is_told_of(monkeypatch):
+    rate = 0.0
+
+    def f(t, y):
+        return -rate * y * 0.5
+
+    monkeypatch.setattr(compiler, "SETTINGS", {**compiler.SETTINGS, "recompile_limit": 3})
+    monkeypatch.setattr(compiler, "_FREE", [])
+    found = []
+    for i in range(5):
+        rate = 0.1 * i
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
+            sol = solve(f, START, [0.0, 1.0], compile=True, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(sol.ys[-1], START * math.exp(-rate / 2), rtol=1e-6, atol=1e-6)
+        found.append(sol.stats.executor)
+    assert found == ["native"] * 3 + ["eager"] * 2
+    assert "hand it over as a tensor" in str(caught[-1].message)
+    assert list(sol.stats.passed_over) == [
+        "native"
+    ]  # the loops, which would take tens of seconds each, are not asked

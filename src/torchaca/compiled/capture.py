@@ -22,10 +22,15 @@ from torch import Tensor, fx
 from ..field.dynamics import Dynamics, packed
 from ..field.effects import generator_states, set_generator_states
 from ..field.saved import graph_bytes
-from ..torch_internals import is_verdict_of_dynamo, mark_dynamic, pytree
+from ..torch_internals import is_limit_of_graphs, is_verdict_of_dynamo, mark_dynamic, pytree
 from .compiler import renamed, settings
-from .failure import CannotCompile, Modes, attempt, first_line
+from .failure import CannotCompile, Modes, TooManyGraphs, attempt, first_line
 from .field_graph import FieldGraph
+
+CHANGES = (
+    "f has been traced too often: a number, or something else that it reads, changes from solve to solve; hand it over "
+    "as a tensor, args=(torch.tensor(x),)"
+)
 
 
 @dataclass
@@ -146,6 +151,8 @@ def capture(
         cause = _cannot(error)
         if cause is not None:
             raise cause from None
+        if is_limit_of_graphs(error):
+            raise TooManyGraphs(CHANGES) from error
         reason = f"f cannot be traced ({first_line(error)})"
         if is_verdict_of_dynamo(error) and "bserved exc" not in str(error):
             _UNTRACED[owner] = (

@@ -28,7 +28,18 @@ DEVICES = ("cpu", "cuda")
 
 
 class CannotCompile(Exception):
-    """Why a solve runs in the eager loop; the text ends a sentence."""
+    """Why a solve runs in the eager loop, or in the next executor; the text ends a sentence.
+
+    `final`: others that compile would fail as well, after a while.
+    """
+
+    final = False
+
+
+class TooManyGraphs(CannotCompile):
+    """Something that f reads changes again and again."""
+
+    final = True
 
 
 def first_line(error: BaseException) -> str:
