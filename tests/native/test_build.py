@@ -100,6 +100,7 @@ def test_a_disk_that_is_full(fresh, monkeypatch):
         answer()
 
 
+@pytest.mark.slow
 def test_two_processes_may_compile_the_same_at_once(fresh):
     code = (
         "from torchaca.native.build import Build\n"

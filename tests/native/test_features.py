@@ -25,7 +25,7 @@ def test_a_feature_is_right_or_refused(feature, mode):
     case = FEATURES[feature]()
     options = {"method": "dopri5", **(STEPS if case.options is None else case.options)}
     right = Truths(case).direct(options)
-    for gradient in (ACA(checkpoints="all"), Direct()):
+    for gradient in (ACA(checkpoints="all"), Direct())[: 2 if mode in SLOW else 1]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", "compile=")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covering import covering
 from resting import MODELS, prey
 
 from torchaca import METHODS, Adaptive, solve
@@ -29,12 +30,12 @@ def assert_as_eager(f, start, times, **options):
     return sol
 
 
-@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
-@pytest.mark.parametrize("jumps", [(), (5.0,)], ids=["", "jump"])
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize(
+    ("method", "jumps", "times"), covering(ADAPTIVE, [(), (5.0,)], TIMES, strength=2), ids=str
+)
 def test_the_steps_of_the_eager_loop(method, jumps, times):
     control = Adaptive(1e-4, 1e-6, jump_ts=jumps)
-    sol = assert_as_eager(prey, torch.ones(2, dtype=DOUBLE), times, method=method, control=control)
+    sol = assert_as_eager(prey, torch.ones(2, dtype=DOUBLE), TIMES[times], method=method, control=control)
     assert sol.stats.accepted >= 12
 
 
