@@ -15,6 +15,12 @@ from .sizes import Size, same
 from .table import Call
 from .values import Index, Value
 
+NARROW, LANES = 256, 16
+"""Rows shorter than this, and no multiple of that, are not computed one by one if there are functions in them."""
+
+FUNCTION = 8
+"""What a number costs at least that is a function of others."""
+
 MOST = 64
 """Operations that a value may cost before it is given a place."""
 
@@ -72,7 +78,19 @@ def apply(
         dtypes = [_called(code, x) for x in dtypes]
         code.libraries |= set(calls)
     values = [_operand(code, x, d, call.shape) for x, d in zip(operands, dtypes, strict=True)]
+    if _narrow(call.shape) and not _is_flat(values, call.shape):
+        values = [_apart(code, x, bool(calls)) if same(x.shape, call.shape) else x for x in values]
     return formed(call, formula, values, dtypes, cost)
+
+
+def _narrow(shape: Sequence[Size]) -> bool:
+    """Whether rows are short, and no whole number of vectors: what is left of each is computed one by one."""
+    return bool(shape) and isinstance(shape[-1], int) and 1 < shape[-1] < NARROW and shape[-1] % LANES != 0
+
+
+def _apart(code: Code, x: Value, called: bool) -> Value:
+    """What a function is of, or a function, in memory of its own: functions are computed in one loop, not by rows."""
+    return code.real(x) if x.place is None and (x.cost >= FUNCTION if x.flat else called) else x
 
 
 def formed(
@@ -87,9 +105,13 @@ def formed(
         return nest.local(ctype, formula.format(*names))
 
     reads = frozenset().union(*(x.reads for x in values))
-    flat = all(x.flat and (not x.shape or same(x.shape, call.shape)) for x in values)
+    flat = _is_flat(values, call.shape)
     value = Value(call.shape, call.dtype, load, reads, cost + sum(x.cost for x in values), flat)
     return code.real(value) if value.cost > MOST else value
+
+
+def _is_flat(values: Sequence[Value], shape: Sequence[Size]) -> bool:
+    return all(x.flat and (not x.shape or same(x.shape, shape)) for x in values)
 
 
 def converted(code: Code, nest: Nest, name: str, dtype: torch.dtype, to: torch.dtype) -> str:

@@ -35,13 +35,13 @@ INLINE void outer(i64 m, i64 n, i64 k, const T *a, i64 ai, i64 ap, const T *b, i
 static void (*gemm_)(const char *, const char *, const int *, const int *, const int *, const T *, const T *, const int *,
                      const T *, const int *, const T *, T *, const int *);
 #endif
-#define BLAS_PAYS 256 /* multiplications */
 #define BLAS_TAKES 2147483647
 NOINLINE void gemm(int ta, int tb, i64 m, i64 n, i64 k, const T *a, i64 lda, const T *b, i64 ldb, T *c, i64 ldc) {
 #ifndef __CUDACC__
     const int apart = lda >= (ta ? m : k) && ldb >= (tb ? k : n) && lda > 0 && ldb > 0 && ldc > 0;
     const int fits = m <= BLAS_TAKES && n <= BLAS_TAKES && k <= BLAS_TAKES && lda <= BLAS_TAKES && ldb <= BLAS_TAKES && ldc <= BLAS_TAKES;
-    if (gemm_ && apart && fits && (double)m * n * k > BLAS_PAYS) {
+    const int pays = n > 4 ? (double)m * n * k > 512 : k > 4 && (double)m * n * k > 2048; /* measured */
+    if (gemm_ && apart && fits && pays) {
         const int m_ = (int)m, n_ = (int)n, k_ = (int)k, lda_ = (int)lda, ldb_ = (int)ldb, ldc_ = (int)ldc;
         const T one = 1, zero = 0;
         gemm_(tb ? "T" : "N", ta ? "T" : "N", &n_, &m_, &k_, &one, b, &ldb_, a, &lda_, &zero, c, &ldc_);

@@ -14,7 +14,7 @@ LIMIT = 300
 UNROLLED = 64
 """Turns, of a loop and those inside of it, up to which the compiler may write all of them out."""
 
-SHORT = 8
+SHORT = 4
 """Turns of a loop that is not worth vectors."""
 
 
