@@ -163,6 +163,13 @@ def in_place(m, t, y):
     return dy
 
 
+def masked_in_place(m, t, y):
+    """A constant, and a tensor of its own that f fills."""
+    dy = -y * torch.tensor([1.0, 2.0], dtype=y.dtype)
+    dy[:, 0] += y[:, 1]
+    return dy
+
+
 def augmented(m, t, y):
     return torch.cat([m[0](y)[:, :2], y.chunk(2, 1)[0][:, :1] * t], 1)
 
@@ -283,6 +290,7 @@ FIELDS = (
     Case("reaction-diffusion", reaction_diffusion, (N, 2, 5, 6)),
     Case("burgers", burgers, (N, 9)),
     Case("in-place", in_place, PAIRS),
+    Case("masked-in-place", masked_in_place, PAIRS),
     Case("augmented", augmented, ROWS, linears((3, 3))),
     Case("gated", gated, ROWS, lambda: [nn.Linear(3, 3), nn.Linear(1, 3), nn.Linear(1, 3, bias=False)]),
     Case("saturated", saturated, ROWS),

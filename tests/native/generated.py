@@ -43,6 +43,7 @@ def _closed(graph: fx.GraphModule) -> fx.GraphModule:
         holder.meta["val"] = constants[-1]
         node.replace_all_uses_with(holder)
         graph.graph.erase_node(node)
+    graph.recompile()
     graph.meta["constants"] = constants
     return graph
 

@@ -31,11 +31,17 @@ def decomposed(graph: fx.GraphModule, covered: Collection[Any], table: Mapping[A
         return graph
     holders = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     modes = [x.fake_mode for x in holders if hasattr(x, "fake_mode")]
+    if modes:  # a constant that became an input may be a plain tensor
+        holders = [modes[0].from_tensor(x) if _is_plain(x) else x for x in holders]
     run = functionalize(graph) if any(map(changes, targets)) else graph
     with modes[0] if modes else nullcontext(), torch.no_grad():
         again = make_fx(run, decomposition_table=table)(*holders)
     again.graph.eliminate_dead_code()
     return again
+
+
+def _is_plain(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and not hasattr(x, "fake_mode")
 
 
 def changes(target: Any) -> bool:
