@@ -60,6 +60,51 @@ def test_an_error_inside_of_f_stays_what_it_is():
         solve(f, torch.ones(2), T)
 
 
+def takes_state_first(y, t):
+    return nn.Linear(2, 2)(y)
+
+
+class OfOnePrecision(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    def forward(self, t, y):
+        return self.net(y)
+
+
+class NeedsBatch(nn.Module):
+    def forward(self, t, y):
+        return torch.cat([y[:, 1:], -y[:, :1]], dim=1)
+
+
+BEGINNERS = {
+    "f(y, t)": (takes_state_first, torch.ones(3, 2), T, TypeError, "yours is f(y, t): pass lambda t, y: f(y, t)"),
+    "f, t, y0": (takes_state_first, torch.tensor(T), torch.ones(3, 2), ValueError, "the order is f, y0, t"),
+    "f, list, y0": (takes_state_first, T, torch.ones(2), TypeError, "the order is f, y0, t"),
+    "y0, f, t": (torch.ones(2), takes_state_first, T, TypeError, "the order is f, y0, t"),
+    "one time": (takes_state_first, torch.ones(2), 1.0, ValueError, "write [t0, t1]"),
+    "other precision": (
+        OfOnePrecision(), torch.ones(2, dtype=DOUBLE), T, TypeError,
+        "is torch.float32 and y0 is torch.float64. Convert one of them: y0.to(torch.float32), or",
+    ),
+    "tuple": (lambda t, y: (y,), torch.ones(2), T, TypeError, "a tuple with entries [0] where the state is a tensor"),
+    "another tuple": (
+        lambda t, y: (y[0],), (torch.ones(2), torch.ones(1)), T, TypeError,
+        "a tuple with entries [0] where the state is a tuple with entries [0], [1]",
+    ),
+    "no batch": (NeedsBatch(), torch.ones(2), T, IndexError, "If f takes a batch, give it one: y0[None]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BEGINNERS)
+def test_what_to_write_instead_is_said(case):
+    f, y0, t, kind, words = BEGINNERS[case]
+    with pytest.raises(kind) as caught:
+        solve(f, y0, t)
+    assert words in "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+
+
 COMPLEX = {
     "solve": lambda f, y0: solve(f, y0, T),
     "odeint": lambda f, y0: aca.odeint(f, y0, torch.tensor(T)),

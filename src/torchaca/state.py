@@ -212,12 +212,23 @@ def structure_of(y0: Any) -> Structure:
     return Structure(plain, tree, tuple(leaves), dtype)
 
 
+def described(state: Any) -> str:
+    """A structure in words: a tensor, or a container and where its tensors are."""
+    if not isinstance(state, tuple | list | dict):
+        return "a tensor"
+    places = ", ".join(pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(state)[0])
+    return f"a {type(state).__name__} with entries {places}"
+
+
 def _check_leaf(leaf: Any, path: str) -> None:
     name = f"y0{path}"
+    if callable(leaf) and not isinstance(leaf, Tensor):
+        raise TypeError(f"{name} is callable, not a tensor: the order is f, y0, t")
     if not isinstance(leaf, Tensor):
+        kind = type(leaf).__name__
         raise TypeError(
-            f"{name} is a {type(leaf).__name__}, not a tensor: wrap it, e.g. "
-            f"torch.as_tensor({name}, dtype=torch.float32)"
+            f"{name} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}, not a tensor (the order is f, y0, t): wrap it, "
+            f"e.g. torch.as_tensor({name}, dtype=torch.float32)"
         )
     if not (leaf.is_floating_point() or leaf.is_complex()):
         raise TypeError(f"{name} has dtype {leaf.dtype}; an ODE state is real or complex: use {name}.float()")

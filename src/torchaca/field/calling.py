@@ -68,11 +68,26 @@ def refuse_signature(func: Callable[..., Any], n_args: int, cause: Exception) ->
         if "positional argument" not in str(cause) and "argument(s) but received" not in str(cause):
             return
         raise TypeError(f"f is called as {called}: {_wrapped(own, n_args)}") from cause
+    if advice := takes_state_first(own):
+        raise TypeError(f"f is called as {called}; {advice}") from cause
     try:
         signature.bind(*range(2 + n_args))
     except TypeError:
         advice = _instead(own, signature.parameters.values(), n_args)
         raise TypeError(f"f is called as {called}: {advice}") from cause
+
+
+TIME_NAMES = {"t", "time", "s", "tau"}
+
+
+def takes_state_first(func: Callable[..., Any]) -> str:
+    """What to write instead of an f whose parameters are named as if it took (y, t); empty if they are not."""
+    try:
+        names = list(inspect.signature(getattr(func, "forward", func)).parameters)[:2]
+    except (TypeError, ValueError):
+        return ""
+    times = [name.lower() in TIME_NAMES for name in names]
+    return f"yours is f({names[0]}, {names[1]}): pass lambda t, y: f(y, t)" if times == [False, True] else ""
 
 
 def _instead(func: Any, parameters: Iterable[inspect.Parameter], n_args: int) -> str:
@@ -90,5 +105,6 @@ def _instead(func: Any, parameters: Iterable[inspect.Parameter], n_args: int) ->
 
 
 def _wrapped(func: Any, n_args: int) -> str:
-    inner = "net" if hasattr(func, "forward") else "f"
-    return f"wrap it as lambda t, y{', *args' if n_args else ''}: {inner}(y)"
+    inner, rest = "net" if hasattr(func, "forward") else "f", ", *args" if n_args else ""
+    module = f", or in a module whose forward(self, t, y{rest}) returns self.net(y)" if inner == "net" else ""
+    return f"wrap it as lambda t, y{rest}: {inner}(y){module}"

@@ -1,8 +1,8 @@
-"""Tensors on several devices: named, with the cure, when f's first evaluation fails because of them."""
+"""Tensors of several devices or dtypes: named, with the cure, when f's first evaluation fails because of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .reach import reach
 
 SHOWN = 6  # names in a message
 WORDS = ("device", "weight type")  # of PyTorch's errors; the second are a convolution's
+DTYPE_WORDS = ("same dtype", "scalar type", "bias type", "should be the same")  # of PyTorch's errors
 OTHERS = ("CUDA error", "out of memory")  # which name a device for other reasons
 
 
@@ -32,6 +33,28 @@ def explain_devices(
         return
     if elsewhere := _elsewhere(f, args, device):
         raise ValueError(f"f failed: {elsewhere}. ({text.splitlines()[0]})") from error
+
+
+def explain_dtypes(
+    error: RuntimeError, f: Callable[..., Any], args: tuple[Any, ...], dtypes: Sequence[torch.dtype]
+) -> None:
+    """Explain an error of f, if it is about dtypes; `dtypes` are those of the state.
+
+    Raises
+    ------
+    TypeError
+        Naming the first tensor that f reads in another dtype than the state's, and what to do.
+    """
+    text = str(error)
+    if not any(word in text for word in DTYPE_WORDS):
+        return
+    for path, x in reach(f, args).tensors:
+        if x.is_floating_point() and x.dtype not in dtypes:
+            name = f"{_kind(x)}{label(path).removeprefix('f.')}"
+            raise TypeError(
+                f"f failed: {name} is {x.dtype} and y0 is {dtypes[0]}. Convert one of them: y0.to({x.dtype}), or "
+                f"model.to({dtypes[0]}) for a module. ({text.splitlines()[0]})"
+            ) from error
 
 
 def refuse_result_elsewhere(

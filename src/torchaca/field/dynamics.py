@@ -19,7 +19,7 @@ from ..numbers import Time, has_lanes, value
 from ..state import Structure
 from ..torch_internals import pytree
 from .calling import NOT_A_LEAF, call_with_flags, refuse_signature
-from .devices import explain_devices, refuse_result_elsewhere
+from .devices import explain_devices, explain_dtypes, refuse_result_elsewhere
 from .fitting import fit, swapped
 from .histories import coarser
 
@@ -186,7 +186,8 @@ class Dynamics:
             state = self.structure.unpack(y)
             if isinstance(error, RuntimeError):
                 explain_devices(error, self.func, self.args, self.device)
-            if isinstance(error, TypeError | RuntimeError):
+                explain_dtypes(error, self.func, self.args, [leaf.dtype for leaf in self.structure.leaves])
+            if isinstance(error, TypeError | RuntimeError | IndexError):
                 refuse_signature(self.func, len(self.args), error)
             _note_first_call(error, self.func, self._asked, state)
         if "in-place operation" in text and self._writes(time, y):
@@ -253,7 +254,9 @@ def _note_first_call(error: Exception, func: Callable[..., Any], t: Time, y: Any
     """Add to an error that f itself raised on its first call how f was called; reads no device, which may be broken."""
     on_host = not isinstance(t, Tensor) or (t.device.type == "cpu" and not has_lanes(t))
     shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(y)]
+    flat = isinstance(error, IndexError | RuntimeError) and all(len(shape) < 2 for shape in shapes)
     error.add_note(
         f"torchaca called f(t, y) with t = {value(t) if on_host else 't0'} and y of shape "
         f"{shapes[0] if len(shapes) == 1 else shapes}{swapped(func)}"
+        f"{'. If f takes a batch, give it one: y0[None]' if flat else ''}"
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import shorten
-from ..state import HALF, Leaf, Structure
+from ..state import HALF, Leaf, Structure, described
 from ..torch_internals import pytree
+from .calling import takes_state_first
 
 
 def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
@@ -28,8 +27,8 @@ def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
         leaves = structure.leaves_of(out)
     if leaves is None:
         raise TypeError(
-            f"f(t, y) returned {shorten(tree)} where the state is {shorten(structure.tree)}: "
-            f"return dy/dt in the structure of y0{swapped(func)}"
+            f"f(t, y) returned {described(out)} where the state is {described(pytree.tree_unflatten(structure.leaves, structure.tree))}: return dy/dt in the "
+            f"structure of y0{swapped(func)}"
         )
     fitted = []
     for k, leaf in zip(leaves, structure.leaves, strict=True):
@@ -92,15 +91,6 @@ def _as(k: Tensor, leaf: Leaf, *, flat: bool, broadcasts: bool) -> Tensor:
 
 def swapped(func: Callable[..., Any]) -> str:
     """A hint where f looks as if it took (y, t)."""
-    target = getattr(func, "forward", func)
-    try:
-        names = [name.lower() for name in inspect.signature(target).parameters][:2]
-    except (TypeError, ValueError):
-        return ""
-    if (
-        len(names) == 2
-        and names[1] in {"t", "time", "s", "tau"}
-        and names[0] not in {"t", "time", "s", "tau"}
-    ):
-        return f" (f is called as f(t, y); yours is f({names[0]}, {names[1]}): pass lambda t, y: f(y, t))"
+    if advice := takes_state_first(func):
+        return f" (f is called as f(t, y); {advice})"
     return " (f is called as f(t, y), in this order)"
