@@ -46,11 +46,11 @@ class Again:
         p, route, n = self.p, self.route, start.numel()
         method: Any = p.method
         table, stops = table_of(method), records.doubles(self.times[first + 1 : last + 1])
-        states, work = start.new_empty((2, *start.shape)), start.new_empty((len(method.nodes) + 4) * n)
+        states, work = start.new_empty((2, *start.shape)), start.new_empty((len(method.nodes) + 3) * n)
         states[0] = start
         times = torch.empty(last - first + 1, dtype=torch.float64, device="cpu")
         solve = records.Solve(
-            *(table.address, None, None, None, records.address(self.value.graph), None),
+            *(table.address, None, None, records.address(self.value.graph), None),
             *(n, 0, last - first, route.n_jumps, 0, p.ts.sign),
             *map(records.address, (route.ts, stops, route.jumps, route.exact)),
             *(None, work.data_ptr()),

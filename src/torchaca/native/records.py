@@ -41,23 +41,17 @@ class Pace(ctypes.Structure):
     """The limits and the rule of a search."""
 
     _fields_ = [
-        *_fields(smallest__dt_min__dt_max__fallback__reach__safety__low__high=REAL),
+        *_fields(smallest__dt_min__dt_max__fallback__reach__safety__low__high__calm__room=REAL),
         ("powers", REAL * 3),
         *_fields(max_trials__most_rejections__at_least_dt_min=WHOLE),
     ]
-
-
-class Rest(ctypes.Structure):
-    """What bounds steps whose error says nothing."""
-
-    _fields_ = _fields(room__steepness__part__floor__away__theta__small__least=REAL, direction=PLACE)
 
 
 class Solve(ctypes.Structure):
     """One problem."""
 
     _fields_ = [
-        *_fields(method__tolerance__pace__rest__value__pull=PLACE, n__n_ts__n_stops__n_jumps__dense=WHOLE),
+        *_fields(method__tolerance__pace__value__pull=PLACE, n__n_ts__n_stops__n_jumps__dense=WHOLE),
         *_fields(sign=REAL, ts__stops__jumps__exact__ys__work=PLACE),
     ]
 
@@ -66,7 +60,7 @@ class State(ctypes.Structure):
     """Where a forward pass is."""
 
     _fields_ = [
-        *_fields(t__dt__ratio__older__rejected_size__largest=REAL),
+        *_fields(t__dt__ratio__older__rejected_size__largest__start=REAL),
         *_fields(ratios__known__trials__calls__rejections__rejected=WHOLE),
         *_fields(accepted__outputs__stop__slow__next_look__reason=WHOLE),
     ]
@@ -87,14 +81,14 @@ class Back(ctypes.Structure):
     ]
 
 
-LAYOUT = (Graph, Method, Tolerance, Pace, Rest, Solve, State, Chunk, Back)
+LAYOUT = (Graph, Method, Tolerance, Pace, Solve, State, Chunk, Back)
 """In the order of `layout` in driver/types.c."""
 
 
 class Status(IntEnum):
     """Why a loop returned."""
 
-    REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED = range(6)
+    REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED, RESTS = range(7)
 
 
 REASONS = ("step-size", "underflow", "max-steps", "dt-min", "rejections")

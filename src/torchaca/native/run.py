@@ -7,7 +7,7 @@ The loops return when a chunk is full, when there is something to be decided tha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -21,13 +21,15 @@ from ..gradients.checkpoints import States
 from ..layout import empty_rows, memory_order
 from ..loops.diagnosis import History, chatters, diagnose
 from ..loops.pace import Limits, propose
+from ..loops.rest import Rest
 from ..loops.stepping import stopped
 from ..methods.runge_kutta import RungeKutta
+from ..numbers import Time, value
 from . import records
 from .driver import loops_for
 from .programs import Called
 from .records import Status
-from .tables import Route, pace_of, rest_of, table_of, tolerance_of
+from .tables import Route, pace_of, table_of, tolerance_of
 
 SLICE = 0.05  # s between two looks at Ctrl-C
 FIRST_CHUNK, CHUNK = 2**19, 2**21  # bytes of the steps in a chunk
@@ -113,35 +115,35 @@ class Forward:
         method: Any = p.method
         table, self.route, n = table_of(method), Route.of(p), y.numel()
         route = self.route
-        work = y.new_empty(((len(method.nodes) + 4) * n,))
+        work = y.new_empty(((len(method.nodes) + 3) * n,))
         assert p.f0 is not None
-        work[:n] = p.f0.reshape(-1)
-        tolerance = pace = rest = None
+        self.f0 = work[:n].view(y.shape).copy_(p.f0)  # of each step in turn
+        tolerance = pace = None
         if self.control is not None:
             tolerance, pace = tolerance_of(self.control, y), pace_of(p, self.control)
-            rest = rest_of(p, self.control)
+            self.rest = Rest(p, self.control)
         solve = records.Solve(
             *(table.address, tolerance and tolerance.address, pace and records.address(pace)),
-            rest and rest.address,
             *(records.address(self.called.graph), None),
             *(n, len(p.ts), route.n_stops, route.n_jumps, int(p.dense), p.ts.sign),
             *map(records.address, (route.ts, route.stops, route.jumps, route.exact)),
             *(self.ys.data_ptr(), work.data_ptr()),
         )
-        return solve, (work, tolerance, pace, rest)
+        return solve, (work, tolerance, pace)
 
     def _state(self) -> records.State:
         """Where a forward pass starts."""
         dt = math.nan  # to be guessed
         if self.control is not None and self.control.dt0 is not None:
             dt = max(self.control.dt0, self.control.dt_min)
-        state = records.State(self.times[0], dt, 1.0, 1.0, math.inf)
+        state = records.State(self.times[0], dt, 1.0, 1.0, math.inf, 0.0, self.problem.log.rests.start)
         state.known, state.outputs, state.next_look = 1, self.start, self.history.next_look
         return state
 
     def _loop(self, solve: records.Solve, state: records.State) -> None:
         loops = loops_for(self.y.dtype)
         loop = loops.function("march" if self.control is None else "search")
+        slope = loops.function("slope")
         chunk, room = self._chunk(FIRST_CHUNK, self.y)
         record = chunk.record(room, self.keep.states, self.keep.rows)
         at = [records.address(x) for x in (solve, state, record)]
@@ -152,7 +154,11 @@ class Forward:
             self._note(state)
             if status == Status.REACHED:
                 return
-            if status == Status.FULL:
+            if status == Status.RESTS:
+                self._bound(
+                    state, chunk, record.steps, lambda t, y, k: slope(at[0], t, y.data_ptr(), k.data_ptr())
+                )
+            elif status == Status.FULL:
                 end = chunk.Y[record.steps if self.keep.states else record.steps & 1]
                 chunk, room = self._chunk(CHUNK, end)
                 record = chunk.record(room, self.keep.states, self.keep.rows)
@@ -205,7 +211,28 @@ class Forward:
         stats = self.problem.stats
         stats.accepted, stats.rejected = state.accepted, state.rejected
         stats.nfe += state.calls - self.noted
+        self.problem.log.rests.start = state.start
         self.noted = state.calls
+
+    def _bound(
+        self, state: records.State, chunk: Chunk, n: int, slope: Callable[[float, Tensor, Tensor], object]
+    ) -> None:
+        """Note that the error of a chunk's step n says nothing, and bound the next one; see `torchaca.loops.rest`."""
+        t0, t1 = chunk.times[n - 1].item(), state.t
+        y0, y1 = (chunk.Y[i if self.keep.states else i & 1] for i in (n - 1, n))
+        if not self.rest.note(t0, state.ratio, t1, y0, y1):
+            return
+        if not state.known:
+            slope(t1, y1, self.f0)
+            state.known, state.calls = 1, state.calls + 1
+
+        def f(t: Time, y: Tensor) -> Tensor:
+            k = torch.empty_like(y)
+            slope(value(t), y.contiguous(), k)
+            return k
+
+        state.dt = min(state.dt, self.rest.bound(f, t1, y1, self.f0))
+        state.calls += 1
 
     def _decide(self, status: int, state: records.State, times: Sequence[float], y: Tensor) -> None:
         """What the loop leaves to Python: whether f jumps where the solution is, and why a solve stops.

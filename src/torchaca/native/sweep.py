@@ -116,7 +116,6 @@ class Sweep:
                 table.address,
                 None,
                 None,
-                None,
                 value and records.address(value.graph),
                 records.address(self.pull.graph),
             ),

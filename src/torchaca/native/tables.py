@@ -12,12 +12,12 @@ from torch import Tensor
 from ..core import Problem
 from ..loops.adaptive import Adaptive
 from ..loops.pace import Limits
-from ..loops.rest import ROOM, TOTAL, Slope, least, looks, resolution
+from ..loops.rest import ROOM
 from ..loops.rule import NORMS
 from ..methods.runge_kutta import RungeKutta
-from ..methods.stability import GOOD, SHARE, stability
+from ..methods.stability import GOOD, SHARE
 from ..numbers import value
-from ..state import Structure, rms
+from ..state import Structure
 from . import records
 from .driver import STAGES
 
@@ -80,29 +80,15 @@ def pace_of(p: Problem, control: Adaptive) -> records.Pace:
     limits, pid, order = Limits.of(p, control), control.pid, p.method.order
     start, stops = p.ts.values[0], control.stops(p.ts)
     reach = min(0.5 * min(abs(stop - start) for stop in stops), control.dt_max)
+    resolves = control.step_rule is not None and control.step_rule.resolves
+    calm = SHARE * (GOOD * math.factorial(order + 1)) ** (1 / (order + 1)) if resolves else math.inf
     exponents = (-(pid.p + pid.i + pid.d), pid.p + 2 * pid.d, -pid.d)
     return records.Pace(
         *(limits.smallest, limits.dt_min, limits.dt_max, limits.fallback, reach),
-        *(control.safety, control.factor_min, control.factor_max),
+        *(control.safety, control.factor_min, control.factor_max, calm, ROOM),
         (records.REAL * 3)(*(x / order for x in exponents)),
         *(limits.max_trials, limits.most_rejections, int(control.accept_at_dt_min)),
     )
-
-
-def rest_of(p: Problem, control: Adaptive) -> Held | None:
-    """What bounds steps at rest, None where nothing does; see `torchaca.loops.rest`."""
-    if not looks(p, control):
-        return None
-    y, atol, eps = p.y0.detach().contiguous(), control.atol, resolution(p)
-    theta, order = stability(p.method).theta, p.method.order
-    good = theta / SHARE
-    span = abs(p.ts.values[-1] - p.ts.values[0])
-    small = good * (TOTAL / GOOD * good / span) ** (1 / order)
-    floor = float(rms(atol)) if isinstance(atol, Tensor) else atol
-    direction = Slope.unknown(y, p.f.batch).direction.clone(memory_format=torch.contiguous_format)
-    away = max(1e-4, eps**0.5), floor, eps**0.75
-    record = records.Rest(ROOM, 0.0, *away, theta, small, least(p, control), direction.data_ptr())
-    return Held(record, [direction])
 
 
 def tolerance_of(control: Adaptive, y: Tensor) -> Held:

@@ -49,6 +49,7 @@ def loops_for(dtype: torch.dtype) -> Library:
         function = library.function(name)
         function.restype = ctypes.c_int64
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_double]
+    library.function("slope").argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_void_p, ctypes.c_void_p]
     found = library.function("layout")
     found.restype = ctypes.c_int64
     for i, record in enumerate(LAYOUT):

@@ -6,6 +6,7 @@
 #define TINY_RATIO 1e-10
 #define SLOW 1e-2 /* of the largest step */
 #define PATIENCE 500
+#define FLAT 1e-200
 
 static int at_dt_min(const Pace *w, double t, double size) { return size <= w->dt_min * LANDING + ulp(t); }
 
@@ -21,10 +22,12 @@ static double guessed(const Problem *p, State *s, const T *y, T *state, T *slope
     evaluate(p->value, (T)(s->t + p->sign * h0), state, slope);
     s->calls++;
     for (i64 i = 0; i < p->n; i++) slope[i] -= f0[i];
-    const double steepest = at_least(relative(w, slope, 1, y, y) / h0, d1);
+    const double change = relative(w, slope, 1, y, y), steepest = at_least(change / h0, d1);
     const double h1 = steepest <= 1e-15 ? at_least(h0 * 1e-3, 1e-6)
                                         : pow(0.01 / at_least(steepest, 1e-15), 1.0 / p->method->order);
-    return at_most(h1, 100 * h0);
+    const double h2 = at_most(h1, 100 * h0), steep = change / (h0 * at_least(d1, FLAT));
+    s->start = d0;
+    return d1 * h2 <= 1 && d1 > 0 ? at_most(h2, p->pace->calm / at_least(steep, FLAT)) : h2;
 }
 
 /* The first step size; 0 where f has no finite value. */
@@ -79,54 +82,14 @@ static void note_rejected(State *s, double size) {
     s->known = 1;
 }
 
-/* f where an accepted step ended, if it has to be evaluated for that it goes to `own`, or is the step's f1; `known`
-   stages are there. */
-static const T *end_slope(const Problem *p, State *s, double t1, const T *y1, T *const *k, i64 *known, T *own) {
-    const i64 f1 = p->method->f1;
-    const int jumps = p->n_jumps && jumps_at(p, t1);
-    if (!jumps && f1 >= 0 && f1 < *known) return k[f1];
-    T *to = !jumps && f1 == *known ? k[f1] : own;
-    evaluate(p->value, jumps ? beside(t1, p->stops[p->n_stops - 1]) : (T)t1, y1, to);
-    s->calls++;
-    *known += to == k[f1 < 0 ? 0 : f1] && to != own;
-    return to;
-}
-
-static double norm_of(i64 n, const T *x) { return sqrt(dot(n, x, x)); }
-
-/* Evaluate f beside y, where it is f0: how long the next step may be. */
-static double bound(const Problem *p, State *s, double t, const T *y, const T *f0, T *state, T *w) {
-    Rest *r = p->rest;
-    const i64 n = p->n;
-    const double root = sqrt(at_least(n, 1)), away = r->part * (norm_of(n, y) / root + r->floor) + r->away;
-    const T step = (T)away;
-    for (i64 i = 0; i < n; i++) state[i] = y[i] + step * r->direction[i];
-    evaluate(p->value, p->n_jumps && jumps_at(p, t) ? beside(t, p->stops[p->n_stops - 1]) : (T)t, state, w);
-    s->calls++;
-    for (i64 i = 0; i < n; i++) w[i] -= f0[i];
-    const double rise = norm_of(n, w), old = 0.7 * r->steepness;
-    if (rise > 0 && rise < INFINITY) {
-        const T part = (T)(root / rise);
-        for (i64 i = 0; i < n; i++) w[i] = r->direction[i] / 2 + w[i] * part;
-        const T length = (T)(root / norm_of(n, w));
-        for (i64 i = 0; i < n; i++) r->direction[i] = w[i] * length;
-        r->steepness = at_least(rise / (away * root), old);
-    } else {
-        r->steepness = old; /* df/dy is zero there, or f not defined */
-    }
-    const double steep = at_least(r->steepness, 1e-200);
-    const double longest = at_most(r->small * pow(steep, -1.0 / p->method->order), r->theta) / steep;
-    return at_least(longest, r->least);
-}
-
-/* Until the last of the `stops`, or the chunk is full, or the slice of time is spent, or no trial makes sense. A dt of
-   nan is one to be guessed. */
+/* Until the last of the `stops`, or the chunk is full, or the slice of time is spent, or no trial makes sense, or a step
+   has an error that says nothing, so that the next one may have to be bounded. A dt of nan is one to be guessed. */
 API i64 search(const Problem *p, State *s, Chunk *c, double slice) {
     const Method *m = p->method;
     const Pace *w = p->pace;
     const double until = seconds() + slice;
     const i64 n = p->n;
-    T *k[STAGES], *trial = p->work + m->all * n, *error = trial + n, *spare = error + n, *slope = spare + n;
+    T *k[STAGES], *trial = p->work + m->all * n, *error = trial + n, *spare = error + n;
     if (s->dt != s->dt && (s->dt = first_dt(p, s, state_at(p, c, c->steps), error, spare)) == 0) return HOPELESS;
     for (;;) {
         const double stop = p->stops[s->stop], t = s->t;
@@ -157,18 +120,8 @@ API i64 search(const Problem *p, State *s, Chunk *c, double slice) {
             note_rejected(s, size);
             continue;
         }
-        i64 known = m->stages;
-        const T *f1 = 0;
-        if (p->rest && found <= p->rest->room && t1 != p->stops[p->n_stops - 1]) {
-            f1 = end_slope(p, s, t1, y1, k, &known, slope);
-            s->dt = at_most(s->dt, bound(p, s, t1, y1, f1, trial, error));
-        }
-        known = outputs(p, s, c, t, t1, y, y1, k, known, trial);
-        accept(p, s, c, t1, k, known);
-        if (f1 == slope) { /* what had to be evaluated is handed on */
-            memcpy(p->work, slope, n * sizeof(T));
-            s->known = 1;
-        }
+        accept(p, s, c, t1, k, outputs(p, s, c, t, t1, y, y1, k, m->stages, trial));
         note_accepted(s, ratio, size);
+        if (found <= w->room) return RESTS;
     }
 }

@@ -26,6 +26,12 @@ static void evaluate(Graph *f, T t, const T *y, T *k) {
     f->code(f->in, out, f->sizes, f->numbers, f->workspace);
 }
 
+/* f at the start of a step: behind a jump. */
+API i64 slope(const Problem *p, double t, const T *y, T *k) {
+    evaluate(p->value, p->n_jumps && jumps_at(p, t) ? beside(t, p->stops[p->n_stops - 1]) : (T)t, y, k);
+    return 0;
+}
+
 /* The stages from `first` on, before `last`; `at` is where their states go, one after the other if `apart`. */
 static void stages(const Problem *p, double t0, double t1, const T *y, const T *y1, T *const *k, i64 first, i64 last,
                    T *at, i64 apart) {

@@ -38,21 +38,14 @@ typedef struct {
     double relative, least; /* VECTOR: the scale is least + relative size, with the mean's 1 / sqrt(n) in it */
 } Tolerance;
 
-/* The pace of a search; see torchaca.loops.pace.Limits and torchaca.loops.rule.StepRule. */
+/* The pace of a search; see torchaca.loops.pace.Limits and torchaca.loops.rule.StepRule. `calm` over |df/dy| is how long
+   a first step may be that moves less than its tolerance; a ratio of `room` at most is one of an error that says nothing
+   (see torchaca.loops.rest). */
 typedef struct {
-    double smallest, dt_min, dt_max, fallback, reach, safety, low, high;
+    double smallest, dt_min, dt_max, fallback, reach, safety, low, high, calm, room;
     double powers[3]; /* of the newest error ratios, newest first */
     i64 max_trials, most_rejections, at_least_dt_min;
 } Pace;
-
-/* What bounds steps whose error says nothing; see torchaca.loops.rest. `room` is the largest such ratio, `direction`
-   one in which df/dy is large, `steepness` how large; a look is `part` of the state's size and the tolerance's `floor`
-   away, and `away` at least. A step is at most min(small steepness^(-1 / order), theta) / steepness long, but at `least`
-   so. */
-typedef struct {
-    double room, steepness, part, floor, away, theta, small, least;
-    T *direction;
-} Rest;
 
 /* One problem. `exact` says of each output time that it is the end of a step, where its value is. Steps end at the
    `stops`; f jumps at the `jumps`. `dense`: the basis of each step is kept. */
@@ -60,19 +53,19 @@ typedef struct {
     const Method *method;
     const Tolerance *tolerance;
     const Pace *pace;
-    Rest *rest; /* or null */
     Graph *value, *pull;
     i64 n, n_ts, n_stops, n_jumps, dense;
     double sign;
     const double *ts, *stops, *jumps;
     const int8_t *exact;
     T *ys;   /* (n_ts, n): the outputs, or their cotangents */
-    T *work; /* forward: all + 4 states */
+    T *work; /* forward: all + 3 states */
 } Problem;
 
-/* Where a forward pass is. `known`: the first state in `work` is f(t, y). `slow` steps in a row were short. */
+/* Where a forward pass is. `known`: the first state in `work` is f(t, y). `slow` steps in a row were short. `start` is
+   the norm of y0 in units of its tolerances, where the first step was guessed. */
 typedef struct {
-    double t, dt, ratio, older, rejected_size, largest;
+    double t, dt, ratio, older, rejected_size, largest, start;
     i64 ratios, known, trials, calls, rejections, rejected, accepted, outputs, stop, slow, next_look, reason;
 } State;
 
@@ -84,7 +77,7 @@ typedef struct {
     T *Y, *K, *B;
 } Chunk;
 
-enum { REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED };
+enum { REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED, RESTS };
 enum { STEP_SIZE, NO_SMALLER, MAX_STEPS, AT_DT_MIN, REJECTIONS };
 
 static double seconds(void) {
@@ -112,7 +105,7 @@ typedef struct {
 
 /* The size of each of these, by which records are checked. */
 API i64 layout(i64 which) {
-    const i64 sizes[] = {sizeof(Graph), sizeof(Method), sizeof(Tolerance), sizeof(Pace), sizeof(Rest),
-                         sizeof(Problem), sizeof(State), sizeof(Chunk), sizeof(Back)};
+    const i64 sizes[] = {sizeof(Graph), sizeof(Method), sizeof(Tolerance), sizeof(Pace), sizeof(Problem),
+                         sizeof(State), sizeof(Chunk), sizeof(Back)};
     return sizes[which];
 }
