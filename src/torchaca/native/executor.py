@@ -91,8 +91,8 @@ class Native:
                 True, 0 if recorded is False else self._rows(p), math.inf if recorded else BUDGET, store
             )
             forward = Forward(p, self.called, keep)
-            codes = self.value, pull
-            return solve_with(NativePasses(p, Inputs(args=self.seen.inputs), forward, codes, self.wanted))
+            inputs, codes = Inputs(args=self.seen.inputs), (self.value, pull)
+            return solve_with(NativePasses(p, self.seen.field, inputs, forward, codes, self.wanted))
 
     @staticmethod
     def _rows(p: Problem) -> int:

@@ -7,14 +7,17 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from ..compiled.field_graph import FieldGraph
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..gradients import refuse
+from ..gradients.look import look_of
 from ..gradients.replay import MaybeTensors
 from ..layout import ordered
 from ..torch_internals import is_legacy_batchedtensor
 from .again import Again
 from .graphs import Wanted
+from .look import Looks
 from .moved import gradients_of_times
 from .programs import Code
 from .run import Chunk, Forward
@@ -28,11 +31,21 @@ SEVERAL = (
 
 
 class NativePasses:
-    """The passes of a native solve; see `torchaca.gradients.Passes`. `codes` are those of f and of its product."""
+    """The passes of a native solve; see `torchaca.gradients.Passes`.
+
+    `field` is f as a graph, and `codes` are those of f and of its product.
+    """
 
     def __init__(
-        self, problem: Problem, inputs: Inputs, forward: Forward, codes: tuple[Code, Code], wanted: Wanted
+        self,
+        problem: Problem,
+        field: FieldGraph,
+        inputs: Inputs,
+        forward: Forward,
+        codes: tuple[Code, Code],
+        wanted: Wanted,
     ) -> None:
+        self.field = field
         self.problem, self.inputs, self.codes, self.wanted = problem, inputs, codes, wanted
         self.first, self.store = forward, forward.keep.store
         self.end: Tensor | None = None
@@ -71,7 +84,11 @@ class NativePasses:
         p, evaluates = self.problem, self.store is not None or min(self.kept, default=2) < 2
         inputs = rest[n_control:]
         sweep = Sweep(p, self.times, self.codes, inputs, self.wanted, evaluates=evaluates)
-        sweep.over(self._reversed(kept, sweep), self.route, cotangents)
+        look = look_of(p, self.times, cotangents)
+        looks = None if look is None else Looks(look, self.field, inputs, self.wanted, self.route)
+        sweep.over(self._reversed(kept, sweep), self.route, cotangents, looks)
+        if look is not None:
+            look.settle(sweep.sums)
         moved: MaybeTensors = [None] * (1 + n_control)
         if self.wanted.time:
             moved = gradients_of_times(p, self.times, ts, rest[:n_control], sweep.ends, sweep.moved)

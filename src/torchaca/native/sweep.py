@@ -14,6 +14,7 @@ from ..gradients.drift import CHANGED, UNKNOWN
 from . import records
 from .driver import loops_for
 from .graphs import Wanted
+from .look import Looks
 from .programs import Code
 from .records import Status
 from .run import SLICE, Chunk
@@ -65,7 +66,13 @@ class Sweep:
         self.value = value.called_with([t, y, *given], [None]) if evaluates else None
         self.pull = pull.called_with([t, y, y, *given], [*lead, *parts])
 
-    def over(self, chunks: Iterable[Chunk], route: Route, cotangents: Sequence[Tensor | None]) -> None:
+    def over(
+        self,
+        chunks: Iterable[Chunk],
+        route: Route,
+        cotangents: Sequence[Tensor | None],
+        looks: Looks | None = None,
+    ) -> None:
         """Go over the chunks, the last one first.
 
         Parameters
@@ -74,6 +81,8 @@ class Sweep:
             The problem's.
         cotangents
             Of the outputs, and of the interpolants if the output is dense.
+        looks
+            At steps that may not be resolved, if there are any.
 
         Raises
         ------
@@ -89,7 +98,9 @@ class Sweep:
         back.outputs, back.first = done, p.ts.at_start()
         sweep, earlier = loops_for(y.dtype).function("sweep"), len(self.times) - 1
         places = [records.address(x) for x in (solve, back)]
-        for chunk in chunks:
+        for chunk in chunks if looks is None else looks.pieces(chunks, earlier):
+            if looks is not None:
+                looks.look(earlier - 1, chunk, y, ys[:done])
             earlier -= chunk.n
             own = records.places(bases[earlier : earlier + chunk.n])
             back.step, back.earlier = chunk.n, earlier
