@@ -1,12 +1,17 @@
 """Native solves beside the eager loop: the same decisions, outputs, gradients and costs."""
 
+import weakref
+
 import pytest
 import torch
 from covering import pairs
+from resting import prey
 from torch import nn
 
 from torchaca import ACA, METHODS, solve
 from torchaca.control import PI_CONTROL, PID_CONTROL, Adaptive, FixedSteps
+from torchaca.errors import GradientWarning
+from torchaca.gradients import look
 from torchaca.native import executor, run
 from torchaca.native.tables import has_table
 
@@ -197,6 +202,26 @@ def test_states_that_were_not_kept_are_made_again(times, kept, monkeypatch):
     options = {"method": "bosh3", "rtol": 1e-7, "atol": 1e-7, "gradient": ACA(checkpoints=kept)}
     assert_same(TIMES[times], **options, jump_ts=[0.6])
     assert_same(TIMES[times], method="dopri8", n_steps=9, gradient=ACA(checkpoints=kept))
+
+
+@pytest.mark.parametrize("room", [300, 2**19], ids=["chunks", "one chunk"])
+@pytest.mark.parametrize("kept", ["all", "none", 3, "direct"])
+@pytest.mark.parametrize("times", [[0.0, 10.0], [0.0, 3.3, 7.0, 10.0]], ids=["end", "inside"])
+def test_the_warning_of_a_step_that_is_not_resolved(times, kept, room, monkeypatch):
+    """In the same words, after the same evaluations, wherever in a chunk the suspect is."""
+    monkeypatch.setattr(run, "FIRST_CHUNK", room)
+    monkeypatch.setattr(run, "CHUNK", room)
+    gradient = kept if kept == "direct" else ACA(checkpoints=kept)
+    options = {"gradient": gradient, "at_rest": "ignore", "rtol": 1e-6, "atol": 1e-9}
+    said, y0 = [], torch.ones(2, dtype=DOUBLE)
+    for mode in (False, "native"):
+        monkeypatch.setattr(look, "_TOLD", weakref.WeakKeyDictionary())
+        with pytest.warns(GradientWarning) as caught:
+            sol, (grad,) = solved(mode, times, f=prey, y0=y0, wrt=[], **options)
+        said.append((str(caught[0].message), sol.stats, grad))
+    (*eager, want), (*native, grad) = said
+    assert native == eager
+    torch.testing.assert_close(grad, want, rtol=1e-9, atol=1e-9)
 
 
 def test_stats_say_who_solved_it():
