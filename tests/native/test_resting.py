@@ -6,8 +6,10 @@ from covering import covering
 from resting import MODELS, prey
 
 from torchaca import METHODS, Adaptive, solve
+from torchaca.gradients import look
 from torchaca.native.tables import has_table
 
+pytestmark = pytest.mark.filterwarnings("ignore:the step from t = :torchaca.errors.GradientWarning")
 DOUBLE = torch.float64
 ADAPTIVE = [name for name, method in METHODS.items() if has_table(method) and method.adaptive]
 TIMES = {"end": [0.0, 10.0], "inside": [0.0, 3.3, 7.0, 10.0]}
@@ -16,6 +18,7 @@ TIMES = {"end": [0.0, 10.0], "inside": [0.0, 3.3, 7.0, 10.0]}
 def assert_as_eager(f, start, times, **options):
     found = []
     for mode in (False, "native"):
+        look._TOLD.clear()  # who has been warned is not looked at again
         y = start.detach().clone().requires_grad_()
         sol = solve(f, y, times, compile=mode, **options)
         found.append((sol, torch.autograd.grad(sol.ys.square().sum() + sol.ys.sum(), y)[0]))
