@@ -711,10 +711,11 @@ def contracting(gradient, dtype, **options):
 
 
 def test_a_contracting_problem_in_float32():
+    """Steps that stability limits leave 3 to 10 % of dy/dk at the default tolerances; float32 adds next to nothing."""
     exact = contracting("direct", DOUBLE, rtol=1e-10, atol=1e-12)
     default, tight = contracting("aca", torch.float32), contracting("aca", torch.float32, rtol=1e-5)
     torch.testing.assert_close(default[1], exact[1], rtol=1e-3, atol=0)
-    torch.testing.assert_close(default, exact, rtol=5e-2, atol=0)
+    torch.testing.assert_close(default, contracting("aca", DOUBLE), rtol=2e-3, atol=0)
     torch.testing.assert_close(tight, exact, rtol=1e-3, atol=0)
     torch.testing.assert_close(contracting("aca", torch.float32, rtol=1e-4), exact, rtol=1e-2, atol=0)
 

@@ -95,7 +95,8 @@ class Watched:
         ratio = None if control is None else control.ratio
         for step in accepted:
             if ratio is not None:
-                self.read.append(torch.as_tensor(ratio(step)))
+                found = ratio(step)
+                self.read.append(found if isinstance(found, Tensor) else torch.tensor(found, device="cpu"))
             away = (step.y1 - self.p.y0).abs().amax() if step.y1.numel() else self.p.y0.new_zeros(()).abs()
             self.moved = away if self.moved is None else torch.maximum(self.moved, away)
             yield step
