@@ -26,9 +26,10 @@ def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
     if tree != structure.tree:
         leaves = structure.leaves_of(out)
     if leaves is None:
+        wanted = pytree.tree_unflatten(list(structure.leaves), structure.tree)
         raise TypeError(
-            f"f(t, y) returned {described(out)} where the state is {described(pytree.tree_unflatten(structure.leaves, structure.tree))}: return dy/dt in the "
-            f"structure of y0{swapped(func)}"
+            f"f(t, y) returned {described(out)} where the state is {described(wanted)}: return dy/dt in the structure "
+            f"of y0{swapped(func)}"
         )
     fitted = []
     for k, leaf in zip(leaves, structure.leaves, strict=True):
