@@ -67,7 +67,7 @@ def test_compiled(mode):
 def test_the_warning_of_the_eager_loop(interpreted, monkeypatch, checkpoints, times):
     """The same words and evaluations: the backward loop stops behind the suspect, also in the middle of a chunk."""
     said = []
-    for compile in (False, True):
+    for compile in (False, "loops"):
         monkeypatch.setattr(look, "_TOLD", weakref.WeakKeyDictionary())
         y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
         options = {"gradient": torchaca.ACA(checkpoints=checkpoints), "at_rest": "ignore", **TOLERANCES}
