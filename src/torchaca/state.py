@@ -222,14 +222,11 @@ def described(state: Any) -> str:
 
 def _check_leaf(leaf: Any, path: str) -> None:
     name = f"y0{path}"
-    if callable(leaf) and not isinstance(leaf, Tensor):
-        raise TypeError(f"{name} is callable, not a tensor: the order is f, y0, t")
     if not isinstance(leaf, Tensor):
         kind = type(leaf).__name__
-        raise TypeError(
-            f"{name} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}, not a tensor (the order is f, y0, t): wrap it, "
-            f"e.g. torch.as_tensor({name}, dtype=torch.float32)"
-        )
+        wrapped = "" if callable(leaf) else f", or wrap it: torch.as_tensor({name}, dtype=torch.float32)"
+        article = "an" if kind[0].lower() in "aeiou" else "a"
+        raise TypeError(f"{name} is {article} {kind}, not a tensor: the order is f, y0, t{wrapped}")
     if not (leaf.is_floating_point() or leaf.is_complex()):
         raise TypeError(f"{name} has dtype {leaf.dtype}; an ODE state is real or complex: use {name}.float()")
 

@@ -103,7 +103,7 @@ def test_nothing_is_compiled_anew_for(mode, first, compilations):
     assert len(compilations) == 3
 
 
-@pytest.mark.parametrize("mode", [pytest.param(True, marks=pytest.mark.slow), "steps"])
+@pytest.mark.parametrize("mode", [pytest.param("loops", marks=pytest.mark.slow), "steps"])
 def test_a_second_batch_size_is_compiled_for_all_batch_sizes(mode, compilations):
     class Own(Field):
         pass
@@ -119,7 +119,7 @@ def test_a_second_batch_size_is_compiled_for_all_batch_sizes(mode, compilations)
     assert len(compilations) == 6
 
 
-@pytest.mark.parametrize("mode", [pytest.param(True, marks=pytest.mark.slow), "steps"])
+@pytest.mark.parametrize("mode", [pytest.param("loops", marks=pytest.mark.slow), "steps"])
 def test_arguments_that_belong_to_inference_mode(mode, compilations):
     rate = torch.ones(2, dtype=DOUBLE)
     trained(driven, args=(rate,), context=torch.no_grad, compile=mode)
