@@ -98,6 +98,9 @@ def test_tolerances_below_the_precision_of_f_are_raised(mode, kind):
         return torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
 
     options = {"y0": torch.ones(3, 2), "context": autocast, "rtol": 1e-5, "atol": 1e-5, "tolerance": 0.1}
+    options["at_rest"] = (
+        "ignore"  # f's own rounding decides whether an error is zero, and with that who is probed
+    )
     about = assert_as_eager(f, mode, **options)
     assert not about or re.search(r"autocast is on|has bfloat16 numbers", about[0])
     _, words, _ = solved(f, mode, **{k: v for k, v in options.items() if k != "tolerance"})
