@@ -83,6 +83,8 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
             executor.begin(p)
         except CannotCompile as reason:
             passed[name] = str(reason)
+            if reason.final:
+                break
         else:
             return Explanation(name, passed)
     return Explanation(EAGER, passed)

@@ -213,7 +213,7 @@ def run(
             p.log.rests.__init__()
             passed[name] = str(reason)
             if reason.final:
-                takers.clear()
+                takers.clear()  # nobody else is asked
     else:
         warn(f"compile={asked.compile!r}: {[*passed.values()][-1]}; this solve runs in the eager loop")
         name, executor = EAGER, Eager()

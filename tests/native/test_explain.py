@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import torchaca as aca
+from torchaca.compiled.failure import TooManyGraphs
 from torchaca.executors import EXECUTORS, PREFERRED
+from torchaca.native import Native
 
 Y0, T = torch.ones(2, 3, 4, 4), [0.0, 1.0]
 CONV = torch.nn.Conv2d(3, 3, 3, padding=1)
@@ -40,3 +42,15 @@ def test_bad_options_are_refused_as_in_solve():
         aca.explain(lambda t, y: -y, Y0, T, rtoll=1)
     with pytest.raises(ValueError, match="native solves so far: use compile=True"):
         aca.explain(lambda t, y: -y, Y0, T, compile="native", gradient="mali", method="alf")
+
+
+def test_an_executor_that_answers_for_the_others_ends_the_search(monkeypatch):
+    """Of an f that is traced without end, the compiled loops would say the same after a while."""
+
+    def without_end(self, p):
+        raise TooManyGraphs("it changes each time")
+
+    monkeypatch.setattr(Native, "begin", without_end)
+    found = aca.explain(lambda t, y: -y, Y0, T)
+    assert found.executor == "eager"
+    assert found.passed_over == {"native": "it changes each time"}

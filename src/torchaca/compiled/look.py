@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..gradients.look import look_of
 from ..gradients.replay import vjp
-from ..numbers import Time, value
 from .run import CompiledSolve
-from .steps import beside
+from .steps import GraphOf
 
 
 class Looks:
@@ -21,6 +20,7 @@ class Looks:
     def __init__(self, run: CompiledSolve, inputs: Sequence[Tensor], grad_ys: Tensor) -> None:
         self.run, self.grad_ys = run, grad_ys
         self.inputs = [x.detach().requires_grad_(want) for x, want in zip(inputs, run.wanted, strict=True)]
+        self.f = GraphOf(run.capture.field, self.inputs)
         self.firsts = [0]
         for chunk in run.chunks:
             self.firsts.append(self.firsts[-1] + chunk.n)
@@ -44,13 +44,13 @@ class Looks:
         for i in self.run.chunks[k].ending.get(n, ()):
             lam = lam + self.grad_ys[i]
         suspect, leaves = own.steps[self.firsts[k] + n], [x for x in self.inputs if x.requires_grad]
-        p = replace(self.run.problem, f=replace(self.run.problem.f, call=self._f, f0=None))
+        p = replace(self.run.problem, f=replace(self.run.problem.f, call=self.f, f0=None))
         with torch.no_grad():
             y1 = p.step(suspect.t0, suspect.t1, Y[n].detach()).y1
         if mu is not None:
             with torch.enable_grad():
                 y1 = y1.detach().requires_grad_()
-                k1 = self._f(suspect.t1, y1)
+                k1 = self.f(suspect.t1, y1)
             (more,) = vjp([k1], [y1], [mu]) if k1.requires_grad else (None,)
             lam = lam if more is None else lam + more
         found = len(own.found)
@@ -61,9 +61,3 @@ class Looks:
         """Warn of what was found; `totals` are the gradients of the inputs that have one."""
         if self.own is not None:
             self.own.settle(totals)
-
-    def _f(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
-        """f as a graph, beside a jump if it has to be."""
-        now = torch.as_tensor(t, dtype=y.dtype, device="cpu")
-        now = now if nudge is None else beside(value(t), value(nudge), y.dtype)
-        return self.run.capture.field(now, y, self.inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..core import VectorField
 from ..methods.staged import Staged, StagedStep
-from ..numbers import Time
+from ..numbers import Time, value
 from .field_graph import FieldGraph
 from .halves import Halves
 from .spec import Spec
@@ -72,3 +73,16 @@ def beside(t: Time, other: float, dtype: torch.dtype) -> Tensor:
     return torch.nextafter(
         torch.tensor(t, dtype=dtype, device="cpu"), torch.tensor(other, dtype=dtype, device="cpu")
     )
+
+
+@dataclass(frozen=True)
+class GraphOf:
+    """f as a graph, with its inputs, for a step of its own in Python; beside a jump if it has to be."""
+
+    field: FieldGraph
+    inputs: Sequence[Tensor]
+
+    def __call__(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
+        now = torch.as_tensor(t, dtype=y.dtype, device="cpu")
+        now = now if nudge is None else beside(value(t), value(nudge), y.dtype)
+        return self.field(now, y, self.inputs)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ..compiled.field_graph import FieldGraph
-from ..compiled.steps import beside
+from ..compiled.steps import GraphOf
 from ..core import Problem
 from ..gradients.look import Look
-from ..numbers import Time, value
 from .graphs import Wanted
 from .run import Chunk
 from .tables import Route
@@ -34,8 +33,9 @@ class Looks:
     def __init__(
         self, own: Look, field: FieldGraph, inputs: Sequence[Tensor], wanted: Wanted, route: Route
     ) -> None:
-        self.own, self.field, self.route = own, field, route
+        self.own, self.route = own, route
         self.inputs = [x.detach().requires_grad_(want) for x, want in zip(inputs, wanted.inputs, strict=True)]
+        self.f = GraphOf(field, self.inputs)
 
     def pieces(self, chunks: Iterable[Chunk], last: int) -> Iterator[Chunk]:
         """Cut the chunks, the last one first, behind each suspect; `last` steps are in them."""
@@ -59,15 +59,9 @@ class Looks:
         for i, grad in enumerate(grad_ys):
             if self.route.exact[i] and whole.ts.values[i] == suspect.t1:
                 lam = lam + grad
-        p: Problem = replace(whole, f=replace(whole.f, call=self._f, f0=None))
+        p: Problem = replace(whole, f=replace(whole.f, call=self.f, f0=None))
         start, found = chunk.Y[chunk.n - 1], len(own.found)
         with torch.no_grad():
             end = chunk.Y[chunk.n] if chunk.known else p.step(suspect.t0, suspect.t1, start).y1
         own.measure(p, suspect, (start, end), lam.detach(), [x for x in self.inputs if x.requires_grad])
         p.stats.nfe_backward += p.method.stages if len(own.found) > found else 0
-
-    def _f(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
-        """f as a graph, beside a jump if it has to be."""
-        now = torch.as_tensor(t, dtype=y.dtype, device="cpu")
-        now = now if nudge is None else beside(value(t), value(nudge), y.dtype)
-        return self.field(now, y, self.inputs)

@@ -119,19 +119,15 @@ class Code:
 
     def real(self, value: Value) -> Value:
         """The same value, with a place."""
-        if value.place is not None:
-            return value
-        if value not in self.laid:
-            target = self.new(value.shape, value.dtype)
-            self.write(value, target)
-            self.laid[value] = target
-        return self.laid[value]
+        return self._laid(value) if value.place is None else value
 
     def packed(self, value: Value) -> Value:
         """The same value, with a place in which it is contiguous."""
         value = self.real(value)
-        if value.flat:
-            return value
+        return value if value.flat else self._laid(value)
+
+    def _laid(self, value: Value) -> Value:
+        """The same value in a contiguous place of its own, where it is written once."""
         if value not in self.laid:
             target = self.new(value.shape, value.dtype)
             self.write(value, target)
