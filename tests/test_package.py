@@ -37,6 +37,7 @@ LAYERS = (
     "control",
     "dense",
     "gradients",
+    "events",
     "compiled",
     "native",
     "executors",

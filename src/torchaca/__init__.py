@@ -12,6 +12,7 @@ from .compat.torchdiffeq import odeint, odeint_adjoint, odeint_event
 from .control import I_CONTROL, PI_CONTROL, PID, PID_CONTROL, Adaptive, FixedSteps
 from .core import Stats
 from .errors import SolverError
+from .events import Event, Occurrences
 from .explain import Explanation, explain
 from .gradients import ACA, GRADIENTS, MALI, Adjoint, Direct, Naive
 from .methods import ALF, CONSTRUCTORS, METHODS, ReversibleHeun, RungeKutta
@@ -42,10 +43,12 @@ __all__ = [
     "Adaptive",
     "Adjoint",
     "Direct",
+    "Event",
     "Explanation",
     "FixedSteps",
     "Naive",
     "NeuralODE",
+    "Occurrences",
     "ReversibleHeun",
     "RungeKutta",
     "Solution",

@@ -29,6 +29,7 @@ from .protocols import (
     Step,
     Stepper,
     VectorField,
+    Watching,
     tolerant,
 )
 from .times import Times
@@ -56,6 +57,7 @@ __all__ = [
     "Times",
     "VectorField",
     "Watcher",
+    "Watching",
     "tolerant",
 ]
 
@@ -71,7 +73,7 @@ class Problem:
 
     `f` maps (time, packed state) to the packed derivative, counts its calls in `stats`, and holds what is known of it;
     `dense`: somebody wants the interpolants; `gradient` is the method that the caller asked for, None in problems that
-    the library makes for itself.
+    the library makes for itself; `events` cuts the steps off at the first event.
     """
 
     f: Field
@@ -82,6 +84,7 @@ class Problem:
     dense: bool = False
     log: Log = field(default_factory=Log)
     gradient: Gradient | None = None
+    events: Watching | None = None
 
     # What others have noted, read through.
     stats: ClassVar[Stats] = _from("log.stats")
@@ -171,6 +174,14 @@ class Outcome:
     times: Sequence[float] = ()
     bases: Sequence[Tensor] = ()
     boundaries: Sequence[Time] = ()
+
+    def ended(self, p: Problem) -> Problem:
+        """The problem that the steps have solved: one that ends at the event, if an event ended them."""
+        if self.failure is not None or self.ts.values[-1] == p.ts.values[-1]:
+            return p
+        end = self.ts.values[-1]
+        control = p.control.within(p.ts.values[0], end)
+        return replace(p, ts=p.ts.ending(len(self.ts) - 1, end), control=control, events=None)
 
     @property
     def replayed(self) -> Sequence[float]:

@@ -37,6 +37,9 @@ KINDS = {
     "max-steps": "max_steps trials were not enough",
     "reconstruction": "undoing the steps did not lead back to where they started",
     "gradient-error": "the gradients are less accurate than grad_rtol",
+    "event": "g of an event is not finite",
+    "grazing": "an event only grazes zero: its time has no derivative",
+    "zeno": "events follow each other in ever shorter intervals",
 }
 
 

@@ -26,6 +26,7 @@ from .gradients import Direct, Facts
 from .layout import stacked
 from .loops.lanes import solve_in_lanes, solves_in_lanes
 from .loops.outputs import gather
+from .loops.stepping import steps
 from .native import Native
 from .torch_internals import transformed
 
@@ -94,7 +95,7 @@ class Eager:
             return outcome
         check_problem(gradient, p)  # what training will refuse, evaluation refuses as well
         with torch.no_grad():
-            return gather(p, p.control.moves(p))
+            return gather(p, steps(p))
 
     def _in_graph(self, p: Problem, gradient: Gradient) -> Outcome:
         """Solve as a part of the caller's graph; the lanes of vmap one by one, where each has its own steps."""

@@ -15,6 +15,7 @@ from .control import Adaptive, FixedSteps, check_control
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, tolerant
 from .elsewhere import answer
 from .errors import did_you_mean, shorten
+from .events import Event, events_of
 from .executors import check_problem, chosen
 from .field.field import Field
 from .gradients import GRADIENTS, Facts
@@ -23,6 +24,7 @@ from .methods import ALIASES, METHODS
 from .numbers import host_times
 from .state import Structure, of_any_size, structure_of
 from .times import times_of
+from .torch_internals import transformed
 from .trace import Trace
 from .transforms import is_differentiated, refuse_lanes, tensors_in
 
@@ -52,6 +54,7 @@ class Options:
     norm: str | Callable[[Any], Tensor] | None = None
     at_rest: str | None = None
     control: Control | None = None
+    events: Event | Sequence[Event] | None = None
     compile: bool | str = False
     dense: bool = False
     on_failure: str = "raise"
@@ -76,7 +79,23 @@ class Options:
         gradient = find_gradient(self.gradient)
         mode = self.compile if isinstance(self.compile, str) else bool(self.compile)
         control = self._control(method, structure, y0)
-        return Request(method, control, gradient, self.args, mode, self.dense, self.on_failure, self.debug)
+        rest = (self.args, mode, self.dense, self.on_failure, self.debug, self._events(gradient))
+        return Request(method, control, gradient, *rest)
+
+    def _events(self, gradient: Gradient) -> tuple[Event, ...]:
+        """The events, where there can be some."""
+        events = events_of(self.events)
+        if events and transformed():
+            raise NotImplementedError(
+                "events are not available inside torch.func transforms and forward-mode AD, which hide the numbers "
+                "that say where a solve stops: differentiate with torch.autograd, and loop over lanes"
+            )
+        if events and self.debug:
+            raise NotImplementedError(
+                "debug=True follows one solve from its last step to its first, and events make several of it: solve "
+                "up to the event that is of interest (terminal=True), and debug a solve that ends there"
+            )
+        return events
 
     def _control(self, method: Method, structure: Structure, y0: Tensor) -> Control:
         named = {name: value for name in OF_CONTROL if (value := getattr(self, name)) is not None}
@@ -163,6 +182,7 @@ class Request:
     dense: bool = False
     on_failure: str = "raise"
     debug: bool = False
+    events: tuple[Event, ...] = ()
 
 
 def find_method(method: str | Method) -> Method:

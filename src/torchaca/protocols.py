@@ -196,6 +196,14 @@ class Control(Protocol):
         ...
 
 
+class Watching(Protocol):
+    """Watches the accepted steps of a problem for events."""
+
+    def over(self, p: Problem, moves: Generator[Step, None, End]) -> Generator[Step, None, End]:
+        """Pass the steps on, up to the first event: the last one ends there, before the last output time."""
+        ...
+
+
 def tolerant(control: Control) -> Any:
     """Return the control if it follows tolerances by `Adaptive`'s formulas (`rtol`, `atol`, `step_rule` ...), or None.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from .core import Control, Outcome, Problem, Stats, tolerant
 from .dense import DenseOutput, detached
 from .errors import SolverError, shorten
+from .events import Course, Event, Occurrences, occurrences
 from .layout import joined, order_cotangent
 from .state import Structure
 from .torch_internals import is_functorch_wrapped_tensor, pytree, transformed
@@ -41,6 +43,8 @@ class Solution:
         With `debug=True`: the steps of the last backward pass, `trace.ts`, `trace.norms`, `trace.points`.
     settings : str
         The method, the tolerances and the gradient, in words.
+    events : tuple of Occurrences
+        For each of `events=`, in their order: when it happened, and the states just before.
     """
 
     ts: Tensor
@@ -51,18 +55,21 @@ class Solution:
     dense: DenseOutput | None = None
     trace: Trace | None = None
     settings: str = ""
+    events: tuple[Occurrences, ...] = ()
 
     def __repr__(self) -> str:
         return _describe(self)
 
     @property
     def status(self) -> str:
-        """'success', or the kind of failure; 'non-finite' where a fixed-step solve ran into nan or inf.
+        """'success', 'event' after a terminal one, or the kind of failure; 'non-finite' after fixed steps into nan or inf.
 
         Reads the device, which a fixed-step solve itself never does.
         """
         if self.failure is not None:
             return self.failure.kind
+        if any(event.terminal and len(event.t) for event in self.events):
+            return "event"
         leaves = pytree.tree_leaves(self.ys)
         return "success" if all(bool(torch.isfinite(leaf).all()) for leaf in leaves) else "non-finite"
 
@@ -81,6 +88,15 @@ class Solution:
         if self.dense is None:
             raise ValueError("this solution has no dense output: solve with dense=True")
         return self.dense(t)
+
+    @staticmethod
+    def through(
+        p: Problem, course: Course, structure: Structure, given_ts: Any, events: Sequence[Event]
+    ) -> Solution:
+        """The solution of a solve through events; see `of`."""
+        found = Solution.of(p, course.outcome, structure, given_ts)
+        ts = found.ts if course.end is None else torch.cat([found.ts[:-1], course.end.to(found.ts)[None]])
+        return replace(found, ts=ts, events=occurrences(events, course, structure, p.y0, ts))
 
     @staticmethod
     def of(p: Problem, outcome: Outcome, structure: Structure, given_ts: Any) -> Solution:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .compiled import CannotCompile
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
 from .errors import shorten, warn
+from .events import Event, solve_through
 from .executors import EAGER, Eager, chosen, prepared, unmoved
 from .field.calling import not_f
 from .field.dynamics import Dynamics
@@ -60,6 +62,7 @@ def solve(
     norm: str | Callable[[Any], Tensor] | None = None,
     at_rest: str | None = None,
     control: Control | None = None,
+    events: Event | Sequence[Event] | None = None,
     compile: bool | str = False,
     dense: bool = False,
     on_failure: str = "raise",
@@ -104,6 +107,10 @@ def solve(
         evaluation each; see `Adaptive`.
     control : Adaptive, FixedSteps or a control of your own
         Instead of all the step options above.
+    events : Event or list of Event
+        Where a function of time and state crosses zero, the solve notes it, jumps or ends; see `Event`. When and where
+        is in `solution.events`, one entry for each; a terminal one makes `solution.status` "event", and
+        `solution.ts[-1]` and `solution.ys[-1]` its own.
     compile : bool, "native", "loops", "steps" or "cuda-graphs"
         Run the solve and its backward pass as native code, or where that cannot be as compiled loops; or insist on one
         of them; or each step as a compiled graph, on a GPU as a CUDA graph (see docs/compile.md).
@@ -140,7 +147,7 @@ def solve(
     # fmt: off
     options = Options(
         args, method, rtol, atol, gradient, dt, n_steps, grid, dt0, dt_min, dt_max,
-        max_steps, jump_ts, norm, at_rest, control, compile, dense, on_failure, debug,
+        max_steps, jump_ts, norm, at_rest, control, events, compile, dense, on_failure, debug,
     )
     # fmt: on
     if unknown:
@@ -196,8 +203,18 @@ def run(
         What is known of f beforehand: `batch`, `one_sided`, `declared`, `declared_alone` of `Field`.
     """
     p = problem_of(f, y0, structure, ts, asked, watch, lenient, facts)
+    if not asked.events:
+        begun, outcome = executed(p, asked)
+        return Solution.of(begun, outcome, structure, given_ts)
+    course = solve_through(p, asked.events, partial(executed, asked=asked))
+    return Solution.through(p, course, structure, given_ts, asked.events)
+
+
+def executed(p: Problem, asked: Request) -> tuple[Problem, Outcome]:
+    """Have an executor solve a problem: the problem with the control that it was solved with, and what came out."""
+    ts = p.ts
     takers, passed = chosen(asked.compile, p)
-    if not y0.numel():
+    if not p.y0.numel():
         takers = [(EAGER, Eager())]  # no component, no work
     for name, executor in takers:
         try:
@@ -220,13 +237,13 @@ def run(
         begun = prepared(executor.begin(p), asked.gradient)
         outcome = executor.finish(begun)
     p.stats.executor, p.stats.passed_over = name, passed
-    if outcome.failure is None and len(outcome.ys) < len(ts.values):
+    if p.events is None and outcome.failure is None and outcome.ts.values[-1] != ts.values[-1]:
         raise RuntimeError(
             f"the control {type(p.control).__name__} ended its steps at t = {outcome.times[-1]:g}, before the last "
             f"output time {ts.values[-1]:g}: the last step that moves() yields has to end there"
         )
     check_clock(begun, outcome.times, failed=outcome.failure is not None)
-    return Solution.of(replace(p, control=begun.control), outcome, structure, given_ts)
+    return replace(p, control=begun.control), outcome
 
 
 def problem_of(

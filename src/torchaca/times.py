@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .errors import shorten
@@ -67,6 +68,11 @@ class Times:
         if n == len(self.values):
             return self
         return Times(self.values[:n], None if self.tensor is None else self.tensor[:n], moving=self.moving)
+
+    def ending(self, n: int, t: float) -> Times:
+        """The first `n` of them, and a last one, which is constant."""
+        tensor = None if self.tensor is None else torch.cat([self.tensor[:n], self.tensor.new_tensor([t])])
+        return Times((*self.values[:n], t), tensor, moving=self.moving)
 
     def detached(self) -> Times:
         return Times(self.values, moving=self.moving) if self.tensor is not None else self

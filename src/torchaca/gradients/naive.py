@@ -12,6 +12,7 @@ from typing import ClassVar
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..loops.outputs import gather
+from ..loops.stepping import steps_on_tensors
 from .in_place import guarded
 from .look_hooks import Looking
 
@@ -26,6 +27,5 @@ class Naive:
 
     def __call__(self, p: Problem, inputs: Inputs) -> Outcome:
         """Solve with autograd recording everything; see `torchaca.core.Gradient`."""
-        moves = getattr(p.control, "moves_on_tensors", p.control.moves)
         looking = Looking(p)
-        return guarded(p, looking.close(gather(p, looking.over(moves(p)))))
+        return guarded(p, looking.close(gather(p, looking.over(steps_on_tensors(p)))))

@@ -58,7 +58,7 @@ def solve_with(passes: Passes) -> Outcome:
 
 def attach(passes: Passes, outcome: Outcome, kept: Sequence[Tensor]) -> Outcome:
     """Make the outcome of a finished forward pass differentiable. Its tensors have no graph."""
-    p = passes.problem
+    p = passes.problem = outcome.ended(passes.problem)
     boundaries = p.control.boundaries(p.ts, outcome.times) if p.dense else ()
     ys, *bases = _Solve.apply(passes, outcome.ys, outcome.bases, kept, *Parts.of(p, passes.inputs).flat())
     return replace(outcome, ys=ys, bases=bases, boundaries=boundaries)

@@ -104,6 +104,7 @@ class Controlled:
         first = Watched(p)
         outcome = gather(p, self.plain.watch(p, first.watch(steps(p))))
         kept = self.plain.close(outcome)
+        p, self.problem = outcome.ended(p), outcome.ended(self.problem)
         if outcome.failure is not None or len(outcome.times) < 2:
             return outcome, kept
         fine = Trajectory(

@@ -102,7 +102,8 @@ class FixedSteps:
         low, high = min(start, end), max(start, end)
         inside = [t for t in map(value, self.times(self.ts)) if low < t < high]
         sign = 1.0 if end > start else -1.0
-        return FixedSteps(grid=Times((start, *sorted(inside, key=lambda t: sign * t), end)))
+        grid = Times((start, *sorted(inside, key=lambda t: sign * t), end))
+        return FixedSteps(grid=grid, ts=Times((start, end)))
 
 
 def refuse_grid(grid: Sequence[float], ts: Times) -> None:

@@ -14,15 +14,18 @@ from ..numbers import Time, value
 
 
 def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
-    """The outputs of a run; a failure of the loop ends it with the outputs reached so far."""
+    """The outputs of a run; a failure of the loop ends it with the outputs reached so far.
+
+    A loop that ends before the last output time, at an event, ends there with one more output.
+    """
     done, n, sign = p.ts.at_start(), len(p.ts.values), p.ts.sign
     parts = [p.y0[None]] * done
     times, bases = [p.ts.values[0]], []
     boundaries = [p.ts[0]]
-    failure = None
+    failure = end = None
     try:
         for step in accepted:
-            t1 = step.t1
+            t1, end = step.t1, step.y1
             times.append(t1 if isinstance(t1, float) else value(t1))
             boundaries.append(t1)
             if done < n and sign * times[-1] >= sign * p.ts.values[done]:
@@ -35,8 +38,11 @@ def gather(p: Problem, accepted: Iterable[Step]) -> Outcome:
                     bases.append(step.basis())
     except SolverError as error:
         failure = error.with_traceback(None)  # its frames hold all states
-    ys = joined(parts, p.y0)
-    return Outcome(ys, p.ts if done == n else p.ts.first(done), failure, times, bases, boundaries)
+    ts = p.ts if done == n else p.ts.first(done)
+    if done < n and failure is None:
+        parts.append((p.y0 if end is None else end)[None])
+        ts = p.ts.ending(done, times[-1])
+    return Outcome(joined(parts, p.y0), ts, failure, times, bases, boundaries)
 
 
 def inside(ts: Times, t1: Time, first: int, last: int) -> list[int]:

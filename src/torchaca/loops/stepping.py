@@ -30,7 +30,7 @@ from .pace import (
 )
 from .rest import ROOM, Rest
 
-__all__ = ["BAD_RATIO", "HOPELESS", "TOO_SMALL", "Walk", "march", "search", "steps", "stopped"]
+__all__ = ["BAD_RATIO", "HOPELESS", "TOO_SMALL", "Walk", "march", "search", "steps", "steps_on_tensors", "stopped"]
 
 if TYPE_CHECKING:
     from .adaptive import Adaptive
@@ -43,8 +43,15 @@ Explain: TypeAlias = Callable[..., Exception]
 
 
 def steps(p: Problem) -> Generator[Step, None, End]:
-    """Yield the accepted steps of a problem; see `torchaca.core.Control.moves`."""
-    return p.control.moves(p)
+    """Yield the accepted steps of a problem, up to its first event; see `torchaca.core.Control.moves`."""
+    moves = p.control.moves(p)
+    return moves if p.events is None else p.events.over(p, moves)
+
+
+def steps_on_tensors(p: Problem) -> Generator[Step, None, End]:
+    """Yield them so that autograd follows the step sizes back to the states, if the control can do that."""
+    moves = getattr(p.control, "moves_on_tensors", p.control.moves)(p)
+    return moves if p.events is None else p.events.over(p, moves)
 
 
 def march(p: Problem, boundaries: Sequence[Time]) -> Generator[Step, None, End]:

@@ -1,0 +1,193 @@
+"""A solve through its events: one ordinary solve from each event to the next.
+
+So no gradient, no method and no executor knows of events. A stretch ends near the event at a constant time, whatever its
+gradient method; when the event happens from there, and what the state is then, is a differentiable function of its end
+(`moment`); the next stretch starts at that time and from what `apply` makes of that state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..core import Outcome, Problem, Times, tolerant
+from ..errors import SolverError
+from ..layout import joined
+from ..numbers import value
+from ..state import Structure
+from .event import Event, Occurrences
+from .guard import Guard, guards_of
+from .moment import Moment, moment_of
+from .watch import ROUNDING, Crossing, Watch
+
+Solve: TypeAlias = Callable[[Problem], tuple[Problem, Outcome]]
+"""Solves a stretch: the problem as it was prepared, and what came out."""
+
+INSTANT = 1e-12
+"""Of the span: a shorter interval between two events is no time at all."""
+MOST_INSTANTS = 3
+"""So many of them in a row, and they will not end."""
+
+
+@dataclass
+class Course:
+    """What a solve through events has collected; times of events are differentiable, 0-dim, float64 on the CPU.
+
+    `outcome` is that of a solve without events. If a terminal event ended it, `end` is its time.
+    """
+
+    outcome: Outcome
+    moments: list[list[Moment]]
+    end: Tensor | None = None
+
+
+@dataclass
+class _Parts:
+    """The parts of an outcome, from stretch to stretch."""
+
+    ys: list[Tensor] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    bases: list[Tensor] = field(default_factory=list)
+    boundaries: list[Any] = field(default_factory=list)
+    done: int = 0
+
+    def add(self, outcome: Outcome, n: int, ys: Sequence[Tensor]) -> None:
+        """Add a stretch of which `n` outputs count; `ys` are their states."""
+        self.done += n
+        self.ys += ys
+        self.times += outcome.times if not self.times else outcome.times[1:]
+        self.bases += outcome.bases
+        self.boundaries += outcome.boundaries
+
+    def outcome(self, p: Problem, failure: SolverError | None, ended: Moment | None) -> Outcome:
+        """All of it as one outcome; `ended` adds an output."""
+        ts = p.ts if self.done == len(p.ts) else p.ts.first(self.done)
+        if ended is not None:
+            ts = p.ts.ending(self.done, ended.value)
+            self.ys.append(ended.y[None])
+        return Outcome(joined(self.ys, p.y0), ts, failure, self.times, self.bases, self.boundaries)
+
+
+def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
+    """Solve a problem through its events.
+
+    Parameters
+    ----------
+    solve : callable
+        Solves one stretch, up to the first event that `Problem.events` sees.
+    """
+    guards, parts = guards_of(p, tuple(events)), _Parts()
+    moments: list[list[Moment]] = [[] for _ in guards]
+    watch, q, instants = Watch(guards), _stretch(p, p.ts, p.y0, None), 0
+    while True:
+        begun, outcome = solve(replace(q, events=watch))
+        p = replace(p, control=begun.control) if parts.done == 0 else p
+        crossing, skip = watch.found, min(len(parts.times), 1)
+        if crossing is None or outcome.failure is not None:
+            parts.add(outcome, len(outcome.ys) - skip, [outcome.ys[skip:]])
+            return Course(parts.outcome(p, outcome.failure, None), moments)
+        y = outcome.ys[-1]
+        fired = [_moment(begun, crossing, guard, y) for guard in crossing.guards]
+        first = fired[0]
+        instants = instants + 1 if _instant(q.ts, first.value) else 0
+        parts.add(outcome, *_outputs(p, begun, crossing, outcome, first, parts.done, skip))
+        parts.times[-1] = first.value
+        if instants >= MOST_INSTANTS:
+            return Course(parts.outcome(p, _zeno(p, crossing, first.value), None), moments)
+        state = first.y
+        for guard, moment in zip(crossing.guards, fired, strict=True):
+            moments[guard.index].append(replace(moment, y=state) if moment is not first else moment)
+            if guard.event.terminal:
+                end = Moment(first.t, state)
+                return Course(parts.outcome(p, None, end), moments, first.t)
+            state = guard.applied(first.t, state)
+        watch = Watch(guards, _zeros(begun, crossing, first, state))
+        jumps = any(guard.event.apply is not None for guard in crossing.guards)
+        q = _stretch(p, _times(p, parts.done, first), state, None if jumps else crossing.size)
+
+
+def _stretch(p: Problem, ts: Times, y: Tensor, dt0: float | None) -> Problem:
+    """The problem from one event on, of which nothing is known; `dt0` is a first step size."""
+    control, own = p.control.within(ts.values[0], ts.values[-1]), tolerant(p.control)
+    if own is not None and ts is not p.ts:
+        control = own.with_settings(dt0=dt0)
+    f = replace(p.f, f0=None, effects=None, inputs=None)
+    return replace(p, f=f, y0=y, ts=ts, control=control)
+
+
+def _times(p: Problem, done: int, start: Moment) -> Times:
+    """The times of a stretch: the event, and the outputs that are left."""
+    values = (start.value, *p.ts.values[done:])
+    if p.ts.tensor is None and not start.t.requires_grad:
+        return Times(values)
+    rest = p.ts.tensor
+    left = torch.tensor(values[1:], dtype=torch.float64, device="cpu") if rest is None else rest[done:]
+    return Times(values, torch.cat([start.t[None], left]))
+
+
+def _moment(p: Problem, crossing: Crossing, guard: Guard, y: Tensor) -> Moment:
+    return moment_of(
+        p, guard, crossing.t, y, crossing.f1, crossing.size, max(crossing.scales[guard.index], 1e-300)
+    )
+
+
+def _outputs(
+    p: Problem, q: Problem, crossing: Crossing, outcome: Outcome, event: Moment, done: int, skip: int
+) -> tuple[int, list[Tensor]]:
+    """The outputs of a stretch that lie before the event, which may be a little off the end of the stretch."""
+    have, end = len(outcome.ys) - skip - 1, outcome.ys[-1]
+    before = sum(p.ts.sign * t < p.ts.sign * event.value for t in p.ts.values[done:])
+    before = max(before, 1 - skip)  # the first output is y0, whatever happens there
+    ys = [outcome.ys[skip : skip + min(before, have)]]
+    for i in range(done + have, done + before):
+        f1 = q.between(q.ts.values[0], crossing.t)(crossing.t, end)
+        t = p.ts[i]
+        shift = t.to(end.device, end.dtype.to_real()) - crossing.t if isinstance(t, Tensor) else t - crossing.t
+        ys.append((end + shift * f1)[None])
+    return before, ys
+
+
+def _zeros(p: Problem, crossing: Crossing, moment: Moment, state: Tensor) -> dict[int, float]:
+    """How small g is still zero, for the events that have just happened and are not to happen again at once."""
+    eps = torch.finfo(p.y0.dtype.to_real()).eps
+    with torch.no_grad():
+        left = [guard(moment.value, moment.y.detach()).abs().item() for guard in crossing.guards]
+    return {
+        guard.index: 4 * g + ROUNDING * eps * crossing.scales[guard.index]
+        for guard, g in zip(crossing.guards, left, strict=True)
+    }
+
+
+def _instant(ts: Times, t: float) -> bool:
+    start, end = ts.values[0], ts.values[-1]
+    return abs(t - start) <= max(INSTANT * abs(end - start), 10 * math.ulp(t))
+
+
+def _zeno(p: Problem, crossing: Crossing, t: float) -> SolverError:
+    names = ", ".join(guard.name for guard in crossing.guards)
+    return SolverError(
+        "zeno",
+        f"{names}: {MOST_INSTANTS} events in a row at t = {t:.10g}, with no time between them. They come in ever shorter "
+        "intervals, as the bounces of a ball that comes to rest. try: an event that ends the solve where the motion is "
+        "slow, or an apply that brings the state to rest off the guard",
+        t=t,
+        dt=abs(t - value(p.ts[0])),
+        stats=p.stats,
+    )
+
+
+def occurrences(
+    events: Sequence[Event], course: Course, structure: Structure, y0: Tensor, ts: Tensor
+) -> tuple[Occurrences, ...]:
+    """When each event happened, in the dtype and on the device of `ts`, and where."""
+    found = []
+    for event, moments in zip(events, course.moments, strict=True):
+        t = torch.stack([m.t for m in moments]).to(ts) if moments else ts.new_empty(0)
+        y = joined([m.y[None] for m in moments], y0) if moments else y0.new_empty((0, *y0.shape))
+        found.append(Occurrences(t, structure.unpack(y), event.terminal))
+    return tuple(found)

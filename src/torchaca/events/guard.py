@@ -1,0 +1,115 @@
+"""An event on packed states: its value, checked, and how fast it changes along the solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import Problem
+from ..errors import shorten
+from ..field.dynamics import Dynamics
+from ..numbers import Time
+from ..torch_internals import pytree
+from .event import Event
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """An event of a problem, number `index` of them."""
+
+    event: Event
+    index: int
+    field: Dynamics
+
+    def __call__(self, t: Time, y: Tensor) -> Tensor:
+        """g at a packed state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If that is no real number.
+        """
+        f = self.field
+        given = self.event.g(f.time(t), f.structure.unpack(y), *f.args)
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{self.name}: g(t, y) must return a 0-dim tensor, got {shorten(given)}")
+        if given.ndim:
+            raise ValueError(
+                f"{self.name}: g(t, y) must return a 0-dim tensor, got shape {tuple(given.shape)}"
+                f"{'' if given.numel() > 1 else ': write g(t, y).squeeze()'}"
+                f"{': write one Event for each, or .min()' if given.numel() > 1 else ''}"
+            )
+        if given.is_complex() or not given.is_floating_point():
+            raise TypeError(
+                f"{self.name}: g(t, y) must be a real floating-point number, whose sign changes; got {given.dtype}"
+            )
+        return given
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"events[{self.index}]"
+
+    def applied(self, t: Tensor, y: Tensor) -> Tensor:
+        """The packed state after the event.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not one in the structure, shapes and dtypes of the state.
+        """
+        if self.event.apply is None:
+            return y
+        f = self.field
+        structure, before = f.structure, f.structure.unpack(y)
+        after = self.event.apply(f.time(t), before, *f.args)
+        leaves = structure.leaves_of(after)
+        if leaves is None or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise TypeError(
+                f"{self.name}: apply(t, y) must return the structure of y, {_shapes(before)}, got {shorten(after)}"
+            )
+        for leaf, own in zip(leaves, pytree.tree_leaves(before), strict=True):
+            if (leaf.shape, leaf.dtype) != (own.shape, own.dtype):
+                raise ValueError(
+                    f"{self.name}: apply(t, y) must keep shapes and dtypes: a tensor of shape {tuple(own.shape)} and "
+                    f"{own.dtype} became one of shape {tuple(leaf.shape)} and {leaf.dtype}"
+                )
+        return structure.pack(pytree.tree_unflatten(leaves, structure.tree))
+
+    def slopes(self, t: Time, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """g, and its derivatives by t and y (None if it does not depend on y), without a graph."""
+        with torch.enable_grad():
+            state = y.detach().clone().requires_grad_()
+            time = self.field.time(t).detach().clone().requires_grad_()
+            found = self(time, state)
+            if not found.requires_grad:
+                return found.detach(), torch.zeros_like(found), None
+            by_t, by_y = torch.autograd.grad(found, [time, state], allow_unused=True)
+        return found.detach(), torch.zeros_like(time) if by_t is None else by_t, by_y
+
+    def rate(self, t: Time, y: Tensor, slope: Tensor) -> tuple[float, float]:
+        """g, and how fast it changes along the solution, where dy/dt is `slope`."""
+        found, by_t, by_y = self.slopes(t, y)
+        along = by_t.double() if by_y is None else by_t.double() + inner(by_y, slope)
+        g, rate = torch.stack([found.double(), along]).tolist()
+        return g, rate
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """The real inner product of two tensors, in float64."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    return (a.double() * b.double()).sum()
+
+
+def guards_of(p: Problem, events: tuple[Event, ...]) -> tuple[Guard, ...]:
+    """The events of a problem, on its packed states."""
+    call: Any = p.f.call
+    return tuple(Guard(event, i, call) for i, event in enumerate(events))
+
+
+def _shapes(state: Any) -> Any:
+    return pytree.tree_map(lambda x: tuple(x.shape), state)

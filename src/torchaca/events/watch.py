@@ -1,0 +1,192 @@
+"""Does an event happen in a step? g is looked at inside of each accepted step, and a crossing is bracketed.
+
+g is read at the quarters of a step and at its end. So a step that crosses twice is not missed if the crossings lie on
+different sides of one of these times. States inside are those of a parabola or Hermite's cubic, which cost no
+evaluation of f; only where they show a crossing is the method's interpolant asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ..core import End, Problem, Step
+from ..errors import SolverError
+from ..numbers import combined, value
+from .guard import Guard
+from .roots import leave_zero, root
+
+PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+ROUNDING = 64
+"""Roundings of the largest g in a step: a smaller one is zero."""
+TOGETHER = 1e-9
+"""Of a step: events that are no farther apart happen at once, in the order of the list."""
+
+
+@dataclass
+class Crossing:
+    """The first event of a stretch: at about `t` those of `guards` happen, in a step of this `size`.
+
+    `scales` are the largest |g| that were seen in the step, by guard. The stretch ends at `t`, where f is `f1`, if that
+    is known.
+    """
+
+    t: float
+    guards: Sequence[Guard]
+    size: float
+    scales: Mapping[int, float]
+    f1: Tensor | None = None
+
+
+class Watch:
+    """Watches the steps from one event to the next.
+
+    Parameters
+    ----------
+    guards : sequence of Guard
+    zeros : mapping
+        By index of the events that have just happened: how small a g is still the zero that they left.
+    """
+
+    def __init__(self, guards: Sequence[Guard], zeros: Mapping[int, float] = MappingProxyType({})) -> None:
+        self.guards, self.zeros = guards, zeros
+        self.sides: list[int] = []
+        self.found: Crossing | None = None
+
+    def over(self, p: Problem, moves: Generator[Step, None, End]) -> Generator[Step, None, End]:
+        """Pass the steps of p on, up to the first event; the last one ends there."""
+        self.found, self.sides, start = None, [], p.y0
+        mark = p.effects.mark() if p.effects else None
+        stateful = p.effects is not None and p.effects.stateful
+        for step in moves:
+            with torch.no_grad():
+                crossing = self._first(p, step)
+            if crossing is None:
+                yield step
+                start, mark = p.handed(step), p.effects.mark() if p.effects else None
+                continue
+            if p.effects and mark:
+                p.effects.restore(mark)
+            self.found = crossing
+            if crossing.t == value(step.t0):
+                p.stats.accepted -= 1
+            else:
+                landing = p.step(step.t0, crossing.t, start, None if stateful else step.f0)
+                yield landing
+                crossing.f1 = None if landing.hint is None else landing.hint.detach()
+            return End("event")
+        return End("reached")
+
+    def _first(self, p: Problem, step: Step) -> Crossing | None:
+        """The first event in a step, if there is one."""
+        values = self._values(p, step)
+        scales = {guard.index: max(map(abs, seen)) for guard, seen in zip(self.guards, values, strict=True)}
+        if not self.sides:
+            self.sides = [
+                self._start(p, step, guard, seen[0], scales[guard.index])
+                for guard, seen in zip(self.guards, values, strict=True)
+            ]
+        t0, h = value(step.t0), value(step.t1) - value(step.t0)
+        found: list[tuple[float, Guard]] = []
+        for i, (guard, seen) in enumerate(zip(self.guards, values, strict=True)):
+            for (low, _), (high, g) in pairwise(zip(PARTS, seen, strict=True)):
+                side, now = self.sides[i], _sign(g)
+                if side and now != side:
+                    theta = None
+                    if guard.event.direction in (0, -side):
+                        theta = _crossing(guard, step, side, low, high)
+                    if theta is not None:
+                        found.append((theta, guard))
+                        break
+                self.sides[i] = now
+        if not found:
+            return None
+        first = min(theta for theta, _ in found)
+        guards = [guard for theta, guard in found if theta - first <= TOGETHER]
+        t = value(step.t1) if first == 1.0 else t0 + first * h
+        return Crossing(t, guards, abs(h), scales)
+
+    def _values(self, p: Problem, step: Step) -> list[list[float]]:
+        """g of each guard at each of `PARTS`.
+
+        Raises
+        ------
+        SolverError
+            If one is not finite.
+        """
+        t0, t1 = value(step.t0), value(step.t1)
+        inside = _sampled(step, PARTS[1:-1])
+        points = [step.y0.detach(), *inside, step.y1.detach()]
+        times = [t0, *(t0 + part * (t1 - t0) for part in PARTS[1:-1]), t1]
+        read = [guard(t, y).double() for guard in self.guards for t, y in zip(times, points, strict=True)]
+        flat, n = torch.stack(read).tolist(), len(PARTS)
+        values = [flat[i : i + n] for i in range(0, len(flat), n)]
+        for guard, seen in zip(self.guards, values, strict=True):
+            for t, g in zip(times, seen, strict=True):
+                if not math.isfinite(g):
+                    raise SolverError(
+                        "event",
+                        f"{guard.name}: g(t, y) is {g} at t = {t:.10g}, so that nobody can say where it crosses zero. "
+                        "try: a g that is finite for all y that the solve may pass through",
+                        t=t0,
+                        dt=t1 - t0,
+                        stats=p.stats,
+                    )
+        return values
+
+    def _start(self, p: Problem, step: Step, guard: Guard, g: float, scale: float) -> int:
+        """On which side of zero an event starts; where it starts at zero, on the side to which it leaves."""
+        eps = torch.finfo(p.y0.dtype.to_real()).eps
+        zero = max(ROUNDING * eps * scale, self.zeros.get(guard.index, 0.0))
+        if abs(g) > zero:
+            return _sign(g)
+        slope = step.f0 if p.f0 is None else p.f0
+        _, rate = guard.rate(step.t0, step.y0, slope.detach())
+        return _sign(rate * p.ts.sign) if math.isfinite(rate) else 0
+
+
+def _sign(x: float) -> int:
+    return (x > 0) - (x < 0)
+
+
+def _crossing(guard: Guard, step: Step, side: int, low: float, high: float) -> float | None:
+    """The part of a step at which g leaves its side, between two of `PARTS`; None if the interpolant knows better."""
+    phi = partial(_phi, guard, step, side)
+    if not phi(high) <= 0:
+        return None
+    if not phi(low) > 0:
+        low, high = leave_zero(phi, 0.0, high)
+    return low if low == high else root(phi, low, high)
+
+
+def _phi(guard: Guard, step: Step, side: int, theta: float) -> float:
+    """g in a step, greater than zero on the side on which it starts."""
+    if theta in (0.0, 1.0):
+        t, y = (step.t1, step.y1) if theta else (step.t0, step.y0)
+    else:
+        t = value(step.t0) + theta * (value(step.t1) - value(step.t0))
+        y = step.at([t])[0]
+    return side * guard(value(t), y.detach()).item()
+
+
+def _sampled(step: Step, parts: Sequence[float]) -> Sequence[Tensor]:
+    """States inside a step, of what is known without an evaluation of f: Hermite's cubic, or a parabola."""
+    theta = torch.tensor(parts, dtype=torch.float64, device="cpu")
+    y0, y1, f0, f1 = (
+        x if x is None else x.detach() for x in (step.y0, step.y1, step.f0, step.hint)
+    )
+    assert y0 is not None and y1 is not None and f0 is not None  # noqa: PT018
+    h = value(step.t1) - value(step.t0)
+    if f1 is None:
+        weights, rows = [h * (theta - theta**2), theta**2], [f0, y1 - y0]
+    else:
+        weights = [h * theta * (1 - theta) ** 2, h * (theta - 1) * theta**2, theta**2 * (3 - 2 * theta)]
+        rows = [f0, f1, y1 - y0]
+    return combined(torch.stack(weights, 1), rows, y0).unbind()
