@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from .core import Control, Outcome, Problem, Stats, tolerant
 from .dense import DenseOutput, detached
 from .errors import SolverError, shorten
-from .events import Course, Event, Occurrences, occurrences
+from .events import Course, Occurrences, occurrences
 from .layout import joined, order_cotangent
 from .state import Structure
 from .torch_internals import is_functorch_wrapped_tensor, pytree, transformed
@@ -81,6 +80,7 @@ class Solution:
             ys=detached(self.ys),
             stats=deepcopy(self.stats, memo),
             dense=deepcopy(self.dense, memo),
+            events=tuple(event.detached() for event in self.events),
         )
 
     def __call__(self, t: Any) -> Any:
@@ -90,22 +90,17 @@ class Solution:
         return self.dense(t)
 
     @staticmethod
-    def through(
-        p: Problem, course: Course, structure: Structure, given_ts: Any, events: Sequence[Event]
+    def of(
+        p: Problem, outcome: Outcome, structure: Structure, given_ts: Any, course: Course | None = None
     ) -> Solution:
-        """The solution of a solve through events; see `of`."""
-        found = Solution.of(p, course.outcome, structure, given_ts)
-        ts = found.ts if course.end is None else torch.cat([found.ts[:-1], course.end.to(found.ts)[None]])
-        return replace(found, ts=ts, events=occurrences(events, course, structure, p.y0, ts))
-
-    @staticmethod
-    def of(p: Problem, outcome: Outcome, structure: Structure, given_ts: Any) -> Solution:
         """The solution that a problem's outcome is, in the structure of the user's state.
 
         Parameters
         ----------
         given_ts
             The times as they were given.
+        course : Course, optional
+            The events on the way.
 
         Raises
         ------
@@ -114,12 +109,16 @@ class Solution:
         """
         failure, ys, n = outcome.failure, outcome.ys, len(outcome.ts.values)
         ts, times, settings = _output_times(given_ts, p), tuple(outcome.times), _settings(p)
+        events = () if course is None else occurrences(course, structure, p.y0, ts)
+        if course is not None and course.end is not None:
+            ts = torch.cat([ts[: n - 1], course.end.to(ts)[None]])
         if ys.requires_grad and not transformed():
             order_cotangent(ys, p.y0)
         if failure is not None:
             if p.log.on_failure == "raise":
                 reached = ts[:n].detach(), structure.unpack(ys.detach()), p.stats, times
-                failure.reached = partial(Solution, *reached, settings=settings)
+                happened = tuple(event.detached() for event in events)
+                failure.reached = partial(Solution, *reached, settings=settings, events=happened)
                 outcome.failure = None  # no frame may hold the error whose traceback holds the frame
                 try:
                     raise failure.with_traceback(None)  # nor the frames of the search, with their states
@@ -133,7 +132,7 @@ class Solution:
             boundaries = outcome.boundaries or p.control.boundaries(p.ts, outcome.times)
             dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
         ys = ys if structure.plain else structure.unpack(ys)
-        return Solution(ts[:n], ys, p.stats, times, failure, dense, p.trace, settings)
+        return Solution(ts[:n], ys, p.stats, times, failure, dense, p.trace, settings, events)
 
 
 def _output_times(given: Any, p: Problem) -> Tensor:

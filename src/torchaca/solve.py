@@ -207,7 +207,7 @@ def run(
         begun, outcome = executed(p, asked)
         return Solution.of(begun, outcome, structure, given_ts)
     course = solve_through(p, asked.events, partial(executed, asked=asked))
-    return Solution.through(p, course, structure, given_ts, asked.events)
+    return Solution.of(p, course.outcome, structure, given_ts, course)
 
 
 def executed(p: Problem, asked: Request) -> tuple[Problem, Outcome]:

@@ -71,7 +71,10 @@ class Times:
 
     def ending(self, n: int, t: float) -> Times:
         """The first `n` of them, and a last one, which is constant."""
-        tensor = None if self.tensor is None else torch.cat([self.tensor[:n], self.tensor.new_tensor([t])])
+        tensor = self.tensor
+        if tensor is not None:
+            with torch.enable_grad():  # a forward pass that goes without a graph ends the problem that has one
+                tensor = torch.cat([tensor[:n], tensor.new_tensor([t])])
         return Times((*self.values[:n], t), tensor, moving=self.moving)
 
     def detached(self) -> Times:

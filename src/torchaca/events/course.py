@@ -28,6 +28,7 @@ from .watch import ROUNDING, Crossing, Watch
 Solve: TypeAlias = Callable[[Problem], tuple[Problem, Outcome]]
 """Solves a stretch: the problem as it was prepared, and what came out."""
 
+TINY = 1e-300
 INSTANT = 1e-12
 """Of the span: a shorter interval between two events is no time at all."""
 MOST_INSTANTS = 3
@@ -41,6 +42,7 @@ class Course:
     `outcome` is that of a solve without events. If a terminal event ended it, `end` is its time.
     """
 
+    events: Sequence[Event]
     outcome: Outcome
     moments: list[list[Moment]]
     end: Tensor | None = None
@@ -90,7 +92,7 @@ def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
         crossing, skip = watch.found, min(len(parts.times), 1)
         if crossing is None or outcome.failure is not None:
             parts.add(outcome, len(outcome.ys) - skip, [outcome.ys[skip:]])
-            return Course(parts.outcome(p, outcome.failure, None), moments)
+            return Course(events, parts.outcome(p, outcome.failure, None), moments)
         y = outcome.ys[-1]
         fired = [_moment(begun, crossing, guard, y) for guard in crossing.guards]
         first = fired[0]
@@ -98,13 +100,13 @@ def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
         parts.add(outcome, *_outputs(p, begun, crossing, outcome, first, parts.done, skip))
         parts.times[-1] = first.value
         if instants >= MOST_INSTANTS:
-            return Course(parts.outcome(p, _zeno(p, crossing, first.value), None), moments)
+            return Course(events, parts.outcome(p, _zeno(p, crossing, first.value), None), moments)
         state = first.y
         for guard, moment in zip(crossing.guards, fired, strict=True):
             moments[guard.index].append(replace(moment, y=state) if moment is not first else moment)
             if guard.event.terminal:
                 end = Moment(first.t, state)
-                return Course(parts.outcome(p, None, end), moments, first.t)
+                return Course(events, parts.outcome(p, None, end), moments, first.t)
             state = guard.applied(first.t, state)
         watch = Watch(guards, _zeros(begun, crossing, first, state))
         jumps = any(guard.event.apply is not None for guard in crossing.guards)
@@ -132,7 +134,7 @@ def _times(p: Problem, done: int, start: Moment) -> Times:
 
 def _moment(p: Problem, crossing: Crossing, guard: Guard, y: Tensor) -> Moment:
     return moment_of(
-        p, guard, crossing.t, y, crossing.f1, crossing.size, max(crossing.scales[guard.index], 1e-300)
+        p, guard, crossing.t, y, crossing.slope, crossing.size, max(crossing.scales[guard.index], TINY)
     )
 
 
@@ -181,12 +183,10 @@ def _zeno(p: Problem, crossing: Crossing, t: float) -> SolverError:
     )
 
 
-def occurrences(
-    events: Sequence[Event], course: Course, structure: Structure, y0: Tensor, ts: Tensor
-) -> tuple[Occurrences, ...]:
+def occurrences(course: Course, structure: Structure, y0: Tensor, ts: Tensor) -> tuple[Occurrences, ...]:
     """When each event happened, in the dtype and on the device of `ts`, and where."""
     found = []
-    for event, moments in zip(events, course.moments, strict=True):
+    for event, moments in zip(course.events, course.moments, strict=True):
         t = torch.stack([m.t for m in moments]).to(ts) if moments else ts.new_empty(0)
         y = joined([m.y[None] for m in moments], y0) if moments else y0.new_empty((0, *y0.shape))
         found.append(Occurrences(t, structure.unpack(y), event.terminal))

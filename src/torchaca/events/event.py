@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from ..dense import detached
 from ..errors import shorten
 
 
@@ -77,6 +78,10 @@ class Occurrences:
     t: Tensor
     y: Any
     terminal: bool = False
+
+    def detached(self) -> Occurrences:
+        """The values; a graph belongs to the original alone."""
+        return replace(self, t=self.t.detach().clone(), y=detached(self.y))
 
 
 def events_of(given: Event | Sequence[Event] | None) -> tuple[Event, ...]:

@@ -42,14 +42,14 @@ class Moment:
 
 
 def moment_of(
-    p: Problem, guard: Guard, t: float, y: Tensor, f1: Tensor | None, size: float, scale: float
+    p: Problem, guard: Guard, t: float, y: Tensor, slope: Tensor, size: float, scale: float
 ) -> Moment:
     """Return when an event happens that is near (t, y), the end of a stretch.
 
     Parameters
     ----------
-    f1 : Tensor, optional
-        f there, if it is known.
+    slope : Tensor
+        About dy/dt there.
     size, scale : float
         Of the step in which it happens, and the largest |g| in it.
 
@@ -58,50 +58,48 @@ def moment_of(
     SolverError
         If a derivative is wanted and there is none: of kind "grazing".
     """
-    with torch.no_grad():
-        slope = _slope(p, t, y.detach()) if f1 is None else f1
-        g, rate = guard.rate(t, y, slope)
-        grazes = not abs(rate) * size > GRAZING * scale or not math.isfinite(rate)
-        shift = 0.0 if grazes or g == 0.0 else -g / rate
-        shift = shift if abs(shift) <= size else 0.0
-        at = torch.tensor(t + shift, dtype=torch.float64, device="cpu")
-        state = y.detach() + shift * slope if shift else y.detach()
+    g, rate = guard.rate(t, y, slope)
+    shift = -g / rate if g != 0.0 and crosses(rate, size, scale) else 0.0
+    shift = shift if abs(shift) <= size else 0.0
+    at = torch.tensor(t + shift, dtype=torch.float64, device="cpu")
+    state = y.detach() + shift * slope if shift else y.detach()
     if not torch.is_grad_enabled():
         return Moment(at, state)
     seen = guard(t, y)
     if not (seen.requires_grad or y.requires_grad):
         return Moment(at, state)
-    if grazes:
+    delta, moved = _shifted(p, guard, t, y, seen, (size, scale))
+    delta = delta.double().cpu()
+    return Moment(at + (delta - delta.detach()), state + (moved - moved.detach()))
+
+
+def crosses(rate: float, size: float, scale: float) -> bool:
+    """Whether g crosses zero with a slope: `rate` is its change in time, `size` the step, `scale` the largest |g| in it."""
+    return math.isfinite(rate) and abs(rate) * size > GRAZING * scale
+
+
+def _shifted(
+    p: Problem, guard: Guard, t: float, y: Tensor, seen: Tensor, sizes: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Delta and the state there, for their derivatives alone: delta has the value zero."""
+    f: Any = p.f.call
+    time = f.time(t)
+    slope = p.between(p.ts.values[0], t)(t, y)  # on this side of a jump of f
+    _, rate = guard.rate(t, y, slope.detach())
+    if not crosses(rate, *sizes):
         raise SolverError(
             "grazing",
             f"{guard.name} only grazes zero at t = {t:.10g}: g does not change along the solution there, and the time "
             "of the event has no derivative. try: torch.no_grad(), or a g that crosses zero with a slope",
             t=t,
-            dt=size,
+            dt=sizes[0],
             stats=p.stats,
         )
-    delta, moved = _shifted(p, guard, t, y, seen, rate)
-    delta = delta.double().cpu()
-    return Moment(at + (delta - delta.detach()), state + (moved - moved.detach()))
-
-
-def _shifted(
-    p: Problem, guard: Guard, t: float, y: Tensor, seen: Tensor, rate: float
-) -> tuple[Tensor, Tensor]:
-    """Delta and the state there, for their derivatives alone: delta has the value zero."""
-    f: Any = p.f.call
-    time = f.time(t)
-    slope = _slope(p, t, y)
     delta = -(seen - seen.detach()) / rate
     moved = _along(p, t, y, slope, delta)
     again = guard(time + delta.to(time.dtype), moved)
     delta = delta - (again - again.detach()) / rate
     return delta, _along(p, t, y, slope, delta)
-
-
-def _slope(p: Problem, t: float, y: Tensor) -> Tensor:
-    """f at the end of the stretch, on this side of a jump of f."""
-    return p.between(p.ts.values[0], t)(t, y)
 
 
 def _along(p: Problem, t: float, y: Tensor, slope: Tensor, delta: Tensor) -> Tensor:
@@ -128,8 +126,24 @@ class _Bend(torch.autograd.Function):
         with p.undone():
             bend = _change_along(p, ctx.t, y)
         p.stats.nfe_backward, p.stats.nfe = p.stats.nfe_backward + p.stats.nfe - nfe, nfe
-        (once,) = refuse_derivative([inner(grads[0], bend).to(delta.dtype)], grads, THIRD)
-        return None, None, None, once * delta
+        return None, None, None, _Bent.apply(bend, delta, *grads)
+
+
+class _Bent(torch.autograd.Function):
+    """The first derivative of `_Bend`, which has the value zero."""
+
+    @staticmethod
+    def forward(ctx: Any, bend: Tensor, delta: Tensor, cotangent: Tensor) -> Tensor:
+        ctx.save_for_backward(bend, delta, cotangent)
+        return torch.zeros_like(delta)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        bend, delta, cotangent = ctx.saved_tensors
+        second = grads[0] * inner(cotangent, bend).to(delta.dtype)
+        if torch.is_grad_enabled():
+            (second,) = refuse_derivative([second.detach()], (delta, cotangent, *grads), THIRD)
+        return None, second, None
 
 
 def _change_along(p: Problem, t: float, y: Tensor) -> Tensor:

@@ -34,15 +34,15 @@ TOGETHER = 1e-9
 class Crossing:
     """The first event of a stretch: at about `t` those of `guards` happen, in a step of this `size`.
 
-    `scales` are the largest |g| that were seen in the step, by guard. The stretch ends at `t`, where f is `f1`, if that
-    is known.
+    `scales` are the largest |g| that were seen in the step, by guard. The stretch ends at `t`, where dy/dt is about
+    `slope`.
     """
 
     t: float
     guards: Sequence[Guard]
     size: float
     scales: Mapping[int, float]
-    f1: Tensor | None = None
+    slope: Tensor
 
 
 class Watch:
@@ -80,7 +80,7 @@ class Watch:
             else:
                 landing = p.step(step.t0, crossing.t, start, None if stateful else step.f0)
                 yield landing
-                crossing.f1 = None if landing.hint is None else landing.hint.detach()
+                crossing.slope = crossing.slope if landing.hint is None else landing.hint.detach()
             return End("event")
         return End("reached")
 
@@ -111,7 +111,7 @@ class Watch:
         first = min(theta for theta, _ in found)
         guards = [guard for theta, guard in found if theta - first <= TOGETHER]
         t = value(step.t1) if first == 1.0 else t0 + first * h
-        return Crossing(t, guards, abs(h), scales)
+        return Crossing(t, guards, abs(h), scales, _slope(step, first))
 
     def _values(self, p: Problem, step: Step) -> list[list[float]]:
         """g of each guard at each of `PARTS`.
@@ -174,6 +174,15 @@ def _phi(guard: Guard, step: Step, side: int, theta: float) -> float:
         t = value(step.t0) + theta * (value(step.t1) - value(step.t0))
         y = step.at([t])[0]
     return side * guard(value(t), y.detach()).item()
+
+
+def _slope(step: Step, theta: float) -> Tensor:
+    """dy/dt of the interpolant, by a difference: it costs no evaluation of f."""
+    t0, h = value(step.t0), value(step.t1) - value(step.t0)
+    near = torch.finfo(step.y1.dtype.to_real()).eps ** (1 / 3)
+    low, high = max(0.0, theta - near), min(1.0, theta + near)
+    before, after = step.at([t0 + low * h, t0 + high * h]).detach()
+    return (after - before) / ((high - low) * h)
 
 
 def _sampled(step: Step, parts: Sequence[float]) -> Sequence[Tensor]:

@@ -147,7 +147,7 @@ def size_of(x: Tensor | None) -> Tensor:
 
 def outputs_apart(coarse: Tensor, fine: Tensor, start: int) -> tuple[list[float], list[float]]:
     """For each output from `start` on, the norm of the difference of two levels, and that of the finer one's."""
-    both = [torch.linalg.vector_norm(x[start:].flatten(1), dim=1) for x in (fine - coarse, fine)]
+    both = [torch.linalg.vector_norm(x[start:, None].flatten(1), dim=1) for x in (fine - coarse, fine)]
     apart, sizes = torch.stack(both).cpu().double().tolist()
     return apart, sizes
 

@@ -80,7 +80,7 @@ class Sweeps:
         grads = self.cotangents[0]
         if grads is None:
             return []
-        return torch.linalg.vector_norm(grads[start:].flatten(1), dim=1).cpu().double().tolist()
+        return torch.linalg.vector_norm(grads[start:, None].flatten(1), dim=1).cpu().double().tolist()
 
     def along(
         self,
