@@ -61,9 +61,9 @@ class Solution:
 
     @property
     def status(self) -> str:
-        """'success', 'event' after a terminal one, or the kind of failure; 'non-finite' after fixed steps into nan or inf.
+        """'success', 'event' after a terminal one, or the kind of failure.
 
-        Reads the device, which a fixed-step solve itself never does.
+        'non-finite' where a fixed-step solve ran into nan or inf. Reads the device, which a fixed-step solve itself never does.
         """
         if self.failure is not None:
             return self.failure.kind

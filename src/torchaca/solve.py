@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .compiled import CannotCompile
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
-from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
+from .core import Control, Gradient, Log, Method, Outcome, Problem, Stats, Times, Watcher
 from .errors import shorten, warn
 from .events import Event, solve_through
 from .executors import EAGER, Eager, chosen, prepared, unmoved

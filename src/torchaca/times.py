@@ -73,7 +73,9 @@ class Times:
         """The first `n` of them, and a last one, which is constant."""
         tensor = self.tensor
         if tensor is not None:
-            with torch.enable_grad():  # a forward pass that goes without a graph ends the problem that has one
+            with (
+                torch.enable_grad()
+            ):  # a forward pass that goes without a graph ends the problem that has one
                 tensor = torch.cat([tensor[:n], tensor.new_tensor([t])])
         return Times((*self.values[:n], t), tensor, moving=self.moving)
 

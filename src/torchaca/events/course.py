@@ -1,8 +1,8 @@
 """A solve through its events: one ordinary solve from each event to the next.
 
-So no gradient, no method and no executor knows of events. A stretch ends near the event at a constant time, whatever its
-gradient method; when the event happens from there, and what the state is then, is a differentiable function of its end
-(`moment`); the next stretch starts at that time and from what `apply` makes of that state.
+So no gradient and no method knows of events. A stretch ends near the event at a constant time; when the event happens
+from there, and what the state is then, is a differentiable function of its end (`moment`); the next stretch starts at
+that time and from what `apply` makes of that state.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def _outputs(
     for i in range(done + have, done + before):
         f1 = q.between(q.ts.values[0], crossing.t)(crossing.t, end)
         t = p.ts[i]
-        shift = t.to(end.device, end.dtype.to_real()) - crossing.t if isinstance(t, Tensor) else t - crossing.t
+        shift = (
+            t.to(end.device, end.dtype.to_real()) - crossing.t if isinstance(t, Tensor) else t - crossing.t
+        )
         ys.append((end + shift * f1)[None])
     return before, ys
 
@@ -174,8 +176,8 @@ def _zeno(p: Problem, crossing: Crossing, t: float) -> SolverError:
     names = ", ".join(guard.name for guard in crossing.guards)
     return SolverError(
         "zeno",
-        f"{names}: {MOST_INSTANTS} events in a row at t = {t:.10g}, with no time between them. They come in ever shorter "
-        "intervals, as the bounces of a ball that comes to rest. try: an event that ends the solve where the motion is "
+        f"{names}: {MOST_INSTANTS} events in a row at t = {t:.10g}, with no time between them. They come in ever "
+        "shorter intervals, as the bounces of a ball that comes to rest. try: an event that ends the solve where the motion is "
         "slow, or an apply that brings the state to rest off the guard",
         t=t,
         dt=abs(t - value(p.ts[0])),

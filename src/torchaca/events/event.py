@@ -93,7 +93,7 @@ def events_of(given: Event | Sequence[Event] | None) -> tuple[Event, ...]:
     """
     if given is None:
         return ()
-    several = tuple(given) if isinstance(given, list | tuple) else (given,)
+    several: tuple[Any, ...] = tuple(given) if isinstance(given, list | tuple) else (given,)
     for event in several:
         if not isinstance(event, Event):
             raise TypeError(f"events is an aca.Event or a list of them, got {shorten(event)}")

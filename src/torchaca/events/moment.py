@@ -5,8 +5,8 @@ A stretch of the solve ends at a constant time near the event. From there the ev
     0 = g(t + delta, y + delta f + delta^2 / 2 df/dt)
 
 The value of delta is one step of Newton's method. Its derivatives are those of two chord iterations, each of which adds
-an order: the first derivative is the saltation matrix of hybrid systems (Aizerman & Gantmacher 1958), and the second one
-needs how f changes along the solution, which is computed when somebody differentiates twice.
+an order: the first is the saltation matrix of hybrid systems (Aizerman & Gantmacher 1958), and the second needs how f
+changes along the solution, which is computed when somebody differentiates twice.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def moment_of(
 
 
 def crosses(rate: float, size: float, scale: float) -> bool:
-    """Whether g crosses zero with a slope: `rate` is its change in time, `size` the step, `scale` the largest |g| in it."""
+    """Whether g crosses zero with a slope: `rate` by time, in a step of this `size` in which |g| reaches `scale`."""
     return math.isfinite(rate) and abs(rate) * size > GRAZING * scale
 
 

@@ -188,9 +188,7 @@ def _slope(step: Step, theta: float) -> Tensor:
 def _sampled(step: Step, parts: Sequence[float]) -> Sequence[Tensor]:
     """States inside a step, of what is known without an evaluation of f: Hermite's cubic, or a parabola."""
     theta = torch.tensor(parts, dtype=torch.float64, device="cpu")
-    y0, y1, f0, f1 = (
-        x if x is None else x.detach() for x in (step.y0, step.y1, step.f0, step.hint)
-    )
+    y0, y1, f0, f1 = (x if x is None else x.detach() for x in (step.y0, step.y1, step.f0, step.hint))
     assert y0 is not None and y1 is not None and f0 is not None  # noqa: PT018
     h = value(step.t1) - value(step.t0)
     if f1 is None:

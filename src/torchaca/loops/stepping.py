@@ -30,7 +30,17 @@ from .pace import (
 )
 from .rest import ROOM, Rest
 
-__all__ = ["BAD_RATIO", "HOPELESS", "TOO_SMALL", "Walk", "march", "search", "steps", "steps_on_tensors", "stopped"]
+__all__ = [
+    "BAD_RATIO",
+    "HOPELESS",
+    "TOO_SMALL",
+    "Walk",
+    "march",
+    "search",
+    "steps",
+    "steps_on_tensors",
+    "stopped",
+]
 
 if TYPE_CHECKING:
     from .adaptive import Adaptive
