@@ -404,7 +404,10 @@ def test_every_kind_is_shown():
         "gradient",
         "reconstruction",
         "gradient-error",
-    }  # test_trace, test_mali, test_grad_rtol
+        "event",
+        "grazing",
+        "zeno",
+    }  # test_trace, test_mali, test_grad_rtol, events/
     assert {kind_of(case) for case in FAILURES} == set(KINDS) - shown_elsewhere
 
 

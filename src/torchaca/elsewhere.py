@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from .errors import did_you_mean
 
 BACKWARD = "gradient=Adjoint(rtol=..., atol=..., method=..., norm=...)"
-EVENTS = "events are not available yet: solve up to a time, look, and go on from there"
+EVENTS = (
+    "events=, e.g. events=torchaca.Event(g, terminal=True), which ends the solve where g(t, y) crosses zero"
+)
 CONTROL = "control=Adaptive(safety=..., factor_max=..., factor_min=..., pid=...)"
 FIXED = (
     "dt= (the size of fixed steps; n_steps= and grid= are other ways), or dt0= (the first of adaptive ones)"
@@ -46,7 +48,6 @@ NAMES = {
     "tspan": "t=, e.g. [t0, t1]",
     "t_eval": TIMES,
     "dense_output": "dense=True",
-    "events": EVENTS,
     # torch_ACA
     "h": FIXED,
     "neval_max": "max_steps=",

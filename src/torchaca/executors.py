@@ -6,16 +6,18 @@ every solve promises once f has been evaluated lies between the two, in `prepare
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from .compiled import Loops, in_steps
+from .compiled import CannotCompile, Loops, in_steps
 from .compiled.door import CUDA_GRAPHS, STEPS, refuse_steps
 from .core import Gradient, Outcome, Problem, tolerant
+from .errors import warn
+from .events import Course, Event, solve_through
 from .field.effects import warn_of_noise
 from .field.inputs import Inputs, first_evaluation
 from .field.lost import warn_of_kept
@@ -24,6 +26,7 @@ from .field.reach import reach
 from .field.sharded import refuse_gathered
 from .gradients import Direct, Facts
 from .layout import stacked
+from .loops.clock import check_clock
 from .loops.lanes import solve_in_lanes, solves_in_lanes
 from .loops.outputs import gather
 from .loops.stepping import steps
@@ -95,7 +98,7 @@ class Eager:
             return outcome
         check_problem(gradient, p)  # what training will refuse, evaluation refuses as well
         with torch.no_grad():
-            return gather(p, steps(p))
+            return gather(p, p.control.moves(p) if p.events is None else steps(p))
 
     def _in_graph(self, p: Problem, gradient: Gradient) -> Outcome:
         """Solve as a part of the caller's graph; the lanes of vmap one by one, where each has its own steps."""
@@ -148,6 +151,54 @@ EXECUTORS: dict[Mode, Callable[[], Executor]] = {
 PREFERRED: list[Mode] = [NATIVE, LOOPS]
 """What `compile=True` asks in turn; the first that takes the problem solves it."""
 EAGER = "eager"
+
+
+def solved(
+    p: Problem, mode: Mode = False, events: Sequence[Event] = ()
+) -> tuple[Problem, Outcome, Course | None]:
+    """Have an executor solve a problem, from event to event if there are some.
+
+    Returns
+    -------
+    tuple
+        The problem with the control that it was solved with, what came out, and what happened on the way.
+    """
+    if events:
+        course = solve_through(p, events, partial(solved, mode=mode))
+        return p, course.outcome, course
+    ts, gradient = p.ts, p.gradient
+    assert gradient is not None
+    takers, passed = chosen(mode, p)
+    if not p.y0.numel():
+        takers = [(EAGER, Eager())]  # no component, no work
+    for name, executor in takers:
+        try:
+            if ts.values[0] == ts.values[-1]:
+                begun, outcome = p, unmoved(p)
+            else:
+                begun = prepared(executor.begin(p), gradient)
+                p = replace(p, control=begun.control)  # tolerances are raised, and told of, once
+                outcome = executor.finish(begun)
+            break
+        except CannotCompile as reason:
+            p.stats.__init__()
+            p.log.rests.__init__()
+            passed[name] = str(reason)
+            if reason.final:
+                takers.clear()  # nobody else is asked
+    else:
+        warn(f"compile={mode!r}: {[*passed.values()][-1]}; this solve runs in the eager loop")
+        name, executor = EAGER, Eager()
+        begun = prepared(executor.begin(p), gradient)
+        outcome = executor.finish(begun)
+    p.stats.executor, p.stats.passed_over = name, passed
+    if p.events is None and outcome.failure is None and outcome.ts.values[-1] != ts.values[-1]:
+        raise RuntimeError(
+            f"the control {type(p.control).__name__} ended its steps at t = {outcome.times[-1]:g}, before the last "
+            f"output time {ts.values[-1]:g}: the last step that moves() yields has to end there"
+        )
+    check_clock(begun, outcome.times, failed=outcome.failure is not None)
+    return replace(p, control=begun.control), outcome, None
 
 
 def chosen(mode: Mode, p: Problem) -> tuple[list[tuple[str, Executor]], dict[str, str]]:

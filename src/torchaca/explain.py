@@ -76,7 +76,7 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
     structure = structure_of(y0)
     packed = structure.pack(y0)
     request, ts = asked.request(structure, packed), times_of(t, "t")
-    p = problem_of(f, packed, structure, ts, request, None, False, {})
+    p = problem_of(f, packed, structure, ts, request)
     takers, passed = chosen(request.compile, p)
     for name, executor in takers:
         try:

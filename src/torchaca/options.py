@@ -79,11 +79,18 @@ class Options:
         gradient = find_gradient(self.gradient)
         mode = self.compile if isinstance(self.compile, str) else bool(self.compile)
         control = self._control(method, structure, y0)
-        rest = (self.args, mode, self.dense, self.on_failure, self.debug, self._events(gradient))
+        events = () if self.events is None else self._events()
+        rest = (self.args, mode, self.dense, self.on_failure, self.debug, events)
         return Request(method, control, gradient, *rest)
 
-    def _events(self, gradient: Gradient) -> tuple[Event, ...]:
-        """The events, where there can be some."""
+    def _events(self) -> tuple[Event, ...]:
+        """The events, as a tuple.
+
+        Raises
+        ------
+        NotImplementedError
+            Where there can be none.
+        """
         events = events_of(self.events)
         if events and transformed():
             raise NotImplementedError(

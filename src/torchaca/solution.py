@@ -63,7 +63,8 @@ class Solution:
     def status(self) -> str:
         """'success', 'event' after a terminal one, or the kind of failure.
 
-        'non-finite' where a fixed-step solve ran into nan or inf. Reads the device, which a fixed-step solve itself never does.
+        'non-finite' where a fixed-step solve ran into nan or inf. Reads the device, which a fixed-step solve itself
+        never does.
         """
         if self.failure is not None:
             return self.failure.kind

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .compiled import CannotCompile
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
-from .core import Control, Gradient, Log, Method, Outcome, Problem, Stats, Times, Watcher
+from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
 from .errors import shorten, warn
-from .events import Event, solve_through
-from .executors import EAGER, Eager, chosen, prepared, unmoved
+from .events import Event
+from .executors import prepared, solved
 from .field.calling import not_f
 from .field.dynamics import Dynamics
 from .field.field import Field
 from .field.fitting import coerce, coerce_unexpanded, fit
-from .loops.clock import check_clock
 from .options import OPTIONS, Options, Request, find_gradient, find_method, refuse_unknown, refuse_untraced
 from .solution import Solution
 from .state import Structure, structure_of
@@ -35,8 +31,8 @@ __all__ = [
     "find_method",
     "prepared",
     "problem_of",
-    "run",
     "solve",
+    "solved",
     "times_of",
 ]
 
@@ -159,7 +155,9 @@ def solve(
     request, ts = options.request(structure, packed), times_of(t, "t")
     if len(ts.values) == 1:
         warn(f"t holds a single time, {ts.values[0]:g}: nothing is solved, and ys is y0. Give [t0, t1]")
-    return run(f, packed, structure, ts, request, given_ts=t)
+    p = problem_of(f, packed, structure, ts, request)
+    begun, outcome, course = solved(p, request.compile, request.events)
+    return Solution.of(begun, outcome, structure, t, course)
 
 
 def _in_graph(f: Callable[..., Any], y0: Any, t: Any, options: Options) -> Solution:
@@ -177,24 +175,21 @@ def _in_graph(f: Callable[..., Any], y0: Any, t: Any, options: Options) -> Solut
 _apart = outside_graphs(solve)
 
 
-def run(
+def problem_of(
     f: Callable[..., Any],
     y0: Tensor,
     structure: Structure,
     ts: Times,
     asked: Request,
     *,
-    given_ts: Any = None,
     watch: Watcher | None = None,
     lenient: bool = False,
     **facts: Any,
-) -> Solution:
-    """`solve` behind the door: everything checked and packed. Compatible front doors start here.
+) -> Problem:
+    """Assemble the problem from what is checked and packed.
 
     Parameters
     ----------
-    given_ts
-        The times as they were given.
     watch : callable
         Is told of every trial.
     lenient : bool
@@ -202,61 +197,6 @@ def run(
     **facts
         What is known of f beforehand: `batch`, `one_sided`, `declared`, `declared_alone` of `Field`.
     """
-    p = problem_of(f, y0, structure, ts, asked, watch, lenient, facts)
-    if not asked.events:
-        begun, outcome = executed(p, asked)
-        return Solution.of(begun, outcome, structure, given_ts)
-    course = solve_through(p, asked.events, partial(executed, asked=asked))
-    return Solution.of(p, course.outcome, structure, given_ts, course)
-
-
-def executed(p: Problem, asked: Request) -> tuple[Problem, Outcome]:
-    """Have an executor solve a problem: the problem with the control that it was solved with, and what came out."""
-    ts = p.ts
-    takers, passed = chosen(asked.compile, p)
-    if not p.y0.numel():
-        takers = [(EAGER, Eager())]  # no component, no work
-    for name, executor in takers:
-        try:
-            if ts.values[0] == ts.values[-1]:
-                begun, outcome = p, unmoved(p)
-            else:
-                begun = prepared(executor.begin(p), asked.gradient)
-                p = replace(p, control=begun.control)  # tolerances are raised, and told of, once
-                outcome = executor.finish(begun)
-            break
-        except CannotCompile as reason:
-            p.stats.__init__()
-            p.log.rests.__init__()
-            passed[name] = str(reason)
-            if reason.final:
-                takers.clear()  # nobody else is asked
-    else:
-        warn(f"compile={asked.compile!r}: {[*passed.values()][-1]}; this solve runs in the eager loop")
-        name, executor = EAGER, Eager()
-        begun = prepared(executor.begin(p), asked.gradient)
-        outcome = executor.finish(begun)
-    p.stats.executor, p.stats.passed_over = name, passed
-    if p.events is None and outcome.failure is None and outcome.ts.values[-1] != ts.values[-1]:
-        raise RuntimeError(
-            f"the control {type(p.control).__name__} ended its steps at t = {outcome.times[-1]:g}, before the last "
-            f"output time {ts.values[-1]:g}: the last step that moves() yields has to end there"
-        )
-    check_clock(begun, outcome.times, failed=outcome.failure is not None)
-    return replace(p, control=begun.control), outcome
-
-
-def problem_of(
-    f: Callable[..., Any],
-    y0: Tensor,
-    structure: Structure,
-    ts: Times,
-    asked: Request,
-    watch: Watcher | None,
-    lenient: bool,
-    facts: dict[str, Any],
-) -> Problem:
-    """Assemble the problem; see `run`."""
     if not callable(f) or isinstance(f, type):
         raise TypeError(not_f(f))
     control, stats = asked.control, Stats()

@@ -21,7 +21,7 @@ from ..gradients import ACA, Direct
 from ..numbers import Time, host_times, value
 from ..options import Request, find_method
 from ..solution import Solution
-from ..solve import run
+from ..solve import problem_of, solved
 from ..state import structure_of
 from ..times import times_of
 from ..torch_internals import pytree
@@ -179,7 +179,8 @@ class Solver:
         steps = None if predefined is None else _up_to(predefined, t0, ts)
         method, control = find_method(options.method), options.control(steps)
         asked = Request(method, control, self.gradient, dense=options.dense_output)
-        self.solution = run(self.func, structure.pack(z0), structure, ts, asked, lenient=True)
+        p = problem_of(self.func, structure.pack(z0), structure, ts, asked, lenient=True)
+        self.solution = Solution.of(*solved(p)[:2], structure, None)
         ys = pytree.tree_map(lambda y: y[1] if len(ts) == 2 else y[1:], self.solution.ys)
         return (ys, list(self.solution.steps[1:])) if return_steps else ys
 

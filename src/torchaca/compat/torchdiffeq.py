@@ -20,7 +20,8 @@ from ..core import Gradient, Method, Watcher
 from ..errors import SolverError, warn
 from ..gradients import ACA, Adjoint
 from ..options import Request
-from ..solve import run
+from ..solution import Solution
+from ..solve import problem_of, solved
 from ..state import Structure, structure_of
 from ..times import times_of
 from .torchdiffeq_call import Call
@@ -175,19 +176,19 @@ def _solve(
     control = call.control(*tolerances, t, ts)
     try:
         asked = Request(call.method, control, gradient(call), compile=compile)
-        solution = run(
+        p = problem_of(
             func,
             packed,
             structure,
             ts,
             asked,
-            given_ts=t,
             watch=_on_structure(watch, structure) if watch else None,
             one_sided=call.options.get("perturb", False) is True,
             declared=declared,
             declared_alone=declared_alone,
             lenient=True,
         )
+        solution = Solution.of(*solved(p, compile)[:2], structure, t)
     except SolverError as error:
         failure = OdeintError.of(error, control, packed)
     else:

@@ -18,15 +18,15 @@ from torch import Tensor
 from ..core import Outcome, Problem, Times, tolerant
 from ..errors import SolverError
 from ..layout import joined
-from ..numbers import value
 from ..state import Structure
 from .event import Event, Occurrences
+from .failures import stopped
 from .guard import Guard, guards_of
 from .moment import Moment, moment_of
 from .watch import ROUNDING, Crossing, Watch
 
-Solve: TypeAlias = Callable[[Problem], tuple[Problem, Outcome]]
-"""Solves a stretch: the problem as it was prepared, and what came out."""
+Solve: TypeAlias = Callable[[Problem], "tuple[Problem, Outcome, Course | None]"]
+"""Solves a stretch: the problem as it was prepared, what came out, and the events on the way, of which none is left."""
 
 TINY = 1e-300
 INSTANT = 1e-12
@@ -87,7 +87,7 @@ def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
     moments: list[list[Moment]] = [[] for _ in guards]
     watch, q, instants = Watch(guards), _stretch(p, p.ts, p.y0, None), 0
     while True:
-        begun, outcome = solve(replace(q, events=watch))
+        begun, outcome, _ = solve(replace(q, events=watch))
         p = replace(p, control=begun.control) if parts.done == 0 else p
         crossing, skip = watch.found, min(len(parts.times), 1)
         if crossing is None or outcome.failure is not None:
@@ -174,15 +174,9 @@ def _instant(ts: Times, t: float) -> bool:
 
 def _zeno(p: Problem, crossing: Crossing, t: float) -> SolverError:
     names = ", ".join(guard.name for guard in crossing.guards)
-    return SolverError(
-        "zeno",
-        f"{names}: {MOST_INSTANTS} events in a row at t = {t:.10g}, with no time between them. They come in ever "
-        "shorter intervals, as the bounces of a ball that comes to rest. try: an event that ends the solve where the motion is "
-        "slow, or an apply that brings the state to rest off the guard",
-        t=t,
-        dt=abs(t - value(p.ts[0])),
-        stats=p.stats,
-    )
+    seen = f"{names}: {MOST_INSTANTS} events in a row with no time between them: they come in ever shorter intervals"
+    advice = "an event that ends the solve where the motion is slow, or an apply that brings the state to rest off the guard"
+    return stopped(p, "zeno", t, crossing.size, seen, advice)
 
 
 def occurrences(course: Course, structure: Structure, y0: Tensor, ts: Tensor) -> tuple[Occurrences, ...]:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..core import Problem
-from ..errors import SolverError
 from ..gradients.replay import refuse_derivative
+from .failures import stopped
 from .guard import Guard, inner
 
 GRAZING = 1e-8
@@ -87,14 +87,9 @@ def _shifted(
     slope = p.between(p.ts.values[0], t)(t, y)  # on this side of a jump of f
     _, rate = guard.rate(t, y, slope.detach())
     if not crosses(rate, *sizes):
-        raise SolverError(
-            "grazing",
-            f"{guard.name} only grazes zero at t = {t:.10g}: g does not change along the solution there, and the time "
-            "of the event has no derivative. try: torch.no_grad(), or a g that crosses zero with a slope",
-            t=t,
-            dt=sizes[0],
-            stats=p.stats,
-        )
+        what = f"{guard.name} only grazes zero: g does not change along the solution, so its time has no derivative"
+        advice = "a g that crosses zero with a slope, or torch.no_grad() if the values are all that is wanted"
+        raise stopped(p, "grazing", t, sizes[0], what, advice)
     delta = -(seen - seen.detach()) / rate
     moved = _along(p, t, y, slope, delta)
     again = guard(time + delta.to(time.dtype), moved)

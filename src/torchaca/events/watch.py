@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..core import End, Problem, Step
-from ..errors import SolverError
 from ..numbers import combined, value
+from .failures import stopped
 from .guard import Guard
 from .roots import leave_zero, root
 
@@ -131,14 +131,9 @@ class Watch:
         for guard, seen in zip(self.guards, values, strict=True):
             for t, g in zip(times, seen, strict=True):
                 if not math.isfinite(g):
-                    raise SolverError(
-                        "event",
-                        f"{guard.name}: g(t, y) is {g} at t = {t:.10g}, so that nobody can say where it crosses zero. "
-                        "try: a g that is finite for all y that the solve may pass through",
-                        t=t0,
-                        dt=t1 - t0,
-                        stats=p.stats,
-                    )
+                    seen = f"{guard.name}: g(t, y) is {g} there, so that nobody can say where it crosses zero"
+                    advice = "a g that is finite for every y that the solve may pass through"
+                    raise stopped(p, "event", t, t1 - t0, seen, advice)
         return values
 
     def _start(self, p: Problem, step: Step, guard: Guard, g: float, scale: float) -> int:
