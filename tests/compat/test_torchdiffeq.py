@@ -916,14 +916,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"'dopri4'.*Did you mean 'dopri"):
             getattr(aca, interface)(f, f.y0, times(F64), method="dopri4")
 
-    @pytest.mark.parametrize("interface", INTERFACES)
-    def test_events(self, interface):
-        f = Net()
-        with pytest.raises(NotImplementedError, match="events are not available"):
-            getattr(aca, interface)(f, f.y0, times(F64), event_fn=lambda t, y: y.sum())
-        with pytest.raises(NotImplementedError, match="events are not available"):
-            aca.odeint_event(f, f.y0, times(F64)[0], event_fn=lambda t, y: y.sum())
-
     @pytest.mark.parametrize("method", ["dopri5", "rk4"])
     @pytest.mark.parametrize("interface", INTERFACES)
     def test_unknown_options_warn_once(self, interface, method):

@@ -10,26 +10,30 @@ the method's order (`options={"interp": "linear"}` asks for torchdiffeq's), a so
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..compiled.traced import outside_graphs
-from ..core import Gradient, Method, Watcher
+from ..core import Control, Gradient, Method, Problem, Stats, Times, Watcher
 from ..errors import SolverError, warn
+from ..executors import solved
+from ..field.dynamics import Dynamics
 from ..gradients import ACA, Adjoint
+from ..layout import stacked
 from ..options import Request
 from ..solution import Solution
-from ..solve import problem_of, solved
+from ..solve import problem_of
 from ..state import Structure, structure_of
 from ..times import times_of
 from .torchdiffeq_call import Call
 from .torchdiffeq_errors import OdeintError, asserted, check_tolerance
+from .torchdiffeq_events import check_span, event_of, until_event
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_event"]
 
-EVENTS = "events are not available yet: solve on a fixed time span, or keep torchdiffeq for this call"
 CALLBACKS = {"trial": "callback_step", "accepted": "callback_accept_step", "rejected": "callback_reject_step"}
 
 
@@ -62,14 +66,16 @@ def odeint(
     options : dict, optional
         torchdiffeq's options of that method, and `at_rest`: "resolve" (default) takes shorter steps at an equilibrium
         than torchdiffeq, "ignore" its steps and its gradients; see `torchaca.Adaptive`.
-    event_fn : callable
-        Not available yet.
+    event_fn : callable, optional
+        `event_fn(t, y)` returns a tensor, and the solve ends where any of its entries changes its sign, however late;
+        t is then the start and any time in the direction of the solve.
     compile : bool or str
         As in `torchaca.solve`.
 
     Returns
     -------
     Tensor or tuple of tensors, `(n, *y0.shape)`
+        With `event_fn` the time of the event, 0-dim, and `(2, *y0.shape)`, y0 and the state then.
 
     Raises
     ------
@@ -139,9 +145,39 @@ def odeint_adjoint(
     )
 
 
-def odeint_event(*args: Any, **kwargs: Any) -> Any:
-    """Not available yet."""
-    raise NotImplementedError(EVENTS)
+def odeint_event(
+    func: Callable[..., Any],
+    y0: Any,
+    t0: Tensor,
+    *,
+    event_fn: Callable[..., Any],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> Any:
+    """torchdiffeq's `odeint_event`: solve from t0 until `event_fn` changes its sign.
+
+    Parameters
+    ----------
+    t0 : Tensor, 0-dim
+    event_fn : callable
+        `event_fn(t, y)` returns a tensor; the solve ends where any of its entries changes its sign.
+    reverse_time : bool
+        Solve backwards in time.
+    odeint_interface : callable
+        `odeint`, `odeint_adjoint` or one's own with their arguments.
+    **kwargs
+        Further arguments of it.
+
+    Returns
+    -------
+    event_t : Tensor, 0-dim
+        When it happens.
+    solution : Tensor or tuple of tensors, `(2, *y0.shape)`
+        y0 and the state then. Both are differentiable in y0, t0 and everything that func and event_fn depend on.
+    """
+    ahead = t0.reshape(-1).detach() + (-1.0 if reverse_time else 1.0)
+    return odeint_interface(func, y0, torch.cat([t0.reshape(-1), ahead]), event_fn=event_fn, **kwargs)
 
 
 def _solve(
@@ -159,40 +195,44 @@ def _solve(
     *,
     compile: bool | str = False,
 ) -> Any:
-    if event_fn is not None:
-        raise NotImplementedError(EVENTS)
     with asserted():
         check_tolerance(rtol, "rtol")
         check_tolerance(atol, "atol")
         structure, ts = structure_of(y0), times_of(t, "t")
         packed = structure.pack(y0)
         tolerances = structure.spread(rtol, "rtol", packed), structure.spread(atol, "atol", packed)
+    if event_fn is not None:
+        check_span(t)
     call = Call(structure, packed, method, dict(options or {}), func, y0)
     watch = _watcher(func, "")
     if not call.method.adaptive:
         unheard = [name for event, name in CALLBACKS.items() if event != "trial" and hasattr(func, name)]
         if unheard:
             warn(f"{call.method.name} has fixed steps and never calls {' or '.join(unheard)}")
-    control = call.control(*tolerances, t, ts)
+    control = call.control(*tolerances, len(t) if event_fn is None else 0, t, ts)
+    asked = Request(call.method, control, gradient(call), compile=compile)
+    facts: dict[str, Any] = {
+        "watch": _on_structure(watch, structure) if watch else None,
+        "one_sided": call.options.get("perturb", False) is True,
+        "declared": declared,
+        "declared_alone": declared_alone,
+        "lenient": True,
+    }
+
+    def assemble(y: Tensor, over: Times, own: Control) -> Problem:
+        return problem_of(func, y, structure, over, replace(asked, control=own), **facts)
+
     try:
-        asked = Request(call.method, control, gradient(call), compile=compile)
-        p = problem_of(
-            func,
-            packed,
-            structure,
-            ts,
-            asked,
-            watch=_on_structure(watch, structure) if watch else None,
-            one_sided=call.options.get("perturb", False) is True,
-            declared=declared,
-            declared_alone=declared_alone,
-            lenient=True,
-        )
-        solution = Solution.of(*solved(p, compile)[:2], structure, t)
+        if event_fn is None:
+            p = assemble(packed, ts, control)
+            return Solution.of(*solved(p, compile)[:2], structure, t).ys
+        start = Dynamics(func, (), structure, packed.device, Stats()).time(ts.values[0])
+        event = event_of(event_fn, start, structure.unpack(packed.detach()))
+        when, y = until_event(assemble, control, event, packed, ts, compile)
     except SolverError as error:
         failure = OdeintError.of(error, control, packed)
     else:
-        return solution.ys
+        return when.to(t), structure.unpack(stacked([packed, y]))
     try:
         raise failure  # outside of the handler: the first error's traceback holds the states of the search
     finally:

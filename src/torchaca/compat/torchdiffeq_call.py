@@ -61,13 +61,13 @@ class Call:
         if interp is not None:
             self.method = with_interpolant(self.method, interp)
 
-    def control(self, rtol: Any, atol: Any, t: Any, ts: Times) -> Control:
-        """The control of the forward solve."""
+    def control(self, rtol: Any, atol: Any, n_outputs: int, t: Any, ts: Times) -> Control:
+        """The control of the forward solve, of which so many outputs are known beforehand."""
         if self.method.adaptive:
             return self._adaptive(rtol, atol)
         constructor = self.options.get("grid_constructor")
         if constructor is None:
-            return self._fixed(len(t))
+            return self._fixed(n_outputs)
         if "step_size" in self.options:
             raise ValueError("step_size and grid_constructor exclude each other")
         t = t if isinstance(t, Tensor) else torch.as_tensor(t, device=self.y0.device)

@@ -175,7 +175,9 @@ def _instant(ts: Times, t: float) -> bool:
 def _zeno(p: Problem, crossing: Crossing, t: float) -> SolverError:
     names = ", ".join(guard.name for guard in crossing.guards)
     seen = f"{names}: {MOST_INSTANTS} events in a row with no time between them: they come in ever shorter intervals"
-    advice = "an event that ends the solve where motion is slow, or an apply that takes the state off the guard"
+    advice = (
+        "an event that ends the solve where motion is slow, or an apply that takes the state off the guard"
+    )
     return stopped(p, "zeno", t, crossing.size, seen, advice)
 
 
