@@ -16,6 +16,7 @@ GALLERY = ROOT / "docs" / "gallery"
 ORDER = (
     *("van_der_pol", "spiral", "classifier", "latent_ode_csv", "flow_matching", "parameter_estimation"),
     *("ensemble_vmap", "check_gradient", "gradient_at_rest"),
+    *("bouncing_ball", "spiking_neuron", "thermostat"),
 )
 
 

@@ -21,7 +21,7 @@ from ..numbers import without_autocast
 from ..torch_internals import transformed
 from .capture import Capture, capture
 from .door import is_timed, keeps_graphs, refuse_loops
-from .failure import CannotCompile
+from .failure import EVENTS, CannotCompile
 from .inference import normal, outside_inference
 from .look import Looks
 from .loops import sweep_loop
@@ -47,6 +47,8 @@ class Loops:
         """Evaluate f through Dynamo."""
         f: Any = p.f.call
         self.f: Dynamics = f
+        if p.events is not None:
+            raise CannotCompile(EVENTS)
         assert p.gradient is not None
         self.facts = Facts.of(p.gradient)
         start, end = p.ts.values[0], p.ts.values[-1]

@@ -27,6 +27,9 @@ CHATTER = "Dynamo |Error detected in "
 DEVICES = ("cpu", "cuda")
 
 
+EVENTS = "events are found in the eager loop"
+
+
 class CannotCompile(Exception):
     """Why a solve runs in the eager loop, or in the next executor; the text ends a sentence.
 

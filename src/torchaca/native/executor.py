@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..compiled import CannotCompile
 from ..compiled.capture import capture
+from ..compiled.failure import EVENTS
 from ..compiled.inference import normal, outside_inference
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
@@ -38,6 +39,8 @@ class Native:
     def begin(self, p: Problem) -> Problem:
         """Ask PyTorch's tracer, by its guards, which graph of f is current, and evaluate the code of that graph."""
         f: Any = p.f.call
+        if p.events is not None:
+            raise CannotCompile(EVENTS)
         if torch.is_autocast_enabled("cpu"):
             raise CannotCompile("autocast is on, which is not translated to C")
         started(p.y0.dtype)  # while f is traced
