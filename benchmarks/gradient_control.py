@@ -1,6 +1,9 @@
 """The gradient's own error control: true errors, what the library says of them, and evaluations.
 
-    python benchmarks/gradient_control.py [--random 1000] [--first 0] [--write docs/results/gradient_control.md]
+    python benchmarks/gradient_control.py [--random 1000] [--first 0] [--kept runs.jsonl]
+        [--write docs/results/gradient_control.md]
+
+Random problems that are in the file of `--kept` do not run again, and those that run are added to it.
 
 Each cell of the first table: the true relative error of the gradient, the largest over inputs; then evaluations of f,
 forward and backward, in brackets. `aca` is `ACA(checkpoints="all")` with `at_rest="ignore"`, *bounded* the same with
@@ -11,10 +14,12 @@ to the same error, "-" where none does. True gradients: dopri8 at rtol 1e-11 wit
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from gradient_problems import Problem, at_rest, error, moving, one_of, random_problem
@@ -78,42 +83,60 @@ def row_of(problem: Problem) -> dict[str, object]:
 class Run:
     """One random problem, at one tolerance: None for what was refused."""
 
-    problem: Problem
+    seed: int
+    name: str
+    method: str
+    kind: str
     goal: float
     plain: float
     ratio: float
     steps: int
     error: float | None
     estimate: float
+    refusal: str = ""
 
 
-def runs(first: int, n: int) -> Iterator[Run]:
-    """Random problems whose true gradient is known."""
+def run_of(seed: int) -> Run | None:
+    """One random problem; None where nothing is known of its true gradient, or plain aca has none."""
+    problem = random_problem(seed)
+    goal = one_of(torch.Generator().manual_seed(seed), [1e-1, 1e-1, 1e-2, 1e-2, 1e-3])
+    try:
+        truth = problem.truth()
+        plain = problem.gradient(PLAIN, **IGNORE)
+    except aca.SolverError:
+        return None
+    told = seed, problem.name, problem.method, problem.kind, goal, error(plain.grads, truth)
+    try:
+        one = problem.gradient(aca.ACA(grad_rtol=goal), **IGNORE)
+    except aca.SolverError as failure:
+        return Run(*told, math.nan, plain.steps, None, math.inf, str(failure))
+    ratio = one.evaluations / plain.evaluations
+    return Run(*told, ratio, plain.steps, error(one.grads, truth), float(one.estimate or 0.0))
+
+
+def runs(first: int, n: int, kept: Path | None = None) -> Iterator[Run]:
+    """Random problems whose true gradient is known; those in the file `kept` do not run again."""
+    known: dict[int, Run | None] = {}
+    if kept is not None and kept.exists():
+        rows = (json.loads(line) for line in kept.read_text().splitlines())
+        known = {seed: row and Run(**row) for seed, row in rows}
     for seed in range(first, first + n):
-        problem = random_problem(seed)
-        goal = one_of(torch.Generator().manual_seed(seed), [1e-1, 1e-1, 1e-2, 1e-2, 1e-3])
-        try:
-            truth = problem.truth()
-            plain = problem.gradient(PLAIN, **IGNORE)
-        except aca.SolverError:
-            continue
-        off = error(plain.grads, truth)
-        try:
-            one = problem.gradient(aca.ACA(grad_rtol=goal), **IGNORE)
-        except aca.SolverError:
-            yield Run(problem, goal, off, math.nan, plain.steps, None, math.inf)
-            continue
-        ratio = one.evaluations / plain.evaluations
-        yield Run(problem, goal, off, ratio, plain.steps, error(one.grads, truth), float(one.estimate or 0.0))
+        if seed not in known:
+            run = known[seed] = run_of(seed)
+            if kept is not None:
+                with kept.open("a") as lines:
+                    lines.write(json.dumps([seed, run and asdict(run)]) + "\n")
+        if (run := known[seed]) is not None:
+            yield run
 
 
 def summary(found: Sequence[Run]) -> list[dict[str, object]]:
     """What the random problems say."""
     accepted = [(run, run.error) for run in found if run.error is not None]
     judged = [(run, e) for run, e in accepted if e > run.goal / 100]
-    met = [run for run, _ in accepted if run.plain <= run.goal and run.problem.kind != "rest"]
-    many = sorted(run.ratio for run in met if run.steps >= 8 and run.problem.kind == "")
-    few = sorted(run.ratio for run in met if run.steps < 8 or run.problem.kind != "")
+    met = [run for run, _ in accepted if run.plain <= run.goal and run.kind != "rest"]
+    many = sorted(run.ratio for run in met if run.steps >= 8 and run.kind == "")
+    few = sorted(run.ratio for run in met if run.steps < 8 or run.kind != "")
     lines: dict[str, object] = {
         "problems": len(found),
         "refused (SolverError)": len(found) - len(accepted),
@@ -131,6 +154,24 @@ def summary(found: Sequence[Run]) -> list[dict[str, object]]:
     return [{"of random problems": name, "": value} for name, value in lines.items()]
 
 
+def short(found: Sequence[Run]) -> list[dict[str, object]]:
+    """Those that fall short: refused, worse than grad_rtol, or estimated as less than a sixth of what they are."""
+    return [
+        {
+            "seed and problem": run.name,
+            "method": run.method,
+            "grad_rtol": f"{run.goal:g}",
+            "error of plain aca": f"{run.plain:.1e}",
+            "error": "refused" if run.error is None else f"{run.error:.1e}",
+            "estimate": "-" if run.error is None else f"{run.estimate:.1e}",
+        }
+        for run in found
+        if run.error is None
+        or run.error > run.goal
+        or (run.error > run.goal / 100 and run.estimate < run.error / 6)
+    ]
+
+
 def spread(ratios: Sequence[float]) -> str:
     """The median of sorted numbers, nine tenths of the way, and the largest."""
     if not ratios:
@@ -139,26 +180,36 @@ def spread(ratios: Sequence[float]) -> str:
 
 
 def main() -> None:
-    options = command_line(__doc__, random=1000, first=0).parse_args()
+    parser = command_line(__doc__, random=1000, first=0)
+    parser.add_argument("--kept", type=Path, help="file of the random problems that have run")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows = [row_of(problem) for problem in (*at_rest(), *moving())]
     text = [
         "# The gradient's own error control",
         "",
-        *(line.strip() for line in (__doc__ or "").strip().splitlines()[4:]),
+        *(line.strip() for line in (__doc__ or "").strip().splitlines()[7:]),
         "",
         table(rows),
     ]
     if options.random:
+        found = [*runs(options.first, options.random, options.kept)]
         text += [
             "",
             "Random problems: nets, linear and stiff systems, oscillators and prey at rest, beside it and far from it,",
             "doses, growth, van der Pol and Lorenz, by five methods, one `grad_rtol` of 1e-1, 1e-2, 1e-3 each, the",
             "error over all inputs, y0 among them.",
             "",
-            table(summary([*runs(options.first, options.random)])),
+            table(summary(found)),
         ]
+        if fell := short(found):
+            text += [
+                "",
+                "Refused, worse than `grad_rtol`, or estimated as less than a sixth:",
+                "",
+                table(fell),
+            ]
     command = f"python benchmarks/gradient_control.py --random {options.random} --first {options.first}"
     publish("\n".join([*text, "", described(command, {"torch": torch.__version__})]), options.write)
 

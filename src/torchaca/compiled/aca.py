@@ -15,6 +15,7 @@ from ..field.dynamics import Dynamics
 from ..field.inputs import Inputs
 from ..gradients import Facts, refuse, solve_with
 from ..gradients.fitting import BUDGET, step_bytes
+from ..gradients.look import look_of
 from ..gradients.replay import Ambience, MaybeTensors, Parts, vjp
 from ..layout import ordered
 from ..numbers import without_autocast
@@ -124,21 +125,25 @@ class Sweep:
     def over(self, states: Sequence[Tensor], y1: Tensor, grad_ys: Tensor) -> MaybeTensors:
         """Gradients of y0, the times, the control and the chosen inputs, from those of the outputs."""
         run, p, spec = self.run, self.run.problem, self.run.spec
-        looks = Looks(run, self.inputs, grad_ys)
+        n = sum(chunk.n for chunk in run.chunks)
+        look = look_of(p, run.times[: n + 1], (grad_ys,))
+        looks = Looks(look, run.capture.field, self.inputs, run.wanted)
         for k in range(len(run.chunks) - 1, -1, -1):
             chunk, before = run.chunks[k], run.chunks[k - 1] if k and not run.chunks[k - 1].jumps else None
             last = k == len(run.chunks) - 1
             if (last or chunk.jumps) and spec.carries and chunk.n - 1 in chunk.inside:
                 self._tail(chunk, y1 if last else states[k + 1][0], grad_ys)
-            for first, until in looks.parts(k):
-                self._replay(chunk, states[k], before, grad_ys, (first, until))
-                looks.look(k, until, states[k], self.lam)
+            n -= chunk.n
+            for start, end in looks.pieces(n, chunk.n):
+                outputs = (grad_ys[i] for i in chunk.ending.get(end - 1, ()))
+                looks.look(n + end - 1, states[k][end - 1], self.lam, outputs)
+                self._replay(chunk, states[k], before, grad_ys, (end, start))
             if self.times is not None:
                 self.times.add(chunk, self.ends, grad_ys)
         each = p.method.stages - spec.method.fsal
         p.stats.nfe_backward += sum(chunk.n * each + len(chunk.inside) * spec.extra for chunk in run.chunks)
         moved = [None] if self.times is None else self.times.gradients()
-        looks.settle(self.totals)
+        look.settle(self.totals)
         return [self.lam + grad_ys[: p.ts.at_start()].sum(0), *moved, *self.totals]
 
     def _replay(

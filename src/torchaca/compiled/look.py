@@ -1,63 +1,77 @@
-"""The look at a suspect in compiled backward passes: their loops stop behind it; see `torchaca.gradients.look`."""
+"""The look at a suspect where loops go back over chunks of steps, and stop behind it; see `torchaca.gradients.look`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..gradients.look import look_of
+from ..gradients.look import Look
 from ..gradients.replay import vjp
-from .run import CompiledSolve
+from .field_graph import FieldGraph
 from .steps import GraphOf
 
 
 class Looks:
-    """The looks of one backward pass of a compiled solve."""
+    """The looks of one backward pass over chunks.
 
-    def __init__(self, run: CompiledSolve, inputs: Sequence[Tensor], grad_ys: Tensor) -> None:
-        self.run, self.grad_ys = run, grad_ys
-        self.inputs = [x.detach().requires_grad_(want) for x, want in zip(inputs, run.wanted, strict=True)]
-        self.f = GraphOf(run.capture.field, self.inputs)
-        self.firsts = [0]
-        for chunk in run.chunks:
-            self.firsts.append(self.firsts[-1] + chunk.n)
-        self.own = look_of(run.problem, run.times[: self.firsts[-1] + 1], (grad_ys,))
+    Parameters
+    ----------
+    own
+        What there is to look at.
+    field, inputs, wanted
+        f as a graph, the tensors that it reads, and which of them have a gradient.
+    """
 
-    def parts(self, k: int) -> list[tuple[int, int]]:
-        """The steps of chunk k, from the last to the first, in pieces `(n, until)` that end behind each suspect."""
-        n, first = self.run.chunks[k].n, self.firsts[k]
-        steps = [] if self.own is None else self.own.steps
-        ends = [i + 1 for i in range(n - 1, -1, -1) if first + i in steps]
-        return [*zip([n, *ends], [*ends, 0], strict=True)]
+    def __init__(
+        self, own: Look, field: FieldGraph, inputs: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> None:
+        self.own = own
+        self.inputs = [x.detach().requires_grad_(want) for x, want in zip(inputs, wanted, strict=True)]
+        self.f = GraphOf(field, self.inputs)
 
-    def look(self, k: int, until: int, Y: Tensor, lam: Tensor, mu: Tensor | None = None) -> None:
-        """Measure the step that comes next, if it is a suspect.
+    def pieces(self, first: int, n: int) -> list[tuple[int, int]]:
+        """Cut n steps behind each suspect: pieces `(start, end)` of a chunk, the last one first.
 
-        `lam` is the cotangent of its end, but for outputs there, and `mu` that of f at its end, where f is known.
+        `first` is the number of the chunk's first step.
         """
-        n, own = until - 1, self.own
-        if own is None or until == 0 or self.firsts[k] + n not in own.steps:
+        cuts = [i for i in range(n - 1, 0, -1) if first + i - 1 in self.own.steps]
+        return [*zip([*cuts, 0], [n, *cuts], strict=True)] if n else []
+
+    def look(
+        self,
+        n: int,
+        start: Tensor,
+        lam: Tensor,
+        outputs: Iterable[Tensor],
+        *,
+        end: Tensor | None = None,
+        mu: Tensor | None = None,
+    ) -> None:
+        """Measure step n, if it is a suspect.
+
+        `lam` is the cotangent of its end, but for those of `outputs` there, and `mu` that of f at its end, where f is
+        known. `end` is where it led, if somebody knows.
+        """
+        own = self.own
+        if n not in own.steps:
             return
-        for i in self.run.chunks[k].ending.get(n, ()):
-            lam = lam + self.grad_ys[i]
-        suspect, leaves = own.steps[self.firsts[k] + n], [x for x in self.inputs if x.requires_grad]
-        p = replace(self.run.problem, f=replace(self.run.problem.f, call=self.f, f0=None))
-        with torch.no_grad():
-            y1 = p.step(suspect.t0, suspect.t1, Y[n].detach()).y1
+        lam, suspect, found = sum(outputs, start=lam), own.steps[n], len(own.found)
+        p = replace(own.p, f=replace(own.p.f, call=self.f, f0=None))
+        if end is None:
+            with torch.no_grad():
+                end = p.step(suspect.t0, suspect.t1, start.detach()).y1
         if mu is not None:
-            with torch.enable_grad():
-                y1 = y1.detach().requires_grad_()
-                k1 = self.f(suspect.t1, y1)
-            (more,) = vjp([k1], [y1], [mu]) if k1.requires_grad else (None,)
-            lam = lam if more is None else lam + more
-        found = len(own.found)
-        own.measure(p, suspect, (Y[n], y1), lam.detach(), leaves)
+            lam = lam + self._product(suspect.t1, end, mu)
+        own.measure(p, suspect, (start, end), lam.detach(), [x for x in self.inputs if x.requires_grad])
         p.stats.nfe_backward += p.method.stages if len(own.found) > found else 0
 
-    def settle(self, totals: Sequence[Tensor]) -> None:
-        """Warn of what was found; `totals` are the gradients of the inputs that have one."""
-        if self.own is not None:
-            self.own.settle(totals)
+    def _product(self, t: float, y: Tensor, mu: Tensor) -> Tensor | float:
+        """What the cotangent of f at y adds to that of y."""
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            k = self.f(t, y)
+        (more,) = vjp([k], [y], [mu]) if k.requires_grad else (None,)
+        return 0.0 if more is None else more

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..gradients.look import look_of
 from ..gradients.replay import MaybeTensors, vjp
 from .inference import normal
 from .kept import pullback_loop
@@ -37,15 +38,19 @@ class Pullback:
     def over(self, states: Sequence[Sequence[Tensor]], grad_ys: Tensor) -> MaybeTensors:
         """Gradients of y0, of the times, which have none, and of the chosen inputs."""
         run = self.run
-        looks = Looks(run, self.inputs, grad_ys)
+        n = sum(chunk.n for chunk in run.chunks)
+        look = look_of(run.problem, run.times[: n + 1], (grad_ys,))
+        looks = Looks(look, run.capture.field, self.inputs, run.wanted)
         for k in reversed(range(len(run.chunks))):
             chunk, own = run.chunks[k], states[k]
-            for last, until in looks.parts(k):
-                self._pull_back(chunk, own, grad_ys, last, until)
-                looks.look(k, until, own[0], self.lam, self.mu)
+            n -= chunk.n
+            for start, end in looks.pieces(n, chunk.n):
+                outputs = (grad_ys[i] for i in chunk.ending.get(end - 1, ()))
+                looks.look(n + end - 1, own[0][end - 1], self.lam, outputs, mu=self.mu)
+                self._pull_back(chunk, own, grad_ys, end, start)
         if run.chunks:
             self._first_evaluation()
-        looks.settle(self.totals)
+        look.settle(self.totals)
         return [self.lam + grad_ys[: run.problem.ts.at_start()].sum(0), None, *self.totals]
 
     def _first_evaluation(self) -> None:

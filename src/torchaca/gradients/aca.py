@@ -19,7 +19,7 @@ from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..loops.outputs import gather
 from .checkpoints import States, parse_bytes
-from .fitting import record_while_it_fits, step_bytes
+from .fitting import BUDGET, record_while_it_fits, step_bytes
 from .in_place import guarded
 from .look_hooks import Looking
 from .observed import observed
@@ -117,7 +117,14 @@ class ACA:
         put(self, "exact", exact)
         put(self, "records", records)
         put(self, "substitutable", plain and self.checkpoints in ("auto", "all", "none"))
-        put(self, "wants_graph_size", self.memory_budget is not None or records is None)
+        budgeted = self.memory_budget is not None or self._holds_graphs
+        put(self, "wants_graph_size", budgeted or records is None)
+
+    @property
+    def _holds_graphs(self) -> bool:
+        """Whether a controlled backward pass may hold the graphs of the steps that it marches."""
+        plain = self.checkpoints == "auto" and self.memory_budget is None and not self.stagewise
+        return self.grad_rtol is not None and plain
 
     def _check_substeps(self) -> None:
         k = self.substeps
@@ -142,7 +149,9 @@ class ACA:
     def _passes(self, p: Problem, inputs: Inputs) -> Passes:
         store = partial(States, self._kept(p, inputs))
         if self.grad_rtol is not None:
-            return Controlled(p, inputs, Request(self.grad_rtol, store, self.stagewise))
+            held = self._holds_graphs and not inputs.kept
+            graphs = BUDGET // step_bytes(p, inputs, p.method.stages) if held else 0
+            return Controlled(p, inputs, Request(self.grad_rtol, store, self.stagewise, graphs))
         if self.substeps > 1 and p.effects is not None and p.effects.stateful:
             raise ValueError(
                 "substeps evaluates f between the steps of the forward pass, and f is random or changes what it reads "

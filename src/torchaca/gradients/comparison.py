@@ -142,7 +142,7 @@ class Comparison:
                 return self._found(swept, why)
             grid = self.level.grid.at(divided(self.level.grid.places, k))
             parts = [m for m in swept.parts for _ in range(k)]
-            level, _ = sweeps.march(grid)
+            level = sweeps.march(grid, parts)
             signed = sweeps.signs and self.error > DOUBTFUL
             finer = sweeps.along(level, parts, self.levels.fine.grid, signed=signed)
             two = Compared(sweeps.apart(swept, finer), float(k**order))

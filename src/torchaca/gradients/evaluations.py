@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from ..core import Problem, VectorField
 from ..field.inputs import Inputs
 from ..field.replays import check_replay
 from ..numbers import Time, value
@@ -85,3 +89,21 @@ class _Known(torch.autograd.Function):
         # What reaches one captured tensor through another flows there on its own.
         grads = [*grads[:others], *without_detours(f.captured, grads[others:])]
         return (None, None, grads[0] if ctx.needs_input_grad[2] else None, *grads[1:])
+
+
+def evaluated_stagewise(p: Problem) -> VectorField:
+    """f of a problem so that each evaluation's graph is made when it is differentiated, at the moment of the first."""
+    if p.effects is None:
+        return partial(checkpoint, p.f, use_reentrant=False, preserve_rng_state=False)
+    effects = p.effects
+
+    def f(t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
+        mark = effects.mark()
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), effects.back_at(mark)
+
+        evaluate: Any = p.f if nudge is None else partial(cast("Any", p.f), nudge=nudge)
+        return checkpoint(evaluate, t, y, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+    return f

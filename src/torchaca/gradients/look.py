@@ -84,6 +84,33 @@ class Measured:
     own: Sequence[Tensor | None]
 
 
+class _Refused(Exception):
+    """f does not allow what it allowed in the solve."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """f for once more."""
+
+    call: Any
+
+    def __call__(self, *point: Any, **side: Any) -> Tensor:
+        try:
+            return self.call(*point, **side)
+        except Exception as error:
+            raise _Refused from error
+
+
+def _product(out: Tensor, wrt: Sequence[Tensor], cotangent: Tensor) -> MaybeTensors:
+    """One of several products of a graph, which is one more than that of a compiled f may allow."""
+    if not out.requires_grad:
+        return [None] * len(wrt)
+    try:
+        return vjp([out], wrt, [cotangent], keep=True)
+    except RuntimeError as error:
+        raise _Refused from error
+
+
 @dataclass
 class Look:
     """The looks of one backward pass."""
@@ -115,16 +142,15 @@ class Look:
         `ends` is what was handed to it, and what it has handed on. Whatever f does not allow here, such as a call more
         than it was made for, is no reason to fail.
         """
-        p, start = replace(p, f=replace(p.f, stepper=None)), ends[0]
-        with suppress(Exception), torch.enable_grad():
-            if suspect.ratio is None and not _are_small(p, *(_state(x.detach(), p.y0) for x in ends)):
-                return
-            y = start.detach().requires_grad_()
+        if suspect.ratio is None and not _are_small(p, *(_state(x.detach(), p.y0) for x in ends)):
+            return
+        p = replace(p, f=replace(p.f, stepper=None, call=_Asked(p.f.call)))
+        with suppress(_Refused), torch.enable_grad():
+            y = ends[0].detach().requires_grad_()
             step = p.step(suspect.t0, suspect.t1, y)
             end, error = p.handed(step), step.error
-            product = vjp([end], [y, *tensors], [lam], keep=True)
-            estimate = vjp([error], [y, *tensors], [_state(lam, error)], keep=True)
-            self.add(suspect, lam, product, estimate)
+            product = _product(end, [y, *tensors], lam)
+            self.add(suspect, lam, product, _product(error, [y, *tensors], _state(lam, error)))
 
     def add(self, suspect: Suspect, lam: Tensor, product: MaybeTensors, estimate: MaybeTensors) -> None:
         """Note what a step's product and the transposed estimate are: those of its start, then everything else's."""
@@ -161,11 +187,10 @@ class Look:
         return _largest_share(one, one.own) * (abs(one.suspect.t1 - one.suspect.t0) / span)
 
 
-def look_of(p: Problem, times: Sequence[float], cotangents: Sequence[Tensor | None]) -> Look | None:
-    """The looks of a backward pass over the steps between `times`; None if there is nothing to look at."""
-    steps = suspects(p, times)
+def look_of(p: Problem, times: Sequence[float], cotangents: Sequence[Tensor | None]) -> Look:
+    """The looks of a backward pass over the steps between `times`: at none in most solves."""
     batched = any(g is not None and is_legacy_batchedtensor(g) for g in cotangents)
-    return Look(p, steps) if steps and not batched else None
+    return Look(p, {} if batched else suspects(p, times))
 
 
 def _size(x: Tensor | None, like: Tensor) -> Tensor | None:

@@ -38,11 +38,14 @@ class Request:
     store : callable
         Makes what keeps the states of a level.
     stagewise : bool
+    graphs : int
+        Of so many steps the backward pass may hold the graphs at a time.
     """
 
     goal: float
     store: Callable[[], States]
     stagewise: bool = False
+    graphs: int = 0
 
 
 @dataclass

@@ -103,18 +103,17 @@ class Replayed:
             alone=() if whole else range(len(self.times)),
             inner={} if whole else inner_of(self.problem.method, cotangents[1:]),
         )
-        look = look_of(self.problem, self.times, cotangents) if whole else None
+        look = look_of(self.problem, self.times if whole else (), cotangents)
         for n, start in self.store.reversed(kept, replay):
             if not whole:
                 product, _ = through(replay, n, start, self.substeps)
                 replay.add(n, start, product)
-            elif look is not None and n in look.steps:
+            elif n in look.steps:
                 look.replay(replay, n, start)
             else:
                 replay.replay(n, start)
         grads = replay.finish()
-        if look is not None:
-            look.settle(grads[2 + len(replay.parts.control) :])
+        look.settle(grads[2 + len(replay.parts.control) :])
         return grads
 
     def twice(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..core import Problem, Step, VectorField
 from ..field.effects import Moments
@@ -22,6 +19,7 @@ from ..loops.outputs import inside
 from ..numbers import Time
 from ..trace import Trace
 from .drift import Drift
+from .evaluations import evaluated_stagewise
 from .inner import Inner
 from .replay import MaybeTensors, Parts, rebuilt, totals_for, vjp, without_graph
 from .tally import Tally
@@ -100,6 +98,7 @@ class Replay:
         self.next_start = end
         self.drift: Drift | None = Drift(leaves.y0)
         self.advanced: set[int] = set()
+        self.taken: dict[int, Taken] = {}
         self.ends = [self.p.ts.at_start(), *(self.p.ts.up_to(t) for t in times[1:])]
 
     def tallied(self, cotangents: Sequence[Tensor | None] = ()) -> Tally:
@@ -127,21 +126,31 @@ class Replay:
         made = self.make(n, start)
         self.add(n, start, made.pulled(made.outs, made.cotangents), made)
 
-    def make(self, n: int, start: Tensor) -> Made:
-        """Compute step n again from where it started, with a graph."""
+    def take(self, n: int, start: Tensor) -> Tensor:
+        """Compute step n with a graph, which is kept until the step is made; where it leads."""
+        self.taken[n] = taken = self._taken(n, start)
+        return taken.end.detach()
+
+    def _taken(self, n: int, start: Tensor) -> Taken:
         self.moments.restore(n)
         with torch.enable_grad():
             y = start.detach().requires_grad_()
             t0, t1 = self.leaves(n)
             step = self.p.step(t0, t1, y)
-            end = self.p.handed(step)
+            return Taken(y, (t0, t1), step, self.p.handed(step))
+
+    def make(self, n: int, start: Tensor) -> Made:
+        """Compute step n again from where it started, with a graph."""
+        taken = self.taken.pop(n, None) or self._taken(n, start)
+        step, end = taken.step, taken.end
+        with torch.enable_grad():
             outs, cotangents = [end], [self.tally.incoming(end)]
             self._outputs(n, step, outs, cotangents)
             carried = self._carried(n)
             if carried is not None and step.f0.requires_grad:
                 outs.append(step.f0)
                 cotangents.append(carried)
-        made = Made(self.inputs, step, [y, *on_leaves(t0, t1), *self.wrt], outs, cotangents)
+        made = Made(self.inputs, step, [taken.y, *on_leaves(*taken.times), *self.wrt], outs, cotangents)
         self.check(n, made, complete=n + 1 == self.n_steps)
         if self.drift and self.next_start is not None:
             self.drift.note(end, self.next_start, again=n + 1 in self.advanced)
@@ -233,6 +242,16 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A step between leaves: where it starts, when, and what it has handed on."""
+
+    y: Tensor
+    times: tuple[Time, Time]
+    step: Step
+    end: Tensor
+
+
+@dataclass(frozen=True)
 class Made:
     """A part of a solve that was made again, with its graph: `outs`, and the `cotangents` of them.
 
@@ -255,24 +274,6 @@ class Made:
 def on_leaves(*times: Time) -> list[Tensor | None]:
     """Times as what a product is with respect to: None where they are numbers."""
     return [t if isinstance(t, Tensor) else None for t in times]
-
-
-def evaluated_stagewise(p: Problem) -> VectorField:
-    """f of a problem so that each evaluation's graph is made when it is differentiated, at the moment of the first."""
-    if p.effects is None:
-        return partial(checkpoint, p.f, use_reentrant=False, preserve_rng_state=False)
-    effects = p.effects
-
-    def f(t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
-        mark = effects.mark()
-
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), effects.back_at(mark)
-
-        evaluate: Any = p.f if nudge is None else partial(cast("Any", p.f), nudge=nudge)
-        return checkpoint(evaluate, t, y, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-
-    return f
 
 
 def _onto_state(cotangent: Tensor, grad: Tensor) -> Tensor:

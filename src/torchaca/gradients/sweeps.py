@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Outcome, Problem
+from ..core import Problem
 from ..field.effects import Moments
 from ..field.inputs import Inputs
 from ..log import Log
+from ..numbers import value
 from .estimate import minus, relative
 from .inner import Inner, inner_of
 from .levels import Regridded
@@ -24,7 +25,7 @@ from .settling import Request
 from .signed import Repair, Signed
 from .substeps import through
 from .sweep import Replay
-from .trajectory import Trajectory, marched
+from .trajectory import Graphs, Trajectory, marched
 
 NOTHING = Repair(frozenset(), 0.0, 1)
 
@@ -137,13 +138,15 @@ class Sweeps:
         """By how much two gradients differ, in units of the second."""
         return self._relative(minus(one.grads, other.grads), other.grads, len(other.parts))
 
-    def march(self, grid: Regridded) -> tuple[Trajectory, Outcome]:
-        """The solution on other steps, from the values that the forward pass had."""
+    def march(self, grid: Regridded, parts: Sequence[int]) -> Trajectory:
+        """The solution on other steps, from the values that the forward pass had; by a sweep, if graphs may be held."""
         p = self._problem(grid)
-        parts = Parts.leaves_for(p, self.inputs, self.tensors)
+        if len(parts) <= self.request.graphs:
+            return Trajectory(grid, Graphs(parts), [*map(value, grid.boundaries(p.ts.detached()))], ())
+        leaves = Parts.leaves_for(p, self.inputs, self.tensors)
         with torch.no_grad():
-            plain = without_graph(rebuilt(p, parts, self.inputs))
-            return marched(plain, grid, self.request.store())
+            plain = without_graph(rebuilt(p, leaves, self.inputs))
+            return marched(plain, grid, self.request.store())[0]
 
     def _problem(self, grid: Regridded) -> Problem:
         """The problem on a level's steps; graphs of compiled steps are differentiated only once."""

@@ -14,6 +14,7 @@ from ..loops.outputs import gather
 from ..loops.stepping import steps
 from .levels import Regridded
 from .store import Store
+from .sweep import Replay
 
 STILL = 500.0
 """Roundings of its size by which a state that does not move may move."""
@@ -79,6 +80,31 @@ def marched(p: Problem, grid: Regridded, store: Store, *, dense: bool = False) -
 
     outcome = gather(p, kept())
     return Trajectory(grid, store, outcome.times, store.tensors(len(outcome.times) - 1), end=ends[0]), outcome
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A store that marches when the backward pass asks for it, and holds the graphs of steps until they are made.
+
+    Of a step that is taken as more than one of `parts` it holds none.
+    """
+
+    parts: Sequence[int]
+
+    def keep(self, n: int, start: Tensor, step: Step) -> None:
+        """Nothing: see `Store`."""
+
+    def tensors(self, n_steps: int) -> list[Tensor]:
+        """None: see `Store`."""
+        return []
+
+    def reversed(self, kept: Sequence[Tensor], replay: Replay) -> Iterator[tuple[int, Tensor]]:
+        """March, and yield where the steps start; see `Store`."""
+        starts, start = [], replay.plain.y0
+        for n, m in enumerate(self.parts):
+            starts.append(start)
+            start = replay.take(n, start) if m == 1 else replay.advance(start, n, n + 1)
+        yield from reversed([*enumerate(starts)])
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from ..compiled.field_graph import FieldGraph
+from ..compiled.look import Looks
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..gradients import refuse
@@ -17,7 +18,6 @@ from ..layout import ordered
 from ..torch_internals import is_legacy_batchedtensor
 from .again import Again
 from .graphs import Wanted
-from .look import Looks
 from .moved import gradients_of_times
 from .programs import Code
 from .run import Chunk, Forward
@@ -85,10 +85,9 @@ class NativePasses:
         inputs = rest[n_control:]
         sweep = Sweep(p, self.times, self.codes, inputs, self.wanted, evaluates=evaluates)
         look = look_of(p, self.times, cotangents)
-        looks = None if look is None else Looks(look, self.field, inputs, self.wanted, self.route)
+        looks = Looks(look, self.field, inputs, self.wanted.inputs)
         sweep.over(self._reversed(kept, sweep), self.route, cotangents, looks)
-        if look is not None:
-            look.settle(sweep.sums)
+        look.settle(sweep.sums)
         moved: MaybeTensors = [None] * (1 + n_control)
         if self.wanted.time:
             moved = gradients_of_times(p, self.times, ts, rest[:n_control], sweep.ends, sweep.moved)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..compiled.look import Looks
 from ..core import Problem
 from ..gradients.drift import CHANGED, UNKNOWN
 from . import records
 from .driver import loops_for
 from .graphs import Wanted
-from .look import Looks
 from .programs import Code
 from .records import Status
 from .run import SLICE, Chunk
@@ -71,7 +72,7 @@ class Sweep:
         chunks: Iterable[Chunk],
         route: Route,
         cotangents: Sequence[Tensor | None],
-        looks: Looks | None = None,
+        looks: Looks,
     ) -> None:
         """Go over the chunks, the last one first.
 
@@ -82,7 +83,7 @@ class Sweep:
         cotangents
             Of the outputs, and of the interpolants if the output is dense.
         looks
-            At steps that may not be resolved, if there are any.
+            At steps that may not be resolved.
 
         Raises
         ------
@@ -98,10 +99,11 @@ class Sweep:
         back.outputs, back.first = done, p.ts.at_start()
         sweep, earlier = loops_for(y.dtype).function("sweep"), len(self.times) - 1
         places = [records.address(x) for x in (solve, back)]
-        for chunk in chunks if looks is None else looks.pieces(chunks, earlier):
-            if looks is not None:
-                looks.look(earlier - 1, chunk, y, ys[:done])
-            earlier -= chunk.n
+        for chunk in _cut(chunks, earlier, looks):
+            n, end = chunk.n, self.times[earlier]
+            outputs = (ys[i] for i in range(done) if route.exact[i] and p.ts.values[i] == end)
+            looks.look(earlier - 1, chunk.Y[n - 1], y, outputs, end=chunk.Y[n] if chunk.known else None)
+            earlier -= n
             own = records.places(bases[earlier : earlier + chunk.n])
             back.step, back.earlier = chunk.n, earlier
             back.allowed = records.epsilon(y.dtype) if chunk.known else math.inf
@@ -142,3 +144,12 @@ class Sweep:
         back.sums, back.counts = records.address(sums), records.address(counts)
         back.moved = self.moved.data_ptr() if timed else None
         return solve, back, [table, route, f1, work, counts, sums]
+
+
+def _cut(chunks: Iterable[Chunk], last: int, looks: Looks) -> Iterator[Chunk]:
+    """Cut chunks, the last one first, behind each suspect; `last` steps are in them."""
+    for chunk in chunks:
+        last -= chunk.n
+        for a, b in looks.pieces(last, chunk.n):
+            stages = None if chunk.K is None else chunk.K[a:b]
+            yield replace(chunk, n=b - a, times=chunk.times[a : b + 1], Y=chunk.Y[a : b + 1], K=stages)
