@@ -3,7 +3,7 @@
     python benchmarks/gradient_control.py [--random 1000] [--first 0] [--kept runs.jsonl]
         [--write docs/results/gradient_control.md]
 
-Random problems that are in the file of `--kept` do not run again, and those that run are added to it.
+Problems that are in the file of `--kept` do not run again, and those that run are added to it.
 
 Each cell of the first table: the true relative error of the gradient, the largest over inputs; then evaluations of f,
 forward and backward, in brackets. `aca` is `ACA(checkpoints="all")` with `at_rest="ignore"`, *bounded* the same with
@@ -17,9 +17,10 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from gradient_problems import Problem, at_rest, error, moving, one_of, random_problem
@@ -115,19 +116,29 @@ def run_of(seed: int) -> Run | None:
 
 
 def runs(first: int, n: int, kept: Path | None = None) -> Iterator[Run]:
-    """Random problems whose true gradient is known; those in the file `kept` do not run again."""
-    known: dict[int, Run | None] = {}
+    """Random problems whose true gradient is known."""
+
+    def found(seed: int) -> dict[str, Any] | None:
+        run = run_of(seed)
+        return run and asdict(run)
+
+    for row in once(range(first, first + n), found, kept):
+        if row is not None:
+            yield Run(**row)
+
+
+def once(keys: Iterable[Any], found: Callable[[Any], Any], kept: Path | None) -> Iterator[Any]:
+    """What is found for each key, but for those that are in the file `kept`, to which the others are added."""
+    known: dict[Any, Any] = {}
     if kept is not None and kept.exists():
-        rows = (json.loads(line) for line in kept.read_text().splitlines())
-        known = {seed: row and Run(**row) for seed, row in rows}
-    for seed in range(first, first + n):
-        if seed not in known:
-            run = known[seed] = run_of(seed)
+        known = dict(json.loads(line) for line in kept.read_text().splitlines())
+    for key in keys:
+        if key not in known:
+            known[key] = found(key)
             if kept is not None:
                 with kept.open("a") as lines:
-                    lines.write(json.dumps([seed, run and asdict(run)]) + "\n")
-        if (run := known[seed]) is not None:
-            yield run
+                    lines.write(json.dumps([key, known[key]]) + "\n")
+        yield known[key]
 
 
 def summary(found: Sequence[Run]) -> list[dict[str, object]]:
@@ -181,11 +192,12 @@ def spread(ratios: Sequence[float]) -> str:
 
 def main() -> None:
     parser = command_line(__doc__, random=1000, first=0)
-    parser.add_argument("--kept", type=Path, help="file of the random problems that have run")
+    parser.add_argument("--kept", type=Path, help="file of the problems that have run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows = [row_of(problem) for problem in (*at_rest(), *moving())]
+    problems = {problem.name: problem for problem in (*at_rest(), *moving())}
+    rows = [*once(problems, lambda name: row_of(problems[name]), options.kept)]
     text = [
         "# The gradient's own error control",
         "",

@@ -14,9 +14,9 @@ from torchaca.gradients.estimate import (
     first_error,
     minus,
     next_error,
+    norms,
     of_lower_order,
     of_outputs,
-    outputs_apart,
     relative,
     times_finer,
     weighted,
@@ -109,6 +109,9 @@ def test_a_further_comparison():
     assert next_error(two, Compared(3.2e-2, 32.0), None, None) == pytest.approx(1.5e-3 / 31)
     assert next_error(Compared(1e-9, 32.0), None, 0.1, None) == pytest.approx(0.1 * 0.1 / 32)  # an accident
     assert next_error(two, Compared(0.4, 32.0), None, None) == pytest.approx(1e-3 / 4)  # too fast
+    assert next_error(two, Compared(9.0, 32.0), 9.0, None) == pytest.approx(
+        0.1 / 32
+    )  # nothing was resolved before
     assert next_error(Compared(2.0, 32.0), None, None, None) == 2.0
     assert next_error(Compared(2.0, 32.0), None, None, 0.3) == pytest.approx(0.3)
     assert next_error(Compared(math.inf, 32.0), None, None, None) == math.inf
@@ -148,7 +151,7 @@ def test_differences_count_by_input():
 def test_outputs():
     fine = torch.tensor([[9.0], [1.0], [1e-3], [2.0]], dtype=DOUBLE)
     coarse = fine + torch.tensor([[0.0], [0.1], [1e-3], [0.1]], dtype=DOUBLE)
-    apart, sizes = outputs_apart(coarse, fine, 1)
+    apart, sizes = norms((fine - coarse)[1:], fine[1:])
     assert sizes == pytest.approx([1.0, 1e-3, 2.0])
     assert of_outputs(apart, sizes) == pytest.approx(0.1)  # the small one as 1 % of the largest: 0.05
     assert of_outputs(apart, sizes, least=0.0) == pytest.approx(1.0)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..core import Problem, Step
 from ..log import GradientError
 from .estimate import (
     CAUTION,
+    TINY,
     TRUSTED,
     Compared,
     first_error,
@@ -70,22 +72,24 @@ class Comparison:
     """Sweeps over levels until they agree.
 
     `steps` is the estimated error of steps that are too long for their derivative; `error` that of this and of the
-    trajectory.
+    trajectory, and `outputs` that of the loss's derivative, `known` if it was pulled back to the inputs.
     """
 
     sweeps: Sweeps
     levels: Levels
     level: Trajectory = field(init=False)
     outputs: float = field(init=False)
+    known: bool = field(init=False, default=False)
+    weights: Sequence[float] = ()
     steps: float = 0.0
     error: float = math.inf
 
     def __post_init__(self) -> None:
         levels = self.levels
         self.level = levels.fine
-        weights = self.sweeps.weights(len(self.sweeps.problem.ts) - len(levels.sizes))
-        off = weighted(levels.apart, levels.sizes, weights) if weights else 0.0
-        self.outputs = CAUTION * off / (levels.rate - 1)
+        self.weights = self.sweeps.weights(len(self.sweeps.problem.ts) - len(levels.sizes))
+        off = weighted(levels.apart, levels.sizes, self.weights) if self.weights else 0.0
+        self.outputs = levels.left * off
 
     def settled(self) -> Found:
         """The gradients and their error."""
@@ -112,7 +116,9 @@ class Comparison:
     def _once(self, room: frozenset[int], local: float) -> Swept:
         sweeps, fine = self.sweeps, self.levels.fine
         repair = Repair(room, local, MOST)
-        swept = sweeps.along(fine, [1] * fine.n, fine.grid, signed=sweeps.signs, repair=repair)
+        beside = None if self.levels.still else self._loss()
+        parts, signed = [1] * fine.n, sweeps.signs
+        swept = sweeps.along(fine, parts, fine.grid, signed=signed, repair=repair, beside=beside)
         self.steps = 0.0 if swept.embedded is None else swept.embedded
         return swept
 
@@ -129,13 +135,40 @@ class Comparison:
         other = self.sweeps.along(levels.coarse, parts, levels.fine.grid)
         two = Compared(self.sweeps.apart(other, swept), levels.rate)
         self.error = first_error(two, embedded, swept.left, goal)
+        self._settle_outputs(swept, two)
         return two
+
+    def _loss(self) -> Tensor | None:
+        """By how much the cotangents of the outputs are off, since these are; None where it does not matter.
+
+        That is the loss's second derivative times what the outputs are off by. Of the loss nothing is known but its
+        first one. In a sum of squares both are off by the same share, in each component; in others a component is
+        taken for one of average size where it is smaller.
+        """
+        levels, lam = self.levels, self.sweeps.cotangents[0]
+        matters = FARTHER * self.outputs > self.sweeps.request.goal
+        if lam is None or not levels.outputs or not matters:
+            return None
+        off, values = levels.outputs
+        start, least = len(lam) - len(levels.sizes), torch.finfo(values.dtype).tiny ** 0.5
+        whole = [w / max(s, TINY) for w, s in zip(self.weights, levels.sizes, strict=True)]
+        slopes = torch.tensor([0.0] * start + whole, dtype=torch.float64, device="cpu").to(values)
+        slopes = slopes.reshape(-1, *[1] * (values.ndim - 1))
+        return levels.left * off * torch.minimum(lam.abs() / values.clamp(min=least), slopes)
+
+    def _settle_outputs(self, swept: Swept, two: Compared) -> None:
+        """Learn what the error of the outputs makes of a gradient, which may be small beside its summands.
+
+        `swept` is the finer of the two: products along an unstable one say nothing.
+        """
+        if swept.beside is not None and two.apart < TRUSTED:
+            self.outputs, self.known = max(self.outputs, self.sweeps.share(swept)), True
 
     def _refined(self, swept: Swept, before: Compared | None) -> Found:
         """Finer levels, until the error is small enough."""
         sweeps, goal, order = self.sweeps, self.sweeps.request.goal, self.levels.order
         for _ in range(REFINEMENTS):
-            if self._done() == "":
+            if self._done() == "" or self.outputs > goal:
                 break
             k = times_finer(self.error, AIM * goal, order)
             if why := too_many(sweeps.problem, k * self.level.n):
@@ -144,8 +177,10 @@ class Comparison:
             parts = [m for m in swept.parts for _ in range(k)]
             level = sweeps.march(grid, parts)
             signed = sweeps.signs and self.error > DOUBTFUL
-            finer = sweeps.along(level, parts, self.levels.fine.grid, signed=signed)
+            beside = None if self.known else self._loss()
+            finer = sweeps.along(level, parts, self.levels.fine.grid, signed=signed, beside=beside)
             two = Compared(sweeps.apart(swept, finer), float(k**order))
+            self._settle_outputs(finer, two)
             self.error = next_error(two, before, before and self.error, finer.embedded, order)
             self.steps = finer.embedded if finer.embedded is not None else self.steps / k ** (order - 1)
             stuck = before is not None and before.apart < TRUSTED and two.apart > before.apart / 2
@@ -158,8 +193,10 @@ class Comparison:
         """Why the error is not small enough; nothing if it is."""
         if not math.isfinite(self.error):
             return "they are not finite"
-        enough = self.error + self.outputs <= self.sweeps.request.goal
-        return "" if enough else f"{REFINEMENTS} refinements were not enough"
+        goal = self.sweeps.request.goal
+        if self.outputs > goal:
+            return "the loss was evaluated on outputs that are not right enough for it"
+        return "" if self.error + self.outputs <= goal else f"{REFINEMENTS} refinements were not enough"
 
     def _found(self, swept: Swept, why: str) -> Found:
         eps = torch.finfo(self.sweeps.problem.y0.dtype).eps

@@ -21,7 +21,8 @@ ACCIDENT = 0.1
 SLOW = 4.0
 """Times slower than the order: then what was observed counts."""
 FAST = 10.0
-"""Times faster than the order: then the two agree by accident."""
+"""Times faster than the order: the two agree by accident, or the coarsest level was not resolved at all, and nobody has
+seen the order of the others."""
 SLOWEST = 1.5
 LOW = (2, 3)
 """Orders whose next lower one is far behind."""
@@ -86,13 +87,13 @@ def next_error(
     rate, least = two.rate, 0.0
     if before is None and order in LOW:
         rate = two.rate ** ((order - 0.5) / order)
-    if before is not None and two.apart > 0 and before.apart < TRUSTED:
+    if before is not None and two.apart > 0:
         fell = before.apart / two.apart
         least = two.apart / SLOW if fell > before.rate * FAST else 0.0
-        if fell < before.rate / SLOW:
+        if fell < before.rate / SLOW and before.apart < TRUSTED:
             observed = max(0.2, math.log(max(fell, 1.01)) / math.log(before.rate))
             rate = max(SLOWEST, two.rate**observed)
-    accident = ACCIDENT * old / two.rate if old is not None and math.isfinite(old) else 0.0
+    accident = ACCIDENT * min(old, 1.0) / two.rate if old is not None else 0.0
     error = max(CAUTION * two.apart / (rate - 1), accident, least)
     if two.apart > TRUSTED:
         error = (
@@ -145,11 +146,10 @@ def size_of(x: Tensor | None) -> Tensor:
     return torch.linalg.vector_norm(x).cpu().double()
 
 
-def outputs_apart(coarse: Tensor, fine: Tensor, start: int) -> tuple[list[float], list[float]]:
-    """For each output from `start` on, the norm of the difference of two levels, and that of the finer one's."""
-    both = [torch.linalg.vector_norm(x[start:, None].flatten(1), dim=1) for x in (fine - coarse, fine)]
-    apart, sizes = torch.stack(both).cpu().double().tolist()
-    return apart, sizes
+def norms(*outputs: Tensor) -> list[list[float]]:
+    """The norm of each output."""
+    found = [torch.linalg.vector_norm(ys[:, None].flatten(1), dim=1) for ys in outputs]
+    return torch.stack(found).cpu().double().tolist()
 
 
 def of_outputs(apart: Sequence[float], sizes: Sequence[float], least: float = 1e-2) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Controlled:
         self.problem, self.inputs, self.request = problem, inputs, request
         self.plain = Replayed(problem, inputs, request.store(), stagewise=request.stagewise)
         self.levels: Levels | None = None
-        self.n_fine, self.failed = 0, False
+        self.counts, self.failed = [0, 0, 0], False
         self.redo: Callable[[Problem], Iterator[Step]] | None = None
 
     def forward(self) -> tuple[Outcome, list[Tensor]]:
@@ -118,12 +119,12 @@ class Controlled:
         if settling.why:
             self.failed = True
             outcome.failure = self.unreached(None, levels.fine.n, settling.why)
-        states = [*levels.fine.handed()]
-        self.levels, self.n_fine = levels, len(states)
+        kept = levels.handed()
+        self.levels, self.counts = levels, [len(some) for some in kept]
         # Dense output moves with the steps that it is of.
         grid = replace(levels.fine.grid, control=self.problem.control)
         self.problem = replace(self.problem, control=grid)
-        return outcome, [*states, *levels.coarse.handed()]
+        return outcome, [x for some in kept for x in some]
 
     def backward(
         self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], tensors: Sequence[Any]
@@ -139,7 +140,8 @@ class Controlled:
             raise NotImplementedError(BATCHED)
         if self.levels is None:
             return self.plain.backward(kept, cotangents, tensors)
-        levels = self.levels.holding(kept[: self.n_fine], kept[self.n_fine :])
+        own = iter(kept)
+        levels = self.levels.holding(*([*islice(own, n)] for n in self.counts))
         sweeps = Sweeps(self.problem, self.inputs, self.request, cotangents, tensors)
         found = Comparison(sweeps, levels).settled()
         self.problem.stats.gradient_error = found.error

@@ -17,13 +17,13 @@ from ..core import Outcome, Problem
 from ..field.effects import Mark
 from ..loops.outputs import inside
 from .checkpoints import States
-from .estimate import CAUTION, TRUSTED, of_outputs, outputs_apart, times_finer
+from .estimate import TRUSTED, Compared, next_error, norms, of_outputs, times_finer
 from .levels import FEW, Regridded, divided, growth, merged, repeated
 from .trajectory import Trajectory, marched
 
 STEPS = 100_000  # where the control has no limit of its own
-SOME = 0.25  # of the tolerance, for the outputs
-AIM = 0.1  # of the tolerance, where they miss that: the error of the trajectory is 3 to 70 times theirs
+SOME = 0.1  # of the tolerance, for the outputs: a gradient may be off by several times as much as they are
+AIM = 0.05  # of the tolerance, where they miss that: the error of the trajectory is 3 to 70 times theirs
 COARSE = 0.25  # of 2^order: a level whose errors are hardly larger says nothing
 
 
@@ -61,8 +61,12 @@ class Levels:
         By how much the errors of the coarse one are larger.
     halved : bool
         Whether there were too few steps to leave out half of them, so that each was halved.
+    outputs : sequence of Tensor
+        The difference of the levels' outputs, and the absolute values of the finer ones.
     apart, sizes : sequence of float
-        For each output behind the start, the difference of the levels, and the size of the output; both are norms.
+        For each output behind the start, the norm of that, and of the output.
+    left : float
+        What the finer outputs are off by, in units of the difference.
     still : bool
         Whether the state does not move.
     """
@@ -72,13 +76,27 @@ class Levels:
     order: int
     rate: float
     halved: bool
+    outputs: Sequence[Tensor] = ()
     apart: Sequence[float] = ()
     sizes: Sequence[float] = ()
+    left: float = 0.0
     still: bool = False
 
-    def holding(self, fine: Sequence[Tensor], coarse: Sequence[Tensor]) -> Levels:
-        """The same with the states that were kept."""
-        return replace(self, fine=self.fine.holding(fine), coarse=self.coarse.holding(coarse))
+    def compared(self, coarse: Outcome, fine: Outcome, start: int) -> Levels:
+        """The same with the outputs from `start` on compared."""
+        off = fine.ys - coarse.ys
+        apart, sizes = norms(off[start:], fine.ys[start:])
+        return replace(self, outputs=[off, fine.ys.abs()], apart=apart, sizes=sizes)
+
+    def handed(self) -> list[Sequence[Tensor]]:
+        """Hand over what was kept, of the finer level, of the coarser one, and of their outputs."""
+        outputs, self.outputs = self.outputs, ()
+        return [self.fine.handed(), self.coarse.handed(), outputs]
+
+    def holding(self, fine: Sequence[Tensor], coarse: Sequence[Tensor], outputs: Sequence[Tensor]) -> Levels:
+        """The same with what was handed over."""
+        fine_level, coarse_level = self.fine.holding(fine), self.coarse.holding(coarse)
+        return replace(self, fine=fine_level, coarse=coarse_level, outputs=outputs)
 
 
 @dataclass
@@ -106,11 +124,18 @@ class Settling:
         if levels is None:
             levels, outcome = self._finer(fine, outcome, 2)
             levels.halved = True
+        before, old = None, None
         while not self.why:
             raw = of_outputs(levels.apart, levels.sizes)
-            error = CAUTION * raw / (levels.rate - 1)
+            two = Compared(raw, levels.rate)
+            error = next_error(two, before, old, None, levels.order)
+            levels.left = error / raw if raw > 0 else 0.0
             if error <= SOME * goal:
                 break
+            if (
+                levels.coarse.n >= fine.n
+            ):  # nothing chose the lengths of merged steps, and they may be unstable
+                before, old = two, error
             if not all(map(math.isfinite, levels.sizes)):
                 self.why = "they are not finite"
                 break
@@ -129,8 +154,7 @@ class Settling:
             return None
         with p.undone():
             coarse, half = marched(p, fine.grid.at(places), self.request.store())
-        apart, sizes = outputs_apart(half.ys, outcome.ys, p.ts.at_start())
-        return Levels(fine, coarse, order, rate, False, apart, sizes)
+        return Levels(fine, coarse, order, rate, False).compared(half, outcome, p.ts.at_start())
 
     def _finer(
         self, fine: Trajectory, outcome: Outcome, k: int, levels: Levels | None = None
@@ -145,8 +169,8 @@ class Settling:
         grid = fine.grid.at(divided(fine.grid.places, k))
         finer, found = marched(p, grid, self.request.store(), dense=p.dense)
         finer.ratios = repeated(fine.ratios, k)
-        apart, sizes = outputs_apart(outcome.ys, found.ys, p.ts.at_start())
-        return Levels(finer, fine, order, float(k**order), False, apart, sizes), found
+        two = Levels(finer, fine, order, float(k**order), False)
+        return two.compared(outcome, found, p.ts.at_start()), found
 
 
 def too_many(p: Problem, n: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -99,6 +100,7 @@ class Replay:
         self.drift: Drift | None = Drift(leaves.y0)
         self.advanced: set[int] = set()
         self.taken: dict[int, Taken] = {}
+        self.accompanied = False
         self.ends = [self.p.ts.at_start(), *(self.p.ts.up_to(t) for t in times[1:])]
 
     def tallied(self, cotangents: Sequence[Tensor | None] = ()) -> Tally:
@@ -117,6 +119,14 @@ class Replay:
                 start = self.plain.handed(self.plain.step(self.times[n], self.times[n + 1], start))
         self.advanced.add(last)
         return start
+
+    def beside(self, ys_grad: Tensor) -> Replay:
+        """A replay of the same steps with other cotangents of the outputs, which goes along with this one."""
+        other = copy(self)
+        other.ys_grad, other.dense_grad, other.inner = ys_grad, (), MappingProxyType({})
+        other.tally, other.drift, other.taken = other.tallied(), None, {}
+        self.accompanied = True
+        return other
 
     def replay(self, n: int, start: Tensor) -> None:
         """Compute step n again from where it started, and its vector-Jacobian product.
@@ -150,7 +160,8 @@ class Replay:
             if carried is not None and step.f0.requires_grad:
                 outs.append(step.f0)
                 cotangents.append(carried)
-        made = Made(self.inputs, step, [taken.y, *on_leaves(*taken.times), *self.wrt], outs, cotangents)
+        wrt = [taken.y, *on_leaves(*taken.times), *self.wrt]
+        made = Made(self.inputs, step, wrt, outs, cotangents, self.accompanied)
         self.check(n, made, complete=n + 1 == self.n_steps)
         if self.drift and self.next_start is not None:
             self.drift.note(end, self.next_start, again=n + 1 in self.advanced)
@@ -255,7 +266,7 @@ class Taken:
 class Made:
     """A part of a solve that was made again, with its graph: `outs`, and the `cotangents` of them.
 
-    `wrt`: what a product is with respect to, in the order of `Tally.add`.
+    `wrt`: what a product is with respect to, in the order of `Tally.add`. `kept`: somebody else needs the graph, too.
     """
 
     inputs: Inputs
@@ -263,12 +274,13 @@ class Made:
     wrt: Sequence[Tensor | None]
     outs: list[Tensor]
     cotangents: list[Tensor]
+    kept: bool = False
 
     def pulled(
         self, outs: Sequence[Tensor], cotangents: Sequence[Tensor], *, keep: bool = False
     ) -> MaybeTensors:
         """The vector-Jacobian product; `keep` the graph for another one."""
-        return vjp(outs, self.wrt, cotangents, keep=keep or self.inputs.shared)
+        return vjp(outs, self.wrt, cotangents, keep=keep or self.kept or self.inputs.shared)
 
 
 def on_leaves(*times: Time) -> list[Tensor | None]:

@@ -17,7 +17,7 @@ from ..field.effects import Moments
 from ..field.inputs import Inputs
 from ..log import Log
 from ..numbers import value
-from .estimate import minus, relative
+from .estimate import minus, norms, relative
 from .inner import Inner, inner_of
 from .levels import Regridded
 from .replay import MaybeTensors, Parts, rebuilt, without_graph
@@ -44,12 +44,15 @@ class Swept:
         The carried estimate of the relative error, if it was carried.
     left : float
         What the local repairs left.
+    beside : list of Tensor or None, optional
+        The products with other cotangents of the outputs, in the order of `Parts`.
     """
 
     grads: MaybeTensors
     parts: list[int]
     embedded: float | None = None
     left: float = 0.0
+    beside: MaybeTensors | None = None
 
 
 @dataclass
@@ -79,9 +82,7 @@ class Sweeps:
     def weights(self, start: int) -> list[float]:
         """How much the loss asks for each output from `start` on."""
         grads = self.cotangents[0]
-        if grads is None:
-            return []
-        return torch.linalg.vector_norm(grads[start:, None].flatten(1), dim=1).cpu().double().tolist()
+        return [] if grads is None else norms(grads[start:])[0]
 
     def along(
         self,
@@ -91,6 +92,7 @@ class Sweeps:
         *,
         signed: bool = False,
         repair: Repair | None = None,
+        beside: Tensor | None = None,
     ) -> Swept:
         """Sweep over a level.
 
@@ -104,6 +106,8 @@ class Sweeps:
             Carry the estimate.
         repair : Repair, optional
             Steps to be repaired; needs `signed`.
+        beside : Tensor, optional
+            Other cotangents of the outputs, to be pulled back as well.
         """
         repair, parts = repair or replace(NOTHING), [*parts]
         room = {n for n, m in enumerate(parts) if m > 1} | repair.room
@@ -120,19 +124,28 @@ class Sweeps:
             inner=self._inner(base, level.grid),
         )
         carrying = Signed(replay, parts, repair) if signed else None
+        other = None if beside is None else replay.beside(beside)
         for n, start in level.store.reversed(level.kept, replay):
+            if other is not None and parts[n] == 1:
+                if n not in replay.taken:
+                    replay.take(n, start)
+                other.taken[n] = replay.taken[n]
             if carrying is not None:
                 carrying.step(n, start)
-            elif parts[n] > 1:
-                replay.add(n, start, through(replay, n, start, parts[n])[0])
             else:
-                replay.replay(n, start)
+                _go(replay, n, start, parts[n])
+            if other is not None:
+                _go(other, n, start, parts[n])
         self.told = True
-        grads = replay.finish()
+        grads, others = replay.finish(), None if other is None else other.finish()
         if carrying is None:
-            return Swept(grads, parts)
+            return Swept(grads, parts, beside=others)
         off = carrying.off.finished(replay.parts, replay.wrt)
-        return Swept(grads, parts, self._relative(off, grads, level.n), repair.left)
+        return Swept(grads, parts, self._relative(off, grads, level.n), repair.left, others)
+
+    def share(self, swept: Swept) -> float:
+        """The products with other cotangents, in units of the gradients; zero without any."""
+        return 0.0 if swept.beside is None else self._relative(swept.beside, swept.grads, len(swept.parts))
 
     def apart(self, one: Swept, other: Swept) -> float:
         """By how much two gradients differ, in units of the second."""
@@ -177,3 +190,12 @@ class Sweeps:
         return {
             i: Inner([x for x, _ in some], torch.stack([g for _, g in some])) for i, some in found.items()
         }
+
+
+def _go(replay: Replay, n: int, start: Tensor, parts: int) -> None:
+    """Through step n, or so many parts of it."""
+    if parts > 1:
+        replay.taken.pop(n, None)
+        replay.add(n, start, through(replay, n, start, parts)[0])
+    else:
+        replay.replay(n, start)
