@@ -258,6 +258,46 @@ def test_a_small_gradient_does_not_hide_behind_a_large_one():
     assert error(case.solve(gradient=ACA(grad_rtol=1e-4))) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore::torchaca.errors.GradientWarning")
+def test_a_state_below_its_tolerance():
+    """No step of the solve is resolved, and coarse levels of its outputs agree by accident."""
+    y0, force = leaf(-9.7e-11, -7.6e-11), leaf(3e-11)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[1], -y[0] - 0.1 * y[1] + force * torch.cos(2 * t)])
+
+    case = Case(f, y0, [0.0, 20.0], {"y0": y0, "force": force})
+    exact = case.solve(gradient="direct", method="dopri8", n_steps=80)
+    want = case.gradient(exact, "squares")
+    assert worst(case.gradient(case.solve(rtol=1e-8, atol=1e-9, at_rest="ignore"), "squares"), want) > 1
+    for goal in (1e-1, 1e-2, 1e-3):
+        sol = case.solve(rtol=1e-8, atol=1e-9, at_rest="ignore", gradient=ACA(grad_rtol=goal))
+        error = worst(case.gradient(sol, "squares"), want)
+        assert error <= goal
+        assert sol.stats.gradient_error >= error / 3
+
+
+@pytest.mark.filterwarnings("ignore:SolverError")
+@pytest.mark.parametrize("goal", [0.1, 0.01])
+def test_a_gradient_that_is_small_beside_its_summands(goal):
+    """It is as much more wrong than the outputs as it is smaller: the part of these is what they make of it."""
+    k, rate = leaf(1.0), torch.tensor([1.0, -0.5], dtype=DOUBLE)
+    case = Case(
+        lambda t, y: k * rate * y * torch.cos(k * t), torch.ones(2, dtype=DOUBLE), [0.0, 4.0], {"k": k}
+    )
+    exact = case.solve(gradient="direct", method="dopri8", n_steps=40)
+    up, down = (torch.autograd.grad(exact.ys[-1, i] ** 2, k, retain_graph=True)[0] for i in range(2))
+
+    def gradient(sol: Solution) -> Tensor:  # 3 % of its two summands
+        loss = sol.ys[-1, 0] ** 2 / up - 0.97 * sol.ys[-1, 1] ** 2 / down
+        return torch.autograd.grad(loss, k)[0]
+
+    sol = case.solve(gradient=ACA(grad_rtol=goal), method="bosh3", on_failure="status")
+    error = abs(gradient(sol) / gradient(exact) - 1).item()
+    assert sol.stats.gradient_error >= error / 6
+    assert error <= goal or sol.stats.gradient_error.largest == "outputs"
+
+
 def test_a_conserved_sum_of_squares():
     """The gradient of the first probe would be zero, and its relative error would never fall."""
     w = leaf(1.0, -2.0)
@@ -387,6 +427,16 @@ def test_the_price_where_the_gradient_is_right_anyway():
         costs.append(sol.stats.nfe + sol.stats.nfe_backward)
     assert sol.stats.accepted >= 8
     assert costs[1] < 1.8 * costs[0]
+
+
+def test_finer_levels_cost_an_evaluation_a_stage_while_their_graphs_fit():
+    options = {"method": "rk4", "n_steps": 4}
+    (one, held), (other, replayed) = (
+        oscillator(gradient=ACA(grad_rtol=1e-2, checkpoints=kept), **options) for kept in ("auto", "all")
+    )
+    assert one == pytest.approx(other, rel=1e-12)
+    assert held.stats.nfe == replayed.stats.nfe
+    assert held.stats.nfe_backward < 0.7 * replayed.stats.nfe_backward
 
 
 def test_without_a_gradient_it_costs_nothing():

@@ -187,6 +187,32 @@ def test_what_it_costs(gradient):
     assert counts[1.0] == 7
 
 
+def test_an_f_that_does_not_allow_a_look(monkeypatch):
+    """What f does not allow is no reason to fail; what is wrong in the library is."""
+    calls = []
+
+    def f(t, y):
+        calls.append(t)
+        if len(calls) > allowed:
+            raise LookupError("no more")
+        return prey(t, y)
+
+    allowed, counts = 10**6, []
+    for _ in range(2):
+        calls.clear()
+        y0 = torch.ones(2, dtype=DOUBLE, requires_grad=True)
+        _, words = said(f, y0, 10.0, at_rest="ignore")
+        counts.append(len(words))
+        look._TOLD.clear()
+        allowed = len(calls) - 1
+    assert counts == [1, 0]
+    allowed = 10**6
+    monkeypatch.setattr(look, "stability", lambda method: 1 / 0)
+    monkeypatch.setattr(look, "_size", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        said(f, torch.ones(2, dtype=DOUBLE, requires_grad=True), 10.0, at_rest="ignore")
+
+
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_are_what_they_were(name, monkeypatch):
     """A look changes nothing: also with outputs inside steps, and twice through the same graph."""

@@ -58,7 +58,8 @@ class ACA:
         steps are replayed, those before as well: to a loss and to f the solve is then one of "all". An f whose first
         evaluation leaves a tensor with a graph behind, or that may hide one (in an iterator, a cache, behind a weak
         reference), is replayed from the first step on, however small it is. So are all steps with `memory_budget`,
-        `stagewise` or `grad_rtol`, and under compile="steps", whose graphs PyTorch differentiates only once.
+        `stagewise` or `grad_rtol`, and under compile="steps", whose graphs PyTorch differentiates only once. With
+        `grad_rtol` the budget is for the graphs of finer steps, between the march along them and the sweep.
     memory_budget : str or int, optional
         Bytes, "500MB", "2GiB": keep as many states as fit beside the graph of one step, whose size is measured in the
         first evaluation. Instead of `checkpoints`.

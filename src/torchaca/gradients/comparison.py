@@ -36,6 +36,7 @@ LOOK = 1e-2
 """Steps whose error ratio is below it may be too long for their derivative; controlled ones are at 0.03 to 1."""
 REFINEMENTS = 6
 FARTHER = 30.0  # times the error of the outputs, a gradient is off by at most, as a rule
+FARTHEST = 1000.0  # times that, one may be off that is small beside its summands
 AIM = 0.4  # of the tolerance, for the next level
 DOUBTFUL = 0.15  # an error above it is worth the carried estimate as a second witness
 TIGHTER = 0.25  # how much of the tolerance is left to local repairs that were not enough
@@ -146,7 +147,7 @@ class Comparison:
         taken for one of average size where it is smaller.
         """
         levels, lam = self.levels, self.sweeps.cotangents[0]
-        matters = FARTHER * self.outputs > self.sweeps.request.goal
+        matters = FARTHEST * self.outputs > self.sweeps.request.goal
         if lam is None or not levels.outputs or not matters:
             return None
         off, values = levels.outputs
