@@ -184,8 +184,7 @@ def solved(
             p.stats.__init__()
             p.log.rests.__init__()
             passed[name] = str(reason)
-            if reason.final:
-                takers.clear()  # nobody else is asked
+            takers += [] if reason.final else following(mode, name, p, passed)
     else:
         warn(f"compile={mode!r}: {[*passed.values()][-1]}; this solve runs in the eager loop")
         name, executor = EAGER, Eager()
@@ -202,7 +201,7 @@ def solved(
 
 
 def chosen(mode: Mode, p: Problem) -> tuple[list[tuple[str, Executor]], dict[str, str]]:
-    """The executors that `compile=mode` asks in turn, by their names, and why others before them refuse the problem.
+    """The first executor of `compile=mode` that takes the problem, by its name, and why others before it refuse it.
 
     Raises
     ------
@@ -210,17 +209,32 @@ def chosen(mode: Mode, p: Problem) -> tuple[list[tuple[str, Executor]], dict[str
         If there is none of that name, or if all of them refuse.
     """
     check_mode(mode)
-    takers, refused, reason = [], {}, ""
-    for name in PREFERRED if mode is True else (mode,):
-        executor = EXECUTORS[name]()
+    refused: dict[str, str] = {}
+    takers = _first(_asked(mode), p, refused)
+    if not takers:
+        raise ValueError([*refused.values()][-1])
+    return takers, refused
+
+
+def following(mode: Mode, name: str, p: Problem, refused: dict[str, str]) -> list[tuple[str, Executor]]:
+    """The next one after the executor of that name, if there is one; adds to why others refuse."""
+    modes = _asked(mode)
+    behind = [i + 1 for i, own in enumerate(modes) if own == name]
+    return _first(modes[behind[0] :], p, refused) if behind else []
+
+
+def _asked(mode: Mode) -> list[Mode]:
+    return PREFERRED if mode is True else [mode]
+
+
+def _first(modes: Sequence[Mode], p: Problem, refused: dict[str, str]) -> list[tuple[str, Executor]]:
+    for mode in modes:
+        executor = EXECUTORS[mode]()
         reason = executor.refusal(p)
         if reason is None:
-            takers.append((str(name) if name else EAGER, executor))
-        else:
-            refused[str(name)] = reason
-    if not takers:
-        raise ValueError(reason)
-    return takers, refused
+            return [(str(mode) if mode else EAGER, executor)]
+        refused[str(mode)] = reason
+    return []
 
 
 def check_mode(mode: Mode) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .compiled import CannotCompile
-from .executors import EAGER, chosen
+from .executors import EAGER, chosen, following
 from .options import Options, refuse_unknown
 from .solve import problem_of
 from .state import structure_of
@@ -83,8 +83,7 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
             executor.begin(p)
         except CannotCompile as reason:
             passed[name] = str(reason)
-            if reason.final:
-                break
+            takers += [] if reason.final else following(request.compile, name, p, passed)
         else:
             return Explanation(name, passed)
     return Explanation(EAGER, passed)
