@@ -78,10 +78,14 @@ class Forward:
     keep: Keep = field(default_factory=Keep)
     chunks: list[Chunk] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    bases: list[Tensor] = field(default_factory=list)
     failure: SolverError | None = None
     history: History = field(default_factory=History)
     followed: int = 0  # steps that the history knows
     noted: int = 0  # evaluations that the costs have
+
+    def __post_init__(self) -> None:
+        self.route = Route.of(self.problem)  # where the times get the graph that others have of them
 
     def run(self) -> Outcome:
         """Solve; the failure of a loop ends it with the outputs reached so far."""
@@ -106,15 +110,13 @@ class Forward:
         ys = self.ys if done == len(p.ts) else self.ys[:done]
         if memory_order(p.y0) is not None:
             ys = empty_rows(done, p.y0).copy_(ys)
-        bases = [row for chunk in self.chunks if chunk.B is not None for row in chunk.B[: chunk.n]]
-        return Outcome(ys, p.ts.first(done), self.failure, tuple(self.times), bases)
+        return Outcome(ys, p.ts.first(done), self.failure, tuple(self.times), self.bases)
 
     def _solve(self) -> tuple[records.Solve, Any]:
         """The problem as the loops in C see it."""
         p, y = self.problem, self.y
         method: Any = p.method
-        table, self.route, n = table_of(method), Route.of(p), y.numel()
-        route = self.route
+        table, route, n = table_of(method), self.route, y.numel()
         work = y.new_empty(((len(method.nodes) + 3) * n,))
         assert p.f0 is not None
         self.f0 = work[:n].view(y.shape).copy_(p.f0)  # of each step in turn
@@ -197,6 +199,7 @@ class Forward:
         chunk.n = record.steps
         first = len(self.times) - 1
         self.times += chunk.times[1 : chunk.n + 1].tolist()
+        self.bases += [] if chunk.B is None else chunk.B[: chunk.n]
         store = self.keep.store
         if store is None:
             self.chunks += [chunk] if chunk.n else []
