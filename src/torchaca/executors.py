@@ -24,7 +24,7 @@ from .field.lost import warn_of_kept
 from .field.precision import floored
 from .field.reach import reach
 from .field.sharded import refuse_gathered
-from .gradients import Direct, Facts
+from .gradients import Facts, check_problem, recorded
 from .layout import stacked
 from .loops.clock import check_clock
 from .loops.lanes import solve_in_lanes, solves_in_lanes
@@ -279,34 +279,3 @@ def prepared(p: Problem, gradient: Gradient) -> Problem:
     if p.effects and p.effects.random:
         warn_of_noise()
     return floored(p, f)
-
-
-def check_problem(gradient: Gradient, p: Problem) -> None:
-    """Let a gradient with a method `check` refuse a problem that it could not differentiate.
-
-    Raises
-    ------
-    ValueError
-    """
-    check = getattr(gradient, "check", None)
-    if check is not None:
-        check(p)
-
-
-def recorded(gradient: Gradient) -> Gradient:
-    """The gradient inside torch.func transforms, which record what they differentiate themselves.
-
-    Raises
-    ------
-    NotImplementedError
-        For a gradient, or a setting, that decides what is recorded.
-    """
-    facts = Facts.of(gradient)
-    if facts.records:
-        return gradient
-    if facts.replaceable:
-        return Direct()
-    raise NotImplementedError(
-        f"gradient={gradient.name!r} with these settings does not run inside torch.func transforms or forward-mode AD, "
-        "which keep the graph of all steps: use gradient='aca' without settings, or 'direct'"
-    )

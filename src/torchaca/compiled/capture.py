@@ -26,6 +26,7 @@ from ..torch_internals import is_limit_of_graphs, is_verdict_of_dynamo, mark_dyn
 from .compiler import renamed, settings
 from .failure import CannotCompile, Modes, TooManyGraphs, attempt, first_line
 from .field_graph import FieldGraph
+from .scalars import NumbersStay, as_numbers_do
 
 CHANGES = (
     "f has been traced too often: a number, or something else that it reads, changes from solve to solve; hand it over "
@@ -119,30 +120,54 @@ def capture(
     record: bool = False,
     evaluates: bool = True,
     transforms: bool = False,
+    scalars: bool = False,
 ) -> Capture:
     """Evaluate f through Dynamo; `record`: and keep the graph of that evaluation.
 
     Without `evaluates`, only an f that was not seen before is evaluated, and the value is not to be used. With
-    `transforms`, those of torch.func may be in the graph.
+    `transforms`, those of torch.func may be in the graph; with `scalars`, a Python number that has changed is an input
+    of the next graph, if it can be one.
 
     Raises
     ------
     CannotCompile
         Where f has no graph, or is more than a function.
     """
+    given = f, time, y0, record, evaluates, transforms
+    try:
+        return _captured(*given, scalars and _identity(f.func) not in _CONSTANT)
+    except NumbersStay:
+        keep_numbers(f)
+        return _captured(*given, False)
+
+
+def keep_numbers(f: Dynamics) -> None:
+    """Have the numbers of an f be constants of its graphs from now on."""
+    _CONSTANT.add(_identity(f.func))
+
+
+def _captured(
+    f: Dynamics,
+    time: Tensor,
+    y0: Tensor,
+    record: bool,
+    evaluates: bool,
+    transforms: bool,
+    scalars: bool,
+) -> Capture:
     key = _identity(f.func)
     owner = key if isinstance(key, types.CodeType) else f.func  # that class may have other, traceable objects
     with contextlib.suppress(TypeError):  # an object that cannot be a key is tried again each time
         if owner in _UNTRACED:
             raise CannotCompile(_UNTRACED[owner])
-    evaluate, stack, modes = _entry(key, transforms), _stack(), Modes.now()
+    evaluate, stack, modes = _entry(key, transforms, scalars), _stack(), Modes.now()
     # Nothing that f may hold itself; as in a training step, whatever the solve is for.
     time, y = time.clone(), y0.detach().clone().requires_grad_()
     call = Call(y, record, evaluates)
     stack.append(call)
     try:
         first = contextlib.nullcontext() if key in _SEEN else attempt()
-        with TRACING, first, torch.enable_grad(), settings():
+        with TRACING, first, torch.enable_grad(), settings(scalars=scalars):
             value = evaluate(f.func, f.structure, f.fit, time, y, f.args)
     except CannotCompile:
         raise
@@ -154,6 +179,8 @@ def capture(
         if is_limit_of_graphs(error):
             raise TooManyGraphs(CHANGES) from error
         reason = f"f cannot be traced ({first_line(error)})"
+        if scalars and key in _SEEN:  # it was, when its numbers were constants
+            raise NumbersStay(reason) from error
         if is_verdict_of_dynamo(error) and "bserved exc" not in str(error):
             _UNTRACED[owner] = (
                 reason  # another attempt would take as long; an error that f raises may be gone then
@@ -193,6 +220,7 @@ def _pure(call: Call, time: Tensor, value: Tensor, modes: Modes) -> Capture:
 TRACING = threading.RLock()
 """Held by whoever traces: while one thread makes a graph, PyTorch refuses to call compiled functions in others."""
 _UNTRACED: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_CONSTANT: set[Any] = set()  # whose numbers cannot be inputs, by `_identity`
 _SEEN: set[Any] = set()  # of what Dynamo has been asked for, by `_identity`
 _CALLS = threading.local()  # what is being captured in this thread, the innermost last
 
@@ -216,9 +244,12 @@ def _backend(transforms: bool, graph: fx.GraphModule, example_inputs: Sequence[A
             call.found.append((kept, tensors, leaves, call.y))
             return (call.y,)
         with torch.set_grad_enabled(call.record):
-            value, kept.effects = (
-                _watched(kept, leaves) if kept.effects is None else (kept.evaluate(*leaves), kept.effects)
-            )
+            if kept.effects is None:
+                with as_numbers_do(kept.exact, leaves) as check:
+                    value, kept.effects = _watched(kept, leaves)
+                    check(value)
+            else:
+                value = kept.evaluate(*leaves)
         if kept.effects:
             raise CannotCompile(kept.effects)
         call.found.append((kept, tensors, leaves, value))
@@ -252,7 +283,7 @@ def _identity(func: Any) -> Any:
 
 
 @functools.cache
-def _entry(key: Any, transforms: bool) -> Callable[..., Tensor]:
+def _entry(key: Any, transforms: bool, scalars: bool) -> Callable[..., Tensor]:
     """`packed` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
     own = renamed(packed, f"evaluate_{hash(key):x}")
     return torch.compile(own, backend=functools.partial(_backend, transforms), fullgraph=True)

@@ -50,21 +50,22 @@ def replayed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def settings() -> Iterator[None]:
-    """Dynamo's settings: no side effects, no numbers that become inputs, enough graphs."""
+def settings(*, scalars: bool = False) -> Iterator[None]:
+    """Dynamo's settings: no side effects, enough graphs; with `scalars`, numbers that have changed become inputs."""
     # Made anew for every solve they would cost 30 us and, in PyTorch 2.13, a context variable that stays for ever.
-    patch = _FREE.pop() if _FREE else dynamo_settings(**SETTINGS)
+    free = _FREE.setdefault(scalars, [])
+    patch = free.pop() if free else dynamo_settings(**{**SETTINGS, "specialize_float": not scalars})
     try:
         with patch:
             yield
     finally:
-        _FREE.append(patch)
+        free.append(patch)
 
 
-_FREE: list[Any] = []  # patches that nobody is inside of: some versions' cannot be entered twice
+_FREE: dict[bool, list[Any]] = {}  # patches that nobody is inside of: some versions' cannot be entered twice
 SETTINGS: dict[str, Any] = {
     "recompile_limit": KEPT_GRAPHS,
     "fail_on_recompile_limit_hit": True,
     "side_effect_replay_policy": "error",
-    "specialize_float": True,
+    "specialize_int": True,
 }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from .facts import dynamic_sizes, half_inside, refuse, without_sizes, without_switches
+from .scalars import with_scalars
 
 
 @dataclass(eq=False)
@@ -19,7 +20,8 @@ class FieldGraph:
     `silent` is the graph to use if nothing is recorded, None if that is the same. `dynamic` are the (input,
     dimension) pairs whose sizes may change; `half` is the coarsest half precision in which f computes. `loops` holds
     what was compiled for it, `warm` for which shapes that has run; `effects` says what it leaves behind beside its
-    value, None before its first evaluation.
+    value, None before its first evaluation. `exact` is the graph that reads Python
+    numbers of f, where they are among its inputs.
     """
 
     graph: fx.GraphModule
@@ -27,6 +29,7 @@ class FieldGraph:
     effects: str | None = None
     dynamic: tuple[tuple[int, int], ...] = ()
     half: torch.dtype | None = None
+    exact: fx.GraphModule | None = None
     n_inputs: int = 0
     t_at: int | None = None
     y_at: int | None = None
@@ -44,7 +47,15 @@ class FieldGraph:
         """
         refuse(graph, transforms=transforms)
         half, plain = half_inside(graph), without_sizes(graph)
-        return FieldGraph(plain, without_switches(plain), dynamic=dynamic_sizes(plain), half=half)
+        made = with_scalars(plain)
+        exact, plain = (None, plain) if made is None else (plain, made)
+        dynamic = dynamic_sizes(plain)
+        return FieldGraph(plain, without_switches(plain), dynamic=dynamic, half=half, exact=exact)
+
+    @property
+    def scalars(self) -> bool:
+        """Whether Python numbers of f are among its inputs."""
+        return self.exact is not None
 
     def evaluate(self, *tensors: Tensor) -> Tensor:
         """The derivative from all inputs of the graph, in their order."""

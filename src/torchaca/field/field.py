@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..core import VectorField
 from ..numbers import Time, value
-from .dynamics import Dynamics
 from .effects import Effects
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Field:
     locate : callable
         Names a flat component of the state, for messages.
     stepper : callable or None
-        Makes the steps in place of the method.
+        Makes the steps in place of the method; one with `repeatable` makes steps with more than one derivative.
     """
 
     call: VectorField
@@ -95,8 +94,12 @@ class Field:
 
     def with_tensors(self, swap: dict[int, Tensor]) -> Field:
         """The field with tensors in the arguments of f exchanged, by id (for a replay's own leaves, say)."""
-        own = self.call
-        return replace(self, call=own.with_tensors(swap)) if isinstance(own, Dynamics) and swap else self
+        own: Any = self.call
+        return replace(self, call=own.with_tensors(swap)) if hasattr(own, "with_tensors") and swap else self
+
+    def repeatable(self) -> Field:
+        """The field whose steps may be differentiated several times: without those that allow it only once."""
+        return self if getattr(self.stepper, "repeatable", False) else replace(self, stepper=None)
 
 
 def inside(f: VectorField, t0: Time, t1: Time, start: bool, end: bool) -> VectorField:

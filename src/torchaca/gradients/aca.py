@@ -11,6 +11,7 @@ That is `checkpoints="all"`. By default nothing is computed again as long as the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -91,6 +92,7 @@ class ACA:
     records: bool | None = field(init=False, repr=False, compare=False)
     substitutable: bool = field(init=False, repr=False, compare=False)
     wants_graph_size: bool = field(init=False, repr=False, compare=False)
+    states: Callable[[Problem, int], str | int] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         named = isinstance(self.checkpoints, str) and self.checkpoints in CHECKPOINTS
@@ -120,6 +122,7 @@ class ACA:
         put(self, "substitutable", plain and self.checkpoints in ("auto", "all", "none"))
         budgeted = self.memory_budget is not None or self._holds_graphs
         put(self, "wants_graph_size", budgeted or records is None)
+        put(self, "states", None if records or self.grad_rtol is not None else self._fitting)
 
     @property
     def _holds_graphs(self) -> bool:
@@ -161,12 +164,15 @@ class ACA:
         return Replayed(p, inputs, store(), stagewise=self.stagewise, substeps=self.substeps)
 
     def _kept(self, p: Problem, inputs: Inputs) -> str | int:
-        """What to keep: as said, or as many states as the budget leaves room for."""
+        """What to keep."""
+        return self._fitting(p, step_bytes(p, inputs, graphs=1 if self.stagewise else p.method.stages))
+
+    def _fitting(self, p: Problem, replay: int) -> str | int:
+        """What to keep: as said, or as many states as the budget leaves room for beside the replay of a step."""
         if self.memory_budget is None:
             return "all" if self.checkpoints == "auto" else self.checkpoints
         rows = len(p.carrying.units(1.0)) if p.carrying else 1
         budget, state = parse_bytes(self.memory_budget), rows * p.y0.nbytes
-        replay = step_bytes(p, inputs, graphs=1 if self.stagewise else p.method.stages)
         fit = (budget - replay) // max(state, 1)
         if fit < 1:
             hint = "" if self.stagewise else ", or stagewise=True"

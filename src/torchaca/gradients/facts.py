@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..core import Gradient
+from ..core import Gradient, Problem
+from .direct import Direct
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Facts:
         It makes the graph of one evaluation of f at a time, so that no graph of a whole step can be compiled for it.
     wants_graph_size : bool
         `inputs.graph_bytes` has to be measured.
+    states : callable or None
+        It replays accepted steps, and asks nothing else of whoever does so in its place: `states(p, nbytes)` says which
+        states it keeps, as `ACA.checkpoints` does, where the replay of a step takes so many bytes.
+    substeps : int
+        As how many equal ones such a step is differentiated.
     """
 
     exact: bool = False
@@ -36,6 +43,8 @@ class Facts:
     substitutable: bool = False
     stagewise: bool = False
     wants_graph_size: bool = False
+    states: Callable[[Problem, int], str | int] | None = None
+    substeps: int = 1
 
     @staticmethod
     def of(gradient: Gradient) -> Facts:
@@ -47,3 +56,34 @@ class Facts:
     def replaceable(self) -> bool:
         """Whether the graph of all accepted steps may stand in for it."""
         return self.exact and (self.records is True or self.substitutable)
+
+
+def check_problem(gradient: Gradient, p: Problem) -> None:
+    """Let a gradient with a method `check` refuse a problem that it could not differentiate.
+
+    Raises
+    ------
+    ValueError
+    """
+    check = getattr(gradient, "check", None)
+    if check is not None:
+        check(p)
+
+
+def recorded(gradient: Gradient) -> Gradient:
+    """The gradient inside torch.func transforms, which record what they differentiate themselves.
+
+    Raises
+    ------
+    NotImplementedError
+        For a gradient, or a setting, that decides what is recorded.
+    """
+    facts = Facts.of(gradient)
+    if facts.records:
+        return gradient
+    if facts.replaceable:
+        return Direct()
+    raise NotImplementedError(
+        f"gradient={gradient.name!r} with these settings does not run inside torch.func transforms or forward-mode AD, "
+        "which keep the graph of all steps: use gradient='aca' without settings, or 'direct'"
+    )

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..core import Problem, tolerant
 from ..errors import OURS, GradientWarning, warn
+from ..field.field import Field
 from ..log import SMALL
 from ..methods.stability import stability
 from ..state import rms
@@ -101,6 +102,12 @@ class _Asked:
             raise _Refused from error
 
 
+def _asked(field: Field) -> Field:
+    """The field for once more, without steps that may be differentiated only once."""
+    field = field.repeatable()
+    return replace(field, call=_Asked(field.call))
+
+
 def _product(out: Tensor, wrt: Sequence[Tensor], cotangent: Tensor) -> MaybeTensors:
     """One of several products of a graph, which is one more than that of a compiled f may allow."""
     if not out.requires_grad:
@@ -144,7 +151,7 @@ class Look:
         """
         if suspect.ratio is None and not _are_small(p, *(_state(x.detach(), p.y0) for x in ends)):
             return
-        p = replace(p, f=replace(p.f, stepper=None, call=_Asked(p.f.call)))
+        p = replace(p, f=_asked(p.f))
         with suppress(_Refused), torch.enable_grad():
             y = ends[0].detach().requires_grad_()
             step = p.step(suspect.t0, suspect.t1, y)

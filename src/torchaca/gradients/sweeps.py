@@ -165,7 +165,7 @@ class Sweeps:
         """The problem on a level's steps; graphs of compiled steps are differentiated only once."""
         p = self.problem
         log = Log(p.stats, trace=None if self.told else p.trace, on_failure=p.log.on_failure)
-        return replace(p, control=grid, dense=False, log=log, f=replace(p.f, stepper=None))
+        return replace(p, control=grid, dense=False, log=log, f=p.f.repeatable())
 
     def _relative(self, off: MaybeTensors, grads: MaybeTensors, n: int) -> float:
         goal = self.request.goal

@@ -21,7 +21,7 @@ def refuse(p: Problem) -> str | None:
     gradient, control, own = p.gradient, p.control, tolerant(p.control)
     ruled = own is not None and own.step_rule is not None
     checks = (
-        (gradient is None or not (Facts.of(gradient).replaceable or few_states(gradient)), GRADIENT),
+        (gradient is None or not takes(gradient), GRADIENT),
         (
             not has_table(p.method),
             "{method} is no explicit Runge-Kutta method, which alone have native solves so far",
@@ -46,16 +46,14 @@ def refuse(p: Problem) -> str | None:
     return reason.format(method=p.method.name, device=p.y0.device.type, dtype=p.y0.dtype, control=kind)
 
 
-GRADIENT = (
-    "gradient='aca' without memory_budget, stagewise and grad_rtol, and 'direct', have native solves so far"
-)
+SECOND = "second derivatives of a native solve are not available: use compile=False"
+GRADIENT = "gradients that go from step to step of the solve ('aca', 'direct') have native solves so far"
 
 
-def few_states(gradient: Gradient) -> str | int | None:
-    """Which states a gradient keeps, where it keeps some of them, makes the others again, and promises nothing else."""
-    facts, kept = Facts.of(gradient), getattr(gradient, "checkpoints", None)
-    plain = facts.exact and facts.records is False and not (facts.stagewise or facts.wants_graph_size)
-    return kept if plain and not facts.replaceable and getattr(gradient, "grad_rtol", None) is None else None
+def takes(gradient: Gradient) -> bool:
+    """Whether there is a native solve under a gradient: one in its place, or its own, on native steps."""
+    facts = Facts.of(gradient)
+    return facts.replaceable or facts.states is not None or (facts.moves and facts.records is False)
 
 
 def inside_steps(p: Problem) -> bool:

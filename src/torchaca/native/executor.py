@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..compiled import CannotCompile
-from ..compiled.capture import capture
+from ..compiled.capture import Capture, capture, keep_numbers
 from ..compiled.failure import EVENTS
 from ..compiled.inference import normal, outside_inference
 from ..core import Outcome, Problem
@@ -20,12 +20,13 @@ from ..gradients.checkpoints import States
 from ..gradients.fitting import BUDGET
 from . import records
 from .build import CannotBuild
-from .door import few_states, inside_steps, is_timed, refuse
+from .door import inside_steps, is_timed, refuse
 from .driver import loops_for, started
 from .graphs import Wanted
 from .passes import NativePasses
 from .programs import Programs, loaded
 from .run import Forward, Keep
+from .steps import with_native_steps
 
 
 class Native:
@@ -49,10 +50,21 @@ class Native:
         with outside_inference():
             p = replace(p, y0=normal(p.y0))
             time = f.time(start, nudge=end if start in p.jumps else None)
-            self.seen = capture(f, time, p.y0, evaluates=False, transforms=True)
-            self._compile(p, time)
+            self.seen = self._captured(f, time, p.y0)
+            try:
+                self._compile(p, time)
+            except CannotCompile:
+                if not self.seen.field.scalars:
+                    raise
+                keep_numbers(f)
+                self.seen = self._captured(f, time, p.y0)
+                self._compile(p, time)
         f.note_precision(self.seen.field.half)
         return p.knowing(self.f0)
+
+    @staticmethod
+    def _captured(f: Any, time: Tensor, y0: Tensor) -> Capture:
+        return capture(f, time, y0, evaluates=False, transforms=True, scalars=True)
 
     def _compile(self, p: Problem, time: Tensor) -> None:
         """Find the code of f, and of its product if there will be a backward pass; evaluate f at the start."""
@@ -69,6 +81,7 @@ class Native:
         programs = Programs.of(seen.field)
         self.value = programs.value(t, y, inputs)
         self.pull = programs.pull(t, y, inputs, self.wanted) if self.keep else None
+        self.given = t, y, y, *inputs
         for code in (self.value, self.pull):
             if code is not None:
                 loaded(code)
@@ -83,25 +96,33 @@ class Native:
     def finish(self, p: Problem) -> Outcome:
         """Solve; see `torchaca.executors.Executor`."""
         assert p.gradient is not None
-        recorded, pull = Facts.of(p.gradient).records, self.pull
+        facts, pull = Facts.of(p.gradient), self.pull
         with outside_inference():
             if pull is None:
                 with torch.no_grad():
                     return Forward(p, self.called).run()
-            few = few_states(p.gradient)
-            store = None if few is None else States(few)
-            keep = Keep(
-                True, 0 if recorded is False else self._rows(p), math.inf if recorded else BUDGET, store
+            codes = self.value, pull
+            if not facts.replaceable and facts.states is None:
+                wanted = [x for x, want in zip(self.seen.inputs, self.wanted.inputs, strict=True) if want]
+                inputs = Inputs(args=tuple(wanted), graph_bytes=pull.workspace(self.given))
+                return p.gradient(with_native_steps(p, codes, self.seen.inputs, self.wanted), inputs)
+            forward, inputs = Forward(p, self.called, self._kept(p, facts)), Inputs(args=self.seen.inputs)
+            return solve_with(
+                NativePasses(p, self.seen.field, inputs, forward, codes, self.wanted, facts.substeps)
             )
-            forward = Forward(p, self.called, keep)
-            inputs, codes = Inputs(args=self.seen.inputs), (self.value, pull)
-            return solve_with(NativePasses(p, self.seen.field, inputs, forward, codes, self.wanted))
 
-    @staticmethod
-    def _rows(p: Problem) -> int:
-        """How many stages there are to keep of each step, so that f is not evaluated again."""
+    def _kept(self, p: Problem, facts: Facts) -> Keep:
+        """What the forward pass keeps: stages, so that f is not evaluated again, or states, or some of them."""
         method: Any = p.method
-        return len(method.nodes) if inside_steps(p) else method.stages - method.fsal
+        rows = len(method.nodes) if inside_steps(p) else method.stages - method.fsal
+        if facts.replaceable:
+            recorded = facts.records
+            return Keep(True, 0 if recorded is False else rows, math.inf if recorded else BUDGET)
+        assert self.pull is not None
+        assert facts.states is not None
+        replay = self.pull.workspace(self.given) + (3 * len(method.nodes) + 2) * p.y0.nbytes
+        states = facts.states(p, replay)
+        return Keep(True, store=None if states == "all" else States(states))
 
 
 def is_elsewhere(x: Tensor) -> bool:

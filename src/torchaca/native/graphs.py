@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..compiled.field_graph import FieldGraph
 from ..torch_internals import examples_of
+from .cells import Cells
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _traced(
         for dim, size in enumerate(x.shape):
             if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                 symbols.setdefault(size.node.expr, (i, dim))
-    with mode, torch.enable_grad():  # as f was; what this finds out of a symbol takes its place
+    with mode, Cells(), torch.enable_grad():  # as f was; what this finds out of a symbol takes its place
         graph = make_fx(function)(*fakes)
     graph.graph.eliminate_dead_code()
     constants = _constants_as_inputs(graph)

@@ -17,13 +17,14 @@ from ..gradients.replay import MaybeTensors
 from ..layout import ordered
 from ..torch_internals import is_legacy_batchedtensor
 from .again import Again
+from .door import SECOND
 from .graphs import Wanted
 from .moved import gradients_of_times
 from .programs import Code
 from .run import Chunk, Forward
+from .substeps import Substeps
 from .sweep import Sweep
 
-SECOND = "second derivatives of a native solve are not available: use compile=False"
 SEVERAL = (
     "several cotangents at once (is_grads_batched=True, vectorize=True) do not go back through a native solve: give "
     "one after the other, or use compile=False"
@@ -33,7 +34,8 @@ SEVERAL = (
 class NativePasses:
     """The passes of a native solve; see `torchaca.gradients.Passes`.
 
-    `field` is f as a graph, and `codes` are those of f and of its product.
+    `field` is f as a graph, and `codes` are those of f and of its product; each step is differentiated as so many
+    `substeps`.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class NativePasses:
         forward: Forward,
         codes: tuple[Code, Code],
         wanted: Wanted,
+        substeps: int = 1,
     ) -> None:
-        self.field = field
+        self.field, self.substeps = field, substeps
         self.problem, self.inputs, self.codes, self.wanted = problem, inputs, codes, wanted
         self.first, self.store = forward, forward.keep.store
         self.end: Tensor | None = None
@@ -81,19 +84,53 @@ class NativePasses:
             raise NotImplementedError(SEVERAL)
         n_control = len(self.problem.control.tensors)
         _, ts, *rest = tensors
-        p, evaluates = self.problem, self.store is not None or min(self.kept, default=2) < 2
         inputs = rest[n_control:]
+        if self.substeps > 1:
+            p, times, sweep = self._in_parts(kept, cotangents, inputs)
+        else:
+            p, times, sweep = self.problem, self.times, self._whole(kept, cotangents, inputs)
+        moved: MaybeTensors = [None] * (1 + n_control)
+        if self.wanted.time:
+            moved = gradients_of_times(p, times, ts, rest[:n_control], sweep.ends, sweep.moved)
+        sums = iter(sweep.sums)
+        grads = (next(sums) if want else None for want in self.wanted.inputs)
+        return [ordered(sweep.lam, p.y0), *moved, *grads]
+
+    def _whole(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]
+    ) -> Sweep:
+        """Sweep over the steps as they were taken."""
+        p, evaluates = self.problem, self.store is not None or min(self.kept, default=2) < 2
         sweep = Sweep(p, self.times, self.codes, inputs, self.wanted, evaluates=evaluates)
         look = look_of(p, self.times, cotangents)
         looks = Looks(look, self.field, inputs, self.wanted.inputs)
         sweep.over(self._reversed(kept, sweep), self.route, cotangents, looks)
         look.settle(sweep.sums)
-        moved: MaybeTensors = [None] * (1 + n_control)
-        if self.wanted.time:
-            moved = gradients_of_times(p, self.times, ts, rest[:n_control], sweep.ends, sweep.moved)
-        sums = iter(sweep.sums)
-        grads = (next(sums) if want else None for want in self.wanted.inputs)
-        return [ordered(sweep.lam, p.y0), *moved, *grads]
+        return sweep
+
+    def _in_parts(
+        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]
+    ) -> tuple[Problem, Sequence[float], Sweep]:
+        """Sweep over the sub-steps of each step; with the problem on them, and their boundaries."""
+        parts = Substeps(self.problem, self.times, self.route, self.substeps, cotangents[1:])
+        p, times = parts.problem, parts.times
+        sweep = Sweep(p, times, self.codes, inputs, self.wanted, evaluates=True, alone=True)
+        assert sweep.value is not None
+        chunks = parts.chunks(self._starts(kept, sweep), sweep.value)
+        sweep.over(chunks, self.route, [cotangents[0], *parts.bases])
+        return p, times, sweep
+
+    def _starts(self, kept: Sequence[Tensor], sweep: Sweep) -> Iterator[tuple[int, Tensor]]:
+        """Where steps start, from the last to the first."""
+        if self.store is not None:
+            again = Again(self.problem, self.times, self.route, sweep.value)
+            yield from self.store.reversed(kept, cast(Any, again))
+            return
+        n = len(self.times) - 1
+        for chunk in self._reversed(kept, sweep):
+            for i in reversed(range(chunk.n)):
+                n -= 1
+                yield n, chunk.Y[i]
 
     def _reversed(self, kept: Sequence[Tensor], sweep: Sweep) -> Iterator[Chunk]:
         """The chunks, the last one first."""

@@ -88,25 +88,34 @@ class Code:
         """Whether its inputs are tensors, all of them."""
         return all(argument.kind == "data" for argument in self.function.arguments)
 
+    def workspace(self, tensors: Sequence[Tensor]) -> int:
+        """The bytes that it takes beside its inputs and outputs."""
+        return self._bytes(self._sizes(tensors))
+
+    def _sizes(self, tensors: Sequence[Tensor]) -> Any:
+        return (records.WHOLE * max(1, len(self.function.symbols)))(*self.sizes(tensors).values())
+
     def called_with(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor | None]) -> Called:
         """The code together with its inputs, the first of which change from call to call."""
         own: Sequence[Tensor] = [*tensors, *self.traced.constants]
         if not self._data:
             kinds = [argument.kind for argument in self.function.arguments]
             own = [x for x, kind in zip(own, kinds, strict=True) if kind == "data"]
-        sizes = (records.WHOLE * max(1, len(self.function.symbols)))(*self.sizes(tensors).values())
+        sizes = self._sizes(tensors)
         workspace = torch.empty(self._bytes(sizes) + ALIGNED, dtype=torch.uint8, device="cpu")
         start = -(-workspace.data_ptr() // ALIGNED) * ALIGNED
-        arrays = records.places(own), records.places(outputs), sizes
-        graph = records.Graph(self._entry, *map(records.address, arrays), None, start)
-        return Called(graph, (*arrays, workspace, own, outputs))
+        given, found = records.places(own), records.places(outputs)
+        graph = records.Graph(self._entry, *map(records.address, (given, found, sizes)), None, start)
+        return Called(graph, given, found, (sizes, workspace, own, outputs))
 
 
 @dataclass(frozen=True)
 class Called:
-    """A graph as the loops in C call it, and what has to live as long."""
+    """A graph as the loops in C call it, where its inputs and outputs are, and what has to live as long."""
 
     graph: records.Graph
+    inputs: Any
+    outputs: Any
     alive: tuple[Any, ...]
 
 

@@ -40,6 +40,8 @@ class Sweep:
         What has a gradient.
     evaluates : bool
         Whether there are steps whose stages have to be evaluated again.
+    alone : bool
+        Whether no chunk knows of f where the one before ends.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class Sweep:
         wanted: Wanted,
         *,
         evaluates: bool,
+        alone: bool = False,
     ) -> None:
-        self.p, self.times, self.wanted = p, times, wanted
+        self.p, self.times, self.wanted, self.alone = p, times, wanted, alone
         self.lam = torch.zeros_like(p.y0, memory_format=torch.contiguous_format, requires_grad=False)
         self.ends, self.moved = (
             torch.zeros(n if wanted.time else 0, dtype=torch.float64, device="cpu")
@@ -107,7 +110,8 @@ class Sweep:
             own = records.places(bases[earlier : earlier + chunk.n])
             back.step, back.earlier = chunk.n, earlier
             back.allowed = records.epsilon(y.dtype) if chunk.known else math.inf
-            back.before = self.times[earlier - 1] if earlier else math.nan
+            back.before = self.times[earlier - 1] if earlier and not self.alone else math.nan
+            back.follows *= not self.alone
             back.bases = records.address(own) if bases else None
             back.ends = self.ends[earlier:].data_ptr() if self.wanted.time else None
             record = chunk.record(chunk.n, kept=True, rows=0 if chunk.K is None else chunk.K.shape[1])

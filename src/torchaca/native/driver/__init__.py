@@ -15,8 +15,15 @@ import torch
 from ..build import Build, Library
 from ..records import LAYOUT
 
-PIECES = ("types", "arithmetic", "stages", "march", "search", "sweep")
+PIECES = ("types", "arithmetic", "stages", "march", "search", "sweep", "step")
 LOOPS = ("march", "search", "sweep")
+_PLACE, _REAL, _WHOLE = ctypes.c_void_p, ctypes.c_double, ctypes.c_int64
+SINGLE = {
+    "slope": [_PLACE, _REAL, _PLACE, _PLACE],
+    "step": [_PLACE, _REAL, _REAL, _WHOLE, _WHOLE, *[_PLACE] * 4],
+    "pull_step": [_PLACE, _PLACE, _REAL, _REAL, _WHOLE, _WHOLE, *[_PLACE] * 5],
+}
+"""What they take that do one thing and return."""
 STAGES = 64
 """The most that a method may have; see driver/types.c."""
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -49,7 +56,8 @@ def loops_for(dtype: torch.dtype) -> Library:
         function = library.function(name)
         function.restype = ctypes.c_int64
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_double]
-    library.function("slope").argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_void_p, ctypes.c_void_p]
+    for name, kinds in SINGLE.items():
+        library.function(name).argtypes = kinds
     found = library.function("layout")
     found.restype = ctypes.c_int64
     for i, record in enumerate(LAYOUT):

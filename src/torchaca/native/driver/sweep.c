@@ -92,15 +92,35 @@ static void again(const Problem *p, Back *b, const Chunk *c, const Span *s, i64 
     b->calls += used;
 }
 
+/* Through the stages before `used`, but for the first `known` ones, which are given: from their cotangents `g` to `lam`,
+   to the cotangents of earlier stages, and to the derivatives `by` the step's times and its length. */
+static void pull_stages(const Problem *p, Back *b, const Span *s, const T *y, const T *at, T *const *k, T *const *g,
+                        i64 known, i64 used, T *gy, Span *by) {
+    const Method *m = p->method;
+    const i64 n = p->n;
+    for (i64 i = used - 1; i >= known; i--) {
+        const double by_time = product(p, b, time_of(p, i, s->t0, s->t1), i ? at + i * n : y, g[i], gy);
+        by->t0 += (1 - m->c[i]) * by_time;
+        by->t1 += m->c[i] * by_time;
+        add(n, 1, gy, b->lam);
+        for (i64 j = 0; j < i; j++) {
+            const double a = m->a[i * m->all + j];
+            if (a == 0) continue;
+            if (b->timed) by->h += a * dot(n, gy, k[j]);
+            add(n, (T)(s->h * a), gy, g[j]);
+        }
+    }
+}
+
 /* One step: `lam` becomes the cotangent of the state that it starts from. */
 static void replay(const Problem *p, Back *b, const Chunk *c, const Span *s, const Span *before) {
     const Method *m = p->method;
     const i64 n = p->n, own = m->stages - m->fsal, step = b->step - 1, linear = m->f1 >= 0 && m->f1 == m->all - 1;
     const T *basis = b->bases ? b->bases[step] : 0;
-    const int hands_on = s->inside && linear && !basis && b->follows, based = s->inside || basis;
+    const int hands_on = s->inside && linear && !b->bases && b->follows, based = s->inside || basis;
     const i64 used = hands_on || !based ? own : m->all;
     T *k[STAGES], *g[STAGES], *at = b->work + m->all * n, *gy = b->work + 3 * m->all * n, *end = gy + n;
-    double dt0 = 0, dt1 = 0, dh = 0;
+    Span by = {0}; /* the derivatives by each */
     again(p, b, c, s, used, k, at, end);
     if (hands_on) k[m->f1] = b->f1;
     for (i64 i = s->first; i < s->last; i++)
@@ -111,28 +131,16 @@ static void replay(const Problem *p, Back *b, const Chunk *c, const Span *s, con
         for (i64 i = 0; i < n; i++) g[j][i] = w * b->lam[i];
         if (s->inside) pull_output(p, s, j, g[j]);
         if (basis) add(n, (T)s->h, basis + (j + 1) * n, g[j]);
-        if (b->timed && j < m->stages && m->b[j] != 0) dh += m->b[j] * dot(n, b->lam, k[j]);
-        if (b->timed && basis) dh += dot(n, basis + (j + 1) * n, k[j]);
+        if (b->timed && j < m->stages && m->b[j] != 0) by.h += m->b[j] * dot(n, b->lam, k[j]);
+        if (b->timed && basis) by.h += dot(n, basis + (j + 1) * n, k[j]);
     }
     if (before->inside) pull_output(p, before, m->f1, g[0]);
-    if (b->timed) move_outputs(p, b, s, k, &dt0, &dt1);
+    if (b->timed) move_outputs(p, b, s, k, &by.t0, &by.t1);
     for (i64 i = s->first; i < s->last; i++)
         if (!ends_step(p, i, s->t1)) add(n, 1, p->ys + i * n, b->lam);
     if (basis) add(n, 1, basis, b->lam);
-    for (i64 i = used - 1; i >= 0; i--) {
-        const T *state = i ? at + i * n : c->Y + step * n;
-        const double by_time = product(p, b, time_of(p, i, s->t0, s->t1), state, g[i], gy);
-        dt0 += (1 - m->c[i]) * by_time;
-        dt1 += m->c[i] * by_time;
-        add(n, 1, gy, b->lam);
-        for (i64 j = 0; j < i; j++) {
-            const double a = m->a[i * m->all + j];
-            if (a == 0) continue;
-            if (b->timed) dh += a * dot(n, gy, k[j]);
-            add(n, (T)(s->h * a), gy, g[j]);
-        }
-    }
-    if (b->timed) b->ends[step] += dt0 - dh, b->ends[step + 1] += dt1 + dh;
+    pull_stages(p, b, s, c->Y + step * n, at, k, g, 0, used, gy, &by);
+    if (b->timed) b->ends[step] += by.t0 - by.h, b->ends[step + 1] += by.t1 + by.h;
     memcpy(b->f1, k[0], n * sizeof(T));
     b->follows = !(p->n_jumps && jumps_at(p, s->t0));
 }
