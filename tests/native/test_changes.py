@@ -266,6 +266,23 @@ def test_batch_sizes():
         assert_current(f, torch.linspace(-1, 1, 2 * n, dtype=DOUBLE).reshape(n, 2))
 
 
+@pytest.mark.parametrize("kind", [nn.GRUCell, nn.RNNCell, nn.LSTMCell])
+def test_cells_have_one_graph_for_all_batch_sizes(kind, monkeypatch):
+    torch.manual_seed(0)
+    cell, made, counts = kind(2, 4).to(DOUBLE), counted(monkeypatch), []
+
+    def f(t, y):
+        h = (y, y.cos()) if kind is nn.LSTMCell else y
+        out = cell(torch.ones_like(y[:, :2]), h)
+        return (out[0] + out[1] if kind is nn.LSTMCell else out) - y
+
+    for n in (3, 5, 7, 2):
+        assert_current(f, torch.linspace(-1, 1, 4 * n, dtype=DOUBLE).reshape(n, 4))
+        counts.append(len(made))
+    assert counts[1] in (2, 4)  # PyTorch may know from another cell which sizes change
+    assert counts[1:] == [counts[1]] * 3
+
+
 def test_sizes_that_f_depends_on():
     def f(t, y):
         return -y / len(y) if len(y) > 4 else -y * y.shape[0] + y.mean()
