@@ -12,7 +12,7 @@ from ..compiled.look import Looks
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..gradients import refuse
-from ..gradients.look import look_of
+from ..gradients.look import Look, look_of
 from ..gradients.replay import MaybeTensors
 from ..layout import ordered
 from ..torch_internals import is_legacy_batchedtensor
@@ -117,7 +117,8 @@ class NativePasses:
         sweep = Sweep(p, times, self.codes, inputs, self.wanted, evaluates=True, alone=True)
         assert sweep.value is not None
         chunks = parts.chunks(self._starts(kept, sweep), sweep.value)
-        sweep.over(chunks, self.route, [cotangents[0], *parts.bases])
+        none = Looks(Look(p, {}), self.field, inputs, self.wanted.inputs)
+        sweep.over(chunks, self.route, [cotangents[0], *parts.bases], none)
         return p, times, sweep
 
     def _starts(self, kept: Sequence[Tensor], sweep: Sweep) -> Iterator[tuple[int, Tensor]]:
