@@ -14,7 +14,10 @@ from .core import Stats
 from .errors import SolverError
 from .events import Event, Occurrences
 from .explain import Explanation, explain
+from .going_on import State
 from .gradients import ACA, GRADIENTS, MALI, Adjoint, Direct, Naive
+from .integrals import with_integral
+from .iterate import iterate
 from .methods import ALF, CONSTRUCTORS, METHODS, ReversibleHeun, RungeKutta
 from .nn import NeuralODE
 from .report import GradientReport, check_gradient
@@ -53,16 +56,19 @@ __all__ = [
     "RungeKutta",
     "Solution",
     "SolverError",
+    "State",
     "Stats",
     "Trace",
     "check_gradient",
     "explain",
     "install_as_torchdiffeq",
+    "iterate",
     "nn",
     "odeint",
     "odeint_adjoint",
     "odeint_event",
     "solve",
     "uninstall_as_torchdiffeq",
+    "with_integral",
 ]
 __all__ += [name for name in CONSTRUCTORS if name not in __all__]

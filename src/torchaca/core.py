@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor
 
-from .log import Log, Stats, Watcher
+from .layout import joined
+from .log import Log, Pace, Stats, Watcher
 from .numbers import Time, value
 from .protocols import (
     Carrying,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .errors import SolverError
     from .field.effects import Effects
     from .field.field import Field
+    from .loops.saving import Saving
     from .trace import Trace
 
 __all__ = [
@@ -49,8 +51,10 @@ __all__ = [
     "Log",
     "Method",
     "Outcome",
+    "Pace",
     "Problem",
     "Reversible",
+    "Start",
     "Stats",
     "Step",
     "Stepper",
@@ -68,12 +72,32 @@ def _from(path: str) -> Any:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a solve that goes on with another one knows of it, beside t0 and y0.
+
+    Attributes
+    ----------
+    pace : Pace
+        Of the search.
+    since : float
+        Where the first of all these solves started.
+    carry : Tensor or None
+        What the method has handed on beside y, `(rows - 1, *y0.shape)`.
+    """
+
+    pace: Pace
+    since: float
+    carry: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Problem:
     """An initial value problem, ready to be solved: everything packed, checked and counted.
 
     `f` maps (time, packed state) to the packed derivative, counts its calls in `stats`, and holds what is known of it;
     `dense`: somebody wants the interpolants; `gradient` is the method that the caller asked for, None in problems that
-    the library makes for itself; `events` cuts the steps off at the first event.
+    the library makes for itself; `events` cuts the steps off at the first event; `start`: the solve goes on with
+    another one; `save`: what outputs are made of states.
     """
 
     f: Field
@@ -85,6 +109,8 @@ class Problem:
     log: Log = field(default_factory=Log)
     gradient: Gradient | None = None
     events: Watching | None = None
+    start: Start | None = None
+    save: Saving | None = None
 
     # What others have noted, read through.
     stats: ClassVar[Stats] = _from("log.stats")
@@ -108,7 +134,33 @@ class Problem:
 
     def fresh(self, t: Time) -> bool:
         """Whether the step at `t` starts from y alone, whatever the method carries: first of all, or after a jump."""
-        return value(t) == self.ts.values[0] or value(t) in self.f.jumps
+        first = value(t) == self.ts.values[0]
+        return (first and (self.start is None or self.start.carry is None)) or value(t) in self.f.jumps
+
+    @cached_property
+    def first(self) -> Tensor:
+        """What the first step starts from: y0, or with it what a solve before this one has handed on."""
+        if self.start is None or self.start.carry is None or self.fresh(self.ts.values[0]):
+            return self.y0
+        return joined([self.y0[None], self.start.carry], self.y0)
+
+    @property
+    def since(self) -> float:
+        """Where the solve started, or the first of those that it goes on with."""
+        return self.ts.values[0] if self.start is None else self.start.since
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors beside y0, the times and f's that may be differentiated: the control's, and what was carried."""
+        own = tuple(self.control.tensors)
+        return own if self.start is None or self.start.carry is None else (*own, self.start.carry)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Problem:
+        """Exchange `tensors` for others of the same values."""
+        p = replace(self, control=self.control.with_tensors(tensors[: len(self.control.tensors)]))
+        if self.start is None or self.start.carry is None:
+            return p
+        return replace(p, start=replace(self.start, carry=tensors[-1]))
 
     @cached_property
     def step(self) -> Callable[..., Step]:
@@ -165,7 +217,9 @@ class Outcome:
 
     `ys` is `(len(ts), *y0.shape)`, `ts` are the output times that were reached: all, unless `failure` is set. `times`
     holds the boundaries of all accepted steps, `boundaries` the same as tensors where the steps had some; where the
-    problem asked for dense output, `bases` holds their interpolants (see `Step.basis`).
+    problem asked for dense output, `bases` holds their interpolants (see `Step.basis`). `carry` is what the method
+    hands on at the end beside y, `(rows - 1, *y0.shape)`, if it does. Where `ys` are what `Problem.save` has made of
+    the states, `end` is the last of those.
     """
 
     ys: Tensor
@@ -174,6 +228,15 @@ class Outcome:
     times: Sequence[float] = ()
     bases: Sequence[Tensor] = ()
     boundaries: Sequence[Time] = ()
+    carry: Tensor | None = None
+    end: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """The outputs and, behind them, what is carried: all that a backward pass gets a cotangent of at once."""
+        if self.carry is None or self.end is not None:
+            return self.ys
+        return joined([self.ys, self.carry], self.ys[0])
 
     def ended(self, p: Problem) -> Problem:
         """The problem that the steps have solved: one that ends at the event, if an event ended them."""

@@ -91,6 +91,9 @@ class Eager:
         if inputs is None:
             return self._in_graph(p, gradient)
         if inputs.wanted:
+            p = (
+                p if Facts.of(gradient).saves else replace(p, save=None)
+            )  # which is then done with its outputs
             warn_of_kept(inputs.kept, gradient.name)
             with inputs.reads.in_use():
                 outcome = gradient(p, inputs)
@@ -111,7 +114,7 @@ class Eager:
                         "gradient='aca' or 'direct'"
                     )
                 return solve_in_lanes(p, tolerant(p.control), seen, p.log.on_failure != "raise")
-        return gradient(p, Inputs())
+        return gradient(p if Facts.of(gradient).saves else replace(p, save=None), Inputs())
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ def solved(
         except CannotCompile as reason:
             p.stats.__init__()
             p.log.rests.__init__()
+            p.log.pace.__init__()
             passed[name] = str(reason)
             takers += [] if reason.final else following(mode, name, p, passed)
     else:
@@ -191,6 +195,8 @@ def solved(
         begun = prepared(executor.begin(p), gradient)
         outcome = executor.finish(begun)
     p.stats.executor, p.stats.passed_over = name, passed
+    if p.save is not None and outcome.end is None:
+        outcome = p.save.after(p, outcome)
     if p.events is None and outcome.failure is None and outcome.ts.values[-1] != ts.values[-1]:
         raise RuntimeError(
             f"the control {type(p.control).__name__} ended its steps at t = {outcome.times[-1]:g}, before the last "

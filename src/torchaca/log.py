@@ -121,13 +121,35 @@ class Rests:
         return self.start <= SMALL
 
 
+@dataclass
+class Pace:
+    """What a search goes on with behind its last accepted step: noted by one, and where the next one starts from.
+
+    Attributes
+    ----------
+    dt : float, 0-dim Tensor or None
+        The size of the next trial, before a stop cuts it; None if nobody has proposed one.
+    ratios : sequence of float or Tensor
+        The error ratios of the last accepted steps, the newest first, at most two.
+    slope : Slope or None
+        What is known of df/dy; see `loops.rest`.
+    before : Tensor or None
+        Where the last step started, if nobody has found out yet whether the state was at rest there.
+    """
+
+    dt: Any = None
+    ratios: tuple[Any, ...] = ()
+    slope: Any = None
+    before: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Log:
     """What is noted of a solve, and who is told.
 
     `watch` is called at every trial; `trace` is told of every step of the backward pass; `on_failure` is the option of
     `torchaca.solve`: of lanes of vmap, one that fails raises for all, or fails alone. `rests` is what gradients look at
-    after a solve.
+    after a solve, `pace` what another one can go on with.
     """
 
     stats: Stats = field(default_factory=Stats)
@@ -135,3 +157,4 @@ class Log:
     trace: Trace | None = None
     on_failure: str = "raise"
     rests: Rests = field(default_factory=Rests)
+    pace: Pace = field(default_factory=Pace)

@@ -22,9 +22,9 @@ from .gradients import GRADIENTS, Facts, check_problem
 from .loops.rule import Norm
 from .methods import ALIASES, METHODS
 from .numbers import host_times
+from .progress import Bar
 from .state import Structure, of_any_size, structure_of
 from .times import times_of
-from .torch_internals import transformed
 from .trace import Trace
 from .transforms import is_differentiated, refuse_lanes, tensors_in
 
@@ -57,8 +57,10 @@ class Options:
     events: Event | Sequence[Event] | None = None
     compile: bool | str = False
     dense: bool = False
+    save: Callable[..., Any] | None = None
     on_failure: str = "raise"
     debug: bool = False
+    progress: bool = False
 
     def request(self, structure: Structure, y0: Tensor) -> Request:
         """What they ask for, in a solve from `y0`.
@@ -79,30 +81,11 @@ class Options:
         gradient = find_gradient(self.gradient)
         mode = self.compile if isinstance(self.compile, str) else bool(self.compile)
         control = self._control(method, structure, y0)
-        events = () if self.events is None else self._events()
-        rest = (self.args, mode, self.dense, self.on_failure, self.debug, events)
-        return Request(method, control, gradient, *rest)
-
-    def _events(self) -> tuple[Event, ...]:
-        """The events, as a tuple.
-
-        Raises
-        ------
-        NotImplementedError
-            Where there can be none.
-        """
-        events = events_of(self.events)
-        if events and transformed():
-            raise NotImplementedError(
-                "events are not available inside torch.func transforms and forward-mode AD, which hide the numbers "
-                "that say where a solve stops: differentiate with torch.autograd, and loop over lanes"
-            )
-        if events and self.debug:
-            raise NotImplementedError(
-                "debug=True follows one solve from its last step to its first, and events make several of it: solve "
-                "up to the event that is of interest (terminal=True), and debug a solve that ends there"
-            )
-        return events
+        if self.save is not None and (isinstance(self.save, type) or not callable(self.save)):
+            raise TypeError(f"save is a function, called as save(t, y), got {shorten(self.save)}")
+        events = () if self.events is None else events_of(self.events, debug=self.debug, save=self.save)
+        last = self.dense, self.save, self.on_failure, self.debug, Bar() if self.progress else None, events
+        return Request(method, control, gradient, self.args, mode, *last)
 
     def _control(self, method: Method, structure: Structure, y0: Tensor) -> Control:
         named = {name: value for name in OF_CONTROL if (value := getattr(self, name)) is not None}
@@ -187,8 +170,10 @@ class Request:
     args: tuple[Any, ...] = ()
     compile: bool | str = False
     dense: bool = False
+    save: Callable[..., Any] | None = None
     on_failure: str = "raise"
     debug: bool = False
+    bar: Bar | None = None
     events: tuple[Event, ...] = ()
 
 

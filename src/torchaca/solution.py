@@ -16,6 +16,7 @@ from .core import Control, Outcome, Problem, Stats, tolerant
 from .dense import DenseOutput, detached
 from .errors import SolverError, shorten
 from .events import Course, Occurrences, occurrences
+from .going_on import Ended, State
 from .layout import joined, order_cotangent
 from .state import Structure
 from .torch_internals import is_functorch_wrapped_tensor, pytree, transformed
@@ -55,6 +56,7 @@ class Solution:
     trace: Trace | None = None
     settings: str = ""
     events: tuple[Occurrences, ...] = ()
+    ended: Ended | None = None
 
     def __repr__(self) -> str:
         return _describe(self)
@@ -73,6 +75,28 @@ class Solution:
         leaves = pytree.tree_leaves(self.ys)
         return "success" if all(bool(torch.isfinite(leaf).all()) for leaf in leaves) else "non-finite"
 
+    @property
+    def state(self) -> State:
+        """Where the solve ended: `solve(f, solution.state, t)` goes on, with the step size that came next.
+
+        Differentiable; `state.detach()` ends the graph. It can be pickled and saved.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to go on from.
+        """
+        hidden = any(map(is_functorch_wrapped_tensor, pytree.tree_leaves(self.ys)))
+        if self.ended is None or hidden:
+            raise ValueError(
+                "this solution has no state to go on from: the solve failed"
+                if self.failure is not None
+                else "a solve inside of a torch.func transform, or unrolled into the graph of torch.compile, has no "
+                "state to go on from: solve outside of it"
+            )
+        y = pytree.tree_map(lambda ys: ys[-1], self.ys) if self.ended.y is None else self.ended.y
+        return self.ended.state(self.steps[-1], y, self.stats)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Solution:
         """The values; a graph belongs to the original alone."""
         return replace(
@@ -80,6 +104,7 @@ class Solution:
             ts=self.ts.detach().clone(),
             ys=detached(self.ys),
             stats=deepcopy(self.stats, memo),
+            ended=deepcopy(self.ended, memo),
             dense=deepcopy(self.dense, memo),
             events=tuple(event.detached() for event in self.events),
         )
@@ -92,7 +117,12 @@ class Solution:
 
     @staticmethod
     def of(
-        p: Problem, outcome: Outcome, structure: Structure, given_ts: Any, course: Course | None = None
+        p: Problem,
+        outcome: Outcome,
+        structure: Structure,
+        given_ts: Any,
+        course: Course | None = None,
+        start: State | None = None,
     ) -> Solution:
         """The solution that a problem's outcome is, in the structure of the user's state.
 
@@ -102,6 +132,8 @@ class Solution:
             The times as they were given.
         course : Course, optional
             The events on the way.
+        start : State
+            Where the solve went on, whose costs are added.
 
         Raises
         ------
@@ -109,15 +141,22 @@ class Solution:
             The failure of the outcome, if that is to be raised.
         """
         failure, ys, n = outcome.failure, outcome.ys, len(outcome.ts.values)
+        kind = structure if p.save is None or p.save.kind is None else p.save.kind
+        end = None if outcome.end is None else structure.unpack(outcome.end)
+        grid = getattr(p.control, "since", None)
+        known = p.method.name, p.control.adaptive, p.ts.values[0], grid, p.log.pace, start, outcome.carry, end
+        ended = None if failure is not None else Ended(*known)
+        if start is not None:
+            start.add_to(p.stats)
         ts, times, settings = _output_times(given_ts, p), tuple(outcome.times), _settings(p)
         events = () if course is None else occurrences(course, structure, p.y0, ts)
         if course is not None and course.end is not None:
             ts = torch.cat([ts[: n - 1], course.end.to(ts)[None]])
-        if ys.requires_grad and not transformed():
+        if ys.requires_grad and p.save is None and not transformed():
             order_cotangent(ys, p.y0)
         if failure is not None:
             if p.log.on_failure == "raise":
-                reached = ts[:n].detach(), structure.unpack(ys.detach()), p.stats, times
+                reached = ts[:n].detach(), kind.unpack(ys.detach()), p.stats, times
                 happened = tuple(event.detached() for event in events)
                 failure.reached = partial(Solution, *reached, settings=settings, events=happened)
                 outcome.failure = None  # no frame may hold the error whose traceback holds the frame
@@ -126,14 +165,14 @@ class Solution:
                 finally:
                     del failure
             if p.log.on_failure == "nan":
-                ys = joined([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)], p.y0)
+                ys = joined([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)], ys[0])
                 n = len(p.ts)
         dense = None
         if p.dense:
             boundaries = outcome.boundaries or p.control.boundaries(p.ts, outcome.times)
             dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
-        ys = ys if structure.plain else structure.unpack(ys)
-        return Solution(ts[:n], ys, p.stats, times, failure, dense, p.trace, settings, events)
+        ys = ys if kind.plain else kind.unpack(ys)
+        return Solution(ts[:n], ys, p.stats, times, failure, dense, p.trace, settings, events, ended)
 
 
 def _output_times(given: Any, p: Problem) -> Tensor:

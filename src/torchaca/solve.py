@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,13 +11,16 @@ from torch import Tensor
 
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
-from .errors import shorten, warn
+from .errors import warn
 from .events import Event
 from .executors import prepared, solved
 from .field.calling import not_f
 from .field.dynamics import Dynamics
 from .field.field import Field
 from .field.fitting import coerce, coerce_unexpanded, fit
+from .field.reach import reach
+from .going_on import State
+from .loops.saving import Saving
 from .options import OPTIONS, Options, Request, find_gradient, find_method, refuse_unknown, refuse_untraced
 from .solution import Solution
 from .state import Structure, structure_of
@@ -61,8 +65,10 @@ def solve(
     events: Event | Sequence[Event] | None = None,
     compile: bool | str = False,
     dense: bool = False,
+    save: Callable[..., Any] | None = None,
     on_failure: str = "raise",
     debug: bool = False,
+    progress: bool = False,
     **unknown: Any,
 ) -> Solution:
     """Solve dy/dt = f(t, y), y(t[0]) = y0, so that the outputs can be differentiated.
@@ -72,8 +78,8 @@ def solve(
     f : callable
         `f(t, y, *args)` returns dy/dt in the structure, shapes and dtypes of y. `t` is a 0-dim tensor in y's real
         dtype, at least float32. May capture any tensors.
-    y0 : Tensor or nested tuples, lists, dicts of tensors
-        Floating point or complex.
+    y0 : Tensor or nested tuples, lists, dicts of tensors; or State
+        Floating point or complex. `solution.state` goes on where that solution ended.
     t : list, array or Tensor, shape `(n,)`
         Output times, increasing or decreasing, duplicates allowed; the first is where y0 holds.
     args : tuple
@@ -112,6 +118,9 @@ def solve(
         of them; or each step as a compiled graph, on a GPU as a CUDA graph (see docs/compile.md).
     dense : bool
         Keep what `solution(t)` needs (a few states a step).
+    save : callable
+        `save(t, y)` at the output times, in place of the states: `ys` is its values, `(n, *shape)` or nested, and
+        memory grows with these alone. Differentiable, also with respect to tensors that it captures.
     on_failure : "raise", "status", "nan"
         Raise `SolverError`; or return the valid, differentiable prefix; or fill the rest with nan. Lanes of
         `torch.func.vmap` fail alone with the last two, which both fill the lane with nan.
@@ -119,6 +128,9 @@ def solve(
         Watch the backward pass ("aca", "direct", "mali"; slower): a gradient that becomes nan or inf raises
         `SolverError` with the step, the times and the tensor; one that explodes warns; `solution.trace` has the norms
         of all steps.
+    progress : bool
+        Show a tqdm bar over time in the forward pass, with evaluations and step size (`pip install
+        'torchaca[progress]'`).
 
     Returns
     -------
@@ -143,21 +155,24 @@ def solve(
     # fmt: off
     options = Options(
         args, method, rtol, atol, gradient, dt, n_steps, grid, dt0, dt_min, dt_max,
-        max_steps, jump_ts, norm, at_rest, control, events, compile, dense, on_failure, debug,
+        max_steps, jump_ts, norm, at_rest, control, events, compile, dense, save, on_failure, debug, progress,
     )
     # fmt: on
     if unknown:
         refuse_unknown(unknown, "solve()")
     if torch.compiler.is_compiling():
         return _in_graph(f, y0, t, options)
+    start = y0 if isinstance(y0, State) else None
+    y0 = y0 if start is None else start.y
     structure = structure_of(y0)
     packed = structure.pack(y0)
     request, ts = options.request(structure, packed), times_of(t, "t")
     if len(ts.values) == 1:
         warn(f"t holds a single time, {ts.values[0]:g}: nothing is solved, and ys is y0. Give [t0, t1]")
-    p = problem_of(f, packed, structure, ts, request)
-    begun, outcome, course = solved(p, request.compile, request.events)
-    return Solution.of(begun, outcome, structure, t, course)
+    with request.bar or nullcontext():
+        p = problem_of(f, packed, structure, ts, request, start=start)
+        begun, outcome, course = solved(p, request.compile, request.events)
+        return Solution.of(begun, outcome, structure, t, course, start)
 
 
 def _in_graph(f: Callable[..., Any], y0: Any, t: Any, options: Options) -> Solution:
@@ -184,6 +199,7 @@ def problem_of(
     *,
     watch: Watcher | None = None,
     lenient: bool = False,
+    start: State | None = None,
     **facts: Any,
 ) -> Problem:
     """Assemble the problem from what is checked and packed.
@@ -194,6 +210,8 @@ def problem_of(
         Is told of every trial.
     lenient : bool
         f may return other dtypes, and shapes that broadcast.
+    start : State
+        Where the solve goes on; its y is y0.
     **facts
         What is known of f beforehand: `batch`, `one_sided`, `declared`, `declared_alone` of `Field`.
     """
@@ -203,14 +221,24 @@ def problem_of(
     fits = fit if not lenient else coerce_unexpanded if control.adaptive else coerce
     call = Dynamics(f, asked.args, structure, y0.device, stats, fits)
     if facts.get("batch"):
-        _check_batch(facts["batch"], y0, structure)
+        structure.check_batch(facts["batch"], y0)
     if fit_to := getattr(control, "fitted", None):
         control = fit_to(ts, structure.dtype.to_real())
+    if start is not None:
+        control = start.control(control, ts)
+    save = None if asked.save is None else Saving(asked.save, structure, call.time)
+    if save is not None:
+        own = tuple(x for _, x in reach(save.function).tensors if x.requires_grad)
+        facts["declared"] = (*facts.get("declared", ()), *own)
     facts["jumps"] = frozenset(getattr(control, "jump_ts", ()))
     trace = _trace(f, asked.args, asked.gradient, stats) if asked.debug else None
     field = Field(call, source=f, locate=structure.component, **facts)
+    watch = watch if asked.bar is None else asked.bar.over(ts, stats)
     log = Log(stats, watch, trace, asked.on_failure)
-    return Problem(field, y0, ts, asked.method, control, asked.dense, log, asked.gradient)
+    known = None if start is None else start.start(asked.method, ts, y0)
+    return Problem(
+        field, y0, ts, asked.method, control, asked.dense, log, asked.gradient, start=known, save=save
+    )
 
 
 def _trace(f: Callable[..., Any], args: tuple[Any, ...], gradient: Gradient, stats: Stats) -> Trace:
@@ -222,13 +250,3 @@ def _trace(f: Callable[..., Any], args: tuple[Any, ...], gradient: Gradient, sta
             "use it outside of them, with backward()"
         )
     return Trace(f, args, stats)
-
-
-def _check_batch(batch: Any, y0: Tensor, structure: Structure) -> None:
-    """So many leading dimensions of the state can be independent problems."""
-    most = y0.ndim if structure.plain else 0
-    if not (isinstance(batch, int) and 0 <= batch <= most):
-        raise ValueError(
-            f"batch is how many leading dimensions of y0 are independent problems: with y0 of shape "
-            f"{tuple(y0.shape)} a whole number from 0 to {most}, got {shorten(batch)}"
-        )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import shorten
 from .layout import memory_order, permuted, restored
 from .torch_internals import pytree
 
@@ -137,6 +138,20 @@ class Structure:
         return torch.cat(
             [leaf.flat(t.expand(leaf.shape)) for t, leaf in zip(tensors, self.leaves, strict=True)]
         )
+
+    def check_batch(self, batch: Any, y0: Tensor) -> None:
+        """Refuse what cannot be the number of leading dimensions of y0 that are independent problems.
+
+        Raises
+        ------
+        ValueError
+        """
+        most = y0.ndim if self.plain else 0
+        if not (isinstance(batch, int) and 0 <= batch <= most):
+            raise ValueError(
+                f"batch is how many leading dimensions of y0 are independent problems: with y0 of shape "
+                f"{tuple(y0.shape)} a whole number from 0 to {most}, got {shorten(batch)}"
+            )
 
     def mixed_rms(self, packed: Tensor) -> Tensor:
         """The largest of the leaves' RMS values (torchdiffeq's norm for tuples)."""

@@ -22,7 +22,7 @@ def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> str | Non
         "require no gradient and f that do not jump so far": facts.records is True and not keeps_graphs(p),
         "dense output is not compiled": p.dense,
         "debug=True is not compiled": p.trace is not None,
-        "callbacks of f are not compiled": p.watch is not None,
+        "callbacks of f, and progress=True, are not compiled": p.watch is not None,
         f"a control of your own ({type(control).__name__}) is compiled only if it knows all step times "
         "beforehand and has a method times(ts)": not _has_loop(control),
         "a norm of your own is not compiled": not known_norm,

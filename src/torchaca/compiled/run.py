@@ -6,7 +6,6 @@ one chunk more than its steps need.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -33,7 +32,7 @@ from .inference import normal
 from .kept import split_stages
 from .loops import march_loop
 from .outputs import Chunk, emit, inner_times, padded, step_times
-from .search import KNOWN, Bounds, State, bound, search_loop, tolerances
+from .search import KNOWN, Bounds, State, bound, first_state, search_loop, tolerances
 from .spec import Spec
 from .steps import beside
 
@@ -222,10 +221,9 @@ class Forward:
         p, now, end = self.p, self.p.ts.values[0], self.p.ts.values[-1]
         evaluated, stops = p.stats.nfe, control.stops(p.ts)
         reach, self.history = min(0.5 * abs(stops[0] - now), control.dt_max), History()
-        dt = math.nan if control.dt0 is None else max(control.dt0, control.dt_min)  # nan: to be guessed
-        self.state, p.log.rests.start = State(t=now, dt=dt).tensor(), start_of(p, control)
-        self.tolerances = tolerances(control)
-        limits, self.rest = Limits.of(p, control), Rest(p, control)
+        limits, self.rest, p.log.rests.start = Limits.of(p, control), Rest(p, control), start_of(p, control)
+        self.state = first_state(p, control, self.rest, self._at, self.f0)
+        self.tolerances, seen = tolerances(control), None
         for stop in stops:
             bounds = torch.tensor(Bounds(limits, stop, reach, ROOM).packed(), dtype=DOUBLE, device="cpu")
             while now != stop:
@@ -242,6 +240,8 @@ class Forward:
                 self._follow(control, chunk, seen)
                 if now != stop and chunk.n < self.run.room:
                     self._stopped(control, limits, seen, stop)
+        if seen is not None:
+            p.log.pace.dt, p.log.pace.ratios = seen.dt, (seen.ratio, seen.older)
 
     def _follow(self, control: Adaptive, chunk: Chunk, seen: State) -> None:
         """Note a chunk's steps, and raise if they have become tiny because f jumps where the solution is."""

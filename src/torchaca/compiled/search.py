@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import VectorField
+from ..core import Problem, VectorField
 from ..loops.adaptive import Adaptive
-from ..loops.pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
+from ..loops.pace import BAD_RATIO, Limits, accepts, first_dt, known_pace, next_dt, propose, refusals
 from ..loops.rest import Rest
 from ..loops.rule import StepRule
 from . import compiler
@@ -81,6 +81,16 @@ def tolerances(control: Adaptive) -> list[Tensor]:
         normal(x) if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device="cpu")
         for x in (control.rtol, control.atol)
     ]
+
+
+def first_state(p: Problem, control: Adaptive, rest: Rest, f: VectorField, f0: Tensor) -> Tensor:
+    """Return the state of a search that starts, at y0, where f is f0."""
+    (dt, before), t, calls = known_pace(p, control), p.ts.values[0], 0.0
+    if rest.pending():
+        dt, calls = min(dt, rest.bound(f, t, p.y0, f0)), 1.0
+    ratio, older, *_ = (*before, 1.0, 1.0)
+    guessed = math.nan if dt is None else dt
+    return State(t=t, dt=guessed, ratio=ratio, older=older, calls=calls).tensor()
 
 
 def bound(

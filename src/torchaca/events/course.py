@@ -119,7 +119,7 @@ def _stretch(p: Problem, ts: Times, y: Tensor, dt0: float | None) -> Problem:
     if own is not None and ts is not p.ts:
         control = own.with_settings(dt0=dt0)
     f = replace(p.f, f0=None, effects=None, inputs=None)
-    return replace(p, f=f, y0=y, ts=ts, control=control)
+    return replace(p, f=f, y0=y, ts=ts, control=control, start=p.start if ts is p.ts else None)
 
 
 def _times(p: Problem, done: int, start: Moment) -> Times:

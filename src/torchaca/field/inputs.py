@@ -182,7 +182,8 @@ def _is_wanted(p: Problem, inputs: Inputs) -> bool:
     """Whether somebody asks for a derivative with respect to the start, the times, or a tensor that f depends on."""
     if not torch.is_grad_enabled():
         return False
-    sources = (p.y0, p.ts.tensor, *p.control.tensors, *inputs.tensors, *p.f.declared)
+    carry = None if p.start is None else p.start.carry
+    sources = (p.y0, carry, p.ts.tensor, *p.control.tensors, *inputs.tensors, *p.f.declared)
     return any(x is not None and x.requires_grad for x in sources)
 
 

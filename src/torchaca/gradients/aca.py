@@ -93,6 +93,7 @@ class ACA:
     substitutable: bool = field(init=False, repr=False, compare=False)
     wants_graph_size: bool = field(init=False, repr=False, compare=False)
     states: Callable[[Problem, int], str | int] | None = field(init=False, repr=False, compare=False)
+    saves: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         named = isinstance(self.checkpoints, str) and self.checkpoints in CHECKPOINTS
@@ -121,6 +122,7 @@ class ACA:
         put(self, "records", records)
         put(self, "substitutable", plain and self.checkpoints in ("auto", "all", "none"))
         budgeted = self.memory_budget is not None or self._holds_graphs
+        put(self, "saves", exact)
         put(self, "wants_graph_size", budgeted or records is None)
         put(self, "states", None if records or self.grad_rtol is not None else self._fitting)
 

@@ -45,6 +45,10 @@ SECOND = (
 DENSE = (
     "dense output has no derivative with gradient='adjoint': put these times into t, or use gradient='aca'"
 )
+CARRIED = (
+    "what {0!r} carries from one solve to the next has no derivative with gradient='adjoint': give the solve that goes "
+    "on gradient='adjoint' as well, or the first one gradient='aca'"
+)
 BATCHED = (
     "gradient='adjoint' takes one cotangent at a time: loop over them instead of is_grads_batched=True, or use "
     "gradient='aca'"
@@ -232,7 +236,11 @@ class Run:
         (ys, *kept), (grad_ys, *_) = kept, cotangents
         if grad_ys is None or is_legacy_batchedtensor(grad_ys):
             raise NotImplementedError(BATCHED)
-        held = len(self.problem.control.tensors)
+        n = len(self.problem.ts)
+        if len(grad_ys) > n and bool(grad_ys[n:].any()):
+            raise NotImplementedError(CARRIED.format(self.problem.method.name))
+        grad_ys = grad_ys[:n]
+        held = len(self.problem.tensors)
         known = replace(Parts.join(tensors, held, len(self.inputs.args)), captured=self.inputs.captured)
         try:
             return self.gradients(known, ys.detach(), kept, grad_ys.detach())

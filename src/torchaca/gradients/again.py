@@ -100,7 +100,7 @@ class _BackwardPass(torch.autograd.Function):
             p = p if len(own) > 1 else replace(p, dense=False)
             outcome = gather(p, ctx.march(p))
             pairs = [
-                (out, g) for out, g in zip((outcome.ys, *outcome.bases), own, strict=True) if g is not None
+                (out, g) for out, g in zip((outcome.rows, *outcome.bases), own, strict=True) if g is not None
             ]
             firsts = _first_order(pairs, parts)
             wanted = [

@@ -24,6 +24,7 @@ class Direct:
     exact: ClassVar[bool] = True
     records: ClassVar[bool] = True
     moves: ClassVar[bool] = True
+    saves: ClassVar[bool] = True
 
     name: str = "direct"
 

@@ -35,6 +35,9 @@ class Facts:
         states it keeps, as `ACA.checkpoints` does, where the replay of a step takes so many bytes.
     substeps : int
         As how many equal ones such a step is differentiated.
+    saves : bool
+        It differentiates what `p.save` makes of the states, so that they are not kept: it leaves the outputs to
+        `gather`, and replays them by `p.save.emitted`. For any other, `save=` works on its outputs.
     """
 
     exact: bool = False
@@ -45,6 +48,7 @@ class Facts:
     wants_graph_size: bool = False
     states: Callable[[Problem, int], str | int] | None = None
     substeps: int = 1
+    saves: bool = False
 
     @staticmethod
     def of(gradient: Gradient) -> Facts:

@@ -43,7 +43,7 @@ class Budget:
     def __init__(self, p: Problem, inputs: Inputs) -> None:
         self.p, self.each = p, inputs.graph_bytes
         self.step = step_bytes(p, inputs, p.method.stages)
-        self.left = BUDGET
+        self.left, self.outputs = BUDGET, 0
         self.spent = self.left < self.step
 
     def watch(self, accepted: Iterator[Step]) -> Iterator[Step]:
@@ -52,10 +52,17 @@ class Budget:
             evaluated = self.p.stats.nfe
             yield step
             # An interpolated output may have evaluated f as well.
-            self.left -= self.step + (self.p.stats.nfe - evaluated) * self.each
+            self.left -= self.step + (self.p.stats.nfe - evaluated) * self.each + self._saved(step)
             if self.left < self.step and value(step.t1) != self.p.ts.values[-1]:
                 self.spent = True
                 torch.set_grad_enabled(False)
+
+    def _saved(self, step: Step) -> int:
+        """The bytes of the states in a step of which something was saved: its graph holds them."""
+        if self.p.save is None:
+            return 0
+        before, self.outputs = self.outputs, self.p.ts.up_to(value(step.t1))
+        return (self.outputs - before) * self.p.y0.nbytes
 
 
 def record_while_it_fits(p: Problem, inputs: Inputs, passes: Replayed) -> Outcome:
@@ -70,7 +77,9 @@ def record_while_it_fits(p: Problem, inputs: Inputs, passes: Replayed) -> Outcom
         return guarded(p, outcome, inputs.reads.tensors)
     # What f kept of its first evaluation is known. Of later ones, some now have a graph and others do not.
     warn_of_kept(kept_since(p.f.call, inputs.reads, since), "aca")
-    outcome = replace(outcome, ys=outcome.ys.detach(), bases=[x.detach() for x in outcome.bases])
+    carry, end = (None if x is None else x.detach() for x in (outcome.carry, outcome.end))
+    bases = [x.detach() for x in outcome.bases]
+    outcome = replace(outcome, ys=outcome.ys.detach(), bases=bases, carry=carry, end=end)
     return attach(passes, outcome, [x.detach() for x in passes.close(outcome)])
 
 

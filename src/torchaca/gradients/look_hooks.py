@@ -28,7 +28,7 @@ class Looking:
 
     def over(self, accepted: Iterable[Step]) -> Iterator[Step]:
         """Pass the steps on; those that may be suspects are kept."""
-        rests, start, free = self.p.log.rests, self.p.y0, 0
+        rests, start, free = self.p.log.rests, self.p.first, 0
         handed, kept = self.p.handed, self.kept
         for n, step in enumerate(accepted):
             end = handed(step)

@@ -63,6 +63,7 @@ class MALI:
     exact: ClassVar[bool] = True
     records: ClassVar[bool] = False
     moves: ClassVar[bool] = True
+    saves: ClassVar[bool] = True
 
     anchors: int = 8
     tolerance: float | None = None

@@ -22,6 +22,7 @@ class Naive:
     """Backpropagation through the whole program, the search for step sizes included."""
 
     records: ClassVar[bool] = True
+    saves: ClassVar[bool] = True
 
     name: str = "naive"
 

@@ -33,7 +33,7 @@ def observed(p: Problem) -> Iterator[Step]:
     moments = Moments(p.effects)
     alone = replace(without_graph(p).knowing(None), log=replace(p.log, watch=None))
     again = Again(alone, p.trace, inputs, Ambience.here(p.y0), moments)
-    start = p.y0
+    start = p.first
     for n, step in enumerate(moments.watch(steps(p))):
         p.trace.n_steps = n + 1
         end = p.handed(step)

@@ -18,6 +18,11 @@ from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from .replay import Ambience, MaybeTensors, Parts, backward_pass, refuse_derivative, saved_tensors
 
+SAVED = (
+    "the state at the end of a solve with save= has no derivative where the steps are replayed: go on from "
+    "state.detach(), use gradient='direct', or let save return what is needed of the state as well"
+)
+
 
 class Passes(Protocol):
     """One solve: `forward` is called once, `backward` as often as autograd asks.
@@ -38,7 +43,8 @@ class Passes(Protocol):
     ) -> MaybeTensors:
         """Compute the gradients of `tensors`, which are in the order of `Parts`.
 
-        `cotangents` are those of the outputs, `(n, *y0.shape)`, and of the interpolants if the output is dense.
+        `cotangents` are those of the outputs, `(n, *y0.shape)`, and of the interpolants if the output is dense. If the
+        method carries something at the end, that has further rows behind those of the outputs (`Outcome.rows`).
         """
         ...
 
@@ -59,9 +65,14 @@ def solve_with(passes: Passes) -> Outcome:
 def attach(passes: Passes, outcome: Outcome, kept: Sequence[Tensor]) -> Outcome:
     """Make the outcome of a finished forward pass differentiable. Its tensors have no graph."""
     p = passes.problem = outcome.ended(passes.problem)
+    n = len(outcome.ys)
     boundaries = p.control.boundaries(p.ts, outcome.times) if p.dense else ()
-    ys, *bases = _Solve.apply(passes, outcome.ys, outcome.bases, kept, *Parts.of(p, passes.inputs).flat())
-    return replace(outcome, ys=ys, bases=bases, boundaries=boundaries)
+    rows, *bases = _Solve.apply(passes, outcome.rows, outcome.bases, kept, *Parts.of(p, passes.inputs).flat())
+    outcome = replace(outcome, ys=rows, bases=bases, boundaries=boundaries)
+    if outcome.end is not None:
+        end, carry = refuse_derivative([outcome.end, outcome.carry], (rows,), SAVED)
+        return replace(outcome, end=end, carry=carry)
+    return outcome if outcome.carry is None else replace(outcome, ys=rows[:n], carry=rows[n:])
 
 
 def refuse(

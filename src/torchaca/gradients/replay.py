@@ -118,7 +118,10 @@ def _counted_as_backward(stats: Stats) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Parts:
-    """The tensors a solve is a function of, in the order in which an autograd function takes them."""
+    """The tensors a solve is a function of, in the order in which an autograd function takes them.
+
+    `control` are those of `Problem.tensors`.
+    """
 
     y0: Tensor
     ts: Tensor | None
@@ -129,7 +132,7 @@ class Parts:
     @staticmethod
     def of(p: Problem, inputs: Inputs) -> Parts:
         captured = inputs.captured + inputs.late
-        return Parts(p.y0, p.ts.tensor, tuple(p.control.tensors), inputs.args, captured)
+        return Parts(p.y0, p.ts.tensor, p.tensors, inputs.args, captured)
 
     @staticmethod
     def leaves_for(p: Problem, inputs: Inputs, tensors: Sequence[Any]) -> Parts:
@@ -137,7 +140,7 @@ class Parts:
 
         The captured ones are those that f holds, not what saved-tensor hooks made of them.
         """
-        parts = Parts.join(tensors, len(p.control.tensors), len(inputs.args))
+        parts = Parts.join(tensors, len(p.tensors), len(inputs.args))
         return replace(parts, captured=inputs.captured + inputs.late).leaves()
 
     @staticmethod
@@ -161,16 +164,16 @@ class Parts:
 def rebuilt(p: Problem, parts: Parts, inputs: Inputs) -> Problem:
     """The problem as a function of other tensors of the same values."""
     swap = {id(old): new for old, new in zip(inputs.args, parts.args, strict=True)}
-    f, control = replace(p.f.with_tensors(swap), f0=None), p.control.with_tensors(parts.control)
-    ts, log = Times(p.ts.values, parts.ts), replace(p.log, watch=None)
-    return replace(p, f=f, y0=parts.y0, ts=ts, control=control, log=log)
+    f, ts = replace(p.f.with_tensors(swap), f0=None), Times(p.ts.values, parts.ts)
+    log = replace(p.log, watch=None)
+    return replace(p.with_tensors(parts.control), f=f, y0=parts.y0, ts=ts, log=log)
 
 
 def without_graph(p: Problem) -> Problem:
     """The problem on plain numbers: nothing in it asks for a derivative."""
-    control = p.control.with_tensors([x.detach() for x in p.control.tensors])
     p = p if p.f0 is None else p.knowing(p.f0.detach())
-    return replace(p, y0=p.y0.detach(), ts=p.ts.detached(), control=control)
+    p = p.with_tensors([x.detach() for x in p.tensors])
+    return replace(p, y0=p.y0.detach(), ts=p.ts.detached())
 
 
 def vjp(

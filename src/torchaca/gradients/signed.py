@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ..core import Problem
 from ..methods.stability import stability
+from .made import Made
 from .repair import growth_of, local_size, norm_of, until_they_agree
 from .replay import MaybeTensors, vjp
 from .substeps import through
-from .sweep import Made, Replay
+from .sweep import Replay
 from .tally import Tally
 
 GROWING = 2.0

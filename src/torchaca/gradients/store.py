@@ -74,7 +74,7 @@ class Replayed:
 
     def watch(self, p: Problem, accepted: Iterable[Step]) -> Iterator[Step]:
         """Pass the steps of p on; the store sees each of them."""
-        start = p.y0
+        start = p.first
         for n, step in enumerate(self.moments.watch(accepted)):
             self.store.keep(n, start, step)
             yield step

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..core import End, Problem, Step
 from ..loops.outputs import inside
 from ..numbers import Time, value
+from .made import Made, on_leaves
 from .replay import MaybeTensors, totals_for
-from .sweep import Made, Replay, on_leaves
+from .sweep import Replay
 
 AT_ONCE = 8
 """Sub-steps in one graph; of more, the states in between are computed first, without a graph."""
@@ -147,7 +148,7 @@ def march_shifted(p: Problem, boundaries: Sequence[Time], parts: Sequence[int]) 
     Step n is taken as `parts[n]` sub-steps; where that is more than one, the solution goes on from where the whole step
     leads to, as if from there by a constant.
     """
-    start, known = p.y0, p.f0
+    start, known = p.first, p.f0
     for (t0, t1), m in zip(pairwise(boundaries), parts, strict=True):
         if m == 1:
             step = p.step(t0, t1, start, known)

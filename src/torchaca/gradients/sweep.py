@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..trace import Trace
 from .drift import Drift
 from .evaluations import evaluated_stagewise
 from .inner import Inner
+from .made import Made, Taken, on_leaves
 from .replay import MaybeTensors, Parts, rebuilt, totals_for, vjp, without_graph
 from .tally import Tally
 
@@ -95,6 +95,12 @@ class Replay:
         self.alone = alone
         self.wrt = [leaves.ts, *leaves.control, *leaves.args, *leaves.captured]
         self.tally = self.tallied(cotangents)
+        if self.ys_grad is not None and len(self.ys_grad) > len(
+            self.p.ts
+        ):  # of what the last step carries on
+            self.tally.lam = joined(
+                [torch.zeros_like(self.ys_grad[:1]), self.ys_grad[len(self.p.ts) :]], leaves.y0
+            )
         self.next_f0: Tensor | None = None
         self.next_start = end
         self.drift: Drift | None = Drift(leaves.y0)
@@ -198,7 +204,12 @@ class Replay:
     def _outputs(self, n: int, step: Step, outs: list[Tensor], cotangents: list[Tensor]) -> None:
         """Add the step's outputs: an end state to the adjoint, the others to the product."""
         first, last = self.ends[n], self.ends[n + 1]
-        if self.ys_grad is not None and last > first:
+        if self.ys_grad is not None and last > first and self.p.save is not None:
+            saved = self.p.save.emitted(self.p.ts, step, first, last, self.boundaries[n + 1])
+            if saved.requires_grad:
+                outs.append(saved)
+                cotangents.append(self.ys_grad[first:last])
+        elif self.ys_grad is not None and last > first:
             within = self._inside(n)
             for i in range(first, last):
                 if i not in within:
@@ -222,7 +233,7 @@ class Replay:
     def _f1_weights(self, n: int) -> Tensor | None:
         """d outputs / d f1 of the outputs inside step n, where f1 is the first stage of step n + 1, else None."""
         within = self._inside(n)
-        last = n + 1 == self.n_steps
+        last = n + 1 == self.n_steps or self.p.save is not None
         if not within or last or self.dense_grad or not self.p.reuses(self.boundaries[n + 1]):
             return None
         if self.inner or n in self.alone or n + 1 in self.alone:
@@ -247,45 +258,22 @@ class Replay:
         RuntimeError
             If f gave other values than in the forward pass; see `Drift`.
         """
-        at_start = [] if self.ys_grad is None else [self.ys_grad[i] for i in range(self.ends[0])]
+        at_start = [] if self.ys_grad is None else self._at_start(self.ys_grad)
         grads = self.tally.finished(self.parts, self.wrt, at_start)
         return self.drift.settled(grads, self.p, self.inputs, self.parts) if self.drift else grads
 
-
-@dataclass(frozen=True)
-class Taken:
-    """A step between leaves: where it starts, when, and what it has handed on."""
-
-    y: Tensor
-    times: tuple[Time, Time]
-    step: Step
-    end: Tensor
-
-
-@dataclass(frozen=True)
-class Made:
-    """A part of a solve that was made again, with its graph: `outs`, and the `cotangents` of them.
-
-    `wrt`: what a product is with respect to, in the order of `Tally.add`. `kept`: somebody else needs the graph, too.
-    """
-
-    inputs: Inputs
-    step: Step
-    wrt: Sequence[Tensor | None]
-    outs: list[Tensor]
-    cotangents: list[Tensor]
-    kept: bool = False
-
-    def pulled(
-        self, outs: Sequence[Tensor], cotangents: Sequence[Tensor], *, keep: bool = False
-    ) -> MaybeTensors:
-        """The vector-Jacobian product; `keep` the graph for another one."""
-        return vjp(outs, self.wrt, cotangents, keep=keep or self.kept or self.inputs.shared)
-
-
-def on_leaves(*times: Time) -> list[Tensor | None]:
-    """Times as what a product is with respect to: None where they are numbers."""
-    return [t if isinstance(t, Tensor) else None for t in times]
+    def _at_start(self, grads: Tensor) -> Sequence[Tensor]:
+        """The cotangents of y0 that come from the outputs there."""
+        p, n = self.p, self.ends[0]
+        if p.save is None:
+            return list(grads[:n])
+        with torch.enable_grad():
+            values = torch.cat(p.save.at_start(p, n))
+        if not values.requires_grad:
+            return []
+        grad, *others = vjp([values], [p.y0, *self.wrt], [grads[:n]], keep=self.inputs.shared)
+        self.tally.totals.add(others)
+        return [] if grad is None else [grad]
 
 
 def _onto_state(cotangent: Tensor, grad: Tensor) -> Tensor:

@@ -82,7 +82,9 @@ class Sweeps:
     def weights(self, start: int) -> list[float]:
         """How much the loss asks for each output from `start` on."""
         grads = self.cotangents[0]
-        return [] if grads is None else norms(grads[start:])[0]
+        return (
+            [] if grads is None else norms(grads[start : len(self.problem.ts)])[0]
+        )  # without that of a carry
 
     def along(
         self,

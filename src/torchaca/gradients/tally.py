@@ -60,12 +60,17 @@ class Tally:
             Further cotangents of y0.
         """
         lam = torch.zeros_like(parts.y0, requires_grad=False) if self.lam is None else self.lam
-        for grad in at_start:
-            lam = lam + grad
         if self.times:
             boundaries, grads = zip(*self.times, strict=True)
             self.totals.add(vjp(boundaries, wrt[: 1 + len(parts.control)], grads, keep=True))
         others, sums = len(wrt) - len(parts.captured), self.totals.sums
+        if (
+            lam.ndim > parts.y0.ndim
+        ):  # of what a solve before this one has handed on: y0, and the last of the others
+            sums[len(parts.control)] = lam[1:]
+            lam = lam[0]
+        for grad in at_start:
+            lam = lam + grad
         return [
             ordered(lam, parts.y0),
             *sums[:others],

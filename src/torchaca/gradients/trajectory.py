@@ -71,7 +71,7 @@ def marched(p: Problem, grid: Regridded, store: Store, *, dense: bool = False) -
     ends: list[Tensor] = []
 
     def kept() -> Iterator[Step]:
-        start = p.y0
+        start = p.first
         for n, step in enumerate(steps(p)):
             store.keep(n, start, step)
             yield step

@@ -41,13 +41,14 @@ def merged(control: Adaptive, ts: Times, dtype: torch.dtype) -> Adaptive:
     """
     if not (control.jump_ts or control.stop_ts):
         return control
-    start, end = ts.values[0], ts.values[-1]
+    start, finite = ts.values[0], [t for t in ts.values if abs(t) < math.inf]
+    end = finite[-1]  # of a solve without end, its start
     part, least = max(STEP, torch.finfo(dtype).eps), TINY * abs(end - start)
 
     def same(t: float, other: float) -> bool:
         return abs(t - other) <= max(part * max(abs(t), abs(other)), least)
 
-    outputs = sorted(ts.values)
+    outputs = sorted(finite)
     places: dict[float, bool] = {}  # the times that are kept, and whether f jumps there
     last = start
     for t, jumps in sorted([*((t, True) for t in control.jump_ts), *((t, False) for t in control.stop_ts)]):

@@ -150,7 +150,8 @@ def _first_match(
     bad = _bad_entry(p, p.y0)
     if bad:
         return "y0", f"y0 is not finite: {bad}.", "look at what made y0; nothing was solved."
-    ahead = t + p.ts.sign * min(history.rejected_size, abs(p.ts.values[-1] - t))
+    left = abs(p.ts.values[-1] - t)  # infinite in a solve without end
+    ahead = t + p.ts.sign * min(history.rejected_size, left if left < math.inf else dt)
     for time in (t, ahead):
         bad = _bad_entry(p, p.f(time, y))
         if bad and not (time == ahead and _at_a_pole(p, t, y)):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class FixedSteps:
     grid: Times | None = None
     ts: Times | None = field(default=None, repr=False, compare=False)
     """The output times that it was `fitted` to."""
+    since: tuple[float, int] | None = field(default=None, repr=False, compare=False)
+    """Where the steps are counted from, if that is not their start: a time, and so many steps before their start."""
     tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
     """The grid, if it is differentiated."""
 
@@ -53,15 +56,16 @@ class FixedSteps:
         first, last = (start, end) if ts.tensor is None else (ts[0], ts[len(ts) - 1])
         if self.grid is not None:
             return [first, *(self.grid[i] for i in range(1, len(self.grid) - 1)), last]
+        origin, taken = (first, 0) if self.since is None else self.since
         if self.n_steps is not None:
             n, times = int(self.n_steps), [first]
             for i in range(1, n):
-                times.append(first + (last - first) * (i / n))
+                times.append(origin + (last - origin) * ((taken + i) / (taken + n)))
             return [*times, last]
         if self.dt is not None:
             # A remainder of rounding size is no step of its own.
             n = max(1, math.ceil(abs(end - start) / self.dt * (1 - 1e-12) - 1e-9))
-            return [first, *(first + ts.sign * self.dt * i for i in range(1, n)), last]
+            return [first, *(origin + ts.sign * self.dt * i for i in range(taken + 1, taken + n)), last]
         kept = [i for i in range(1, len(ts)) if ts.values[i] != ts.values[i - 1]]
         return [first, *(ts[i] for i in kept)]
 
@@ -71,7 +75,30 @@ class FixedSteps:
 
     def moves(self, p: Problem) -> Generator[Step, None, End]:
         """Yield the steps of a problem; see `torchaca.core.Control`."""
-        return march(p, self.times(p.ts))
+        return march(p, self._without_end(p.ts) if math.isinf(p.ts.values[-1]) else self.times(p.ts))
+
+    def _without_end(self, ts: Times) -> Iterator[Time]:
+        """All step times of a solve that somebody else ends."""
+        if self.dt is None:
+            raise ValueError("steps of which only the number is known need an end: give t1, or dt=")
+        origin, taken = (ts.values[0], 0) if self.since is None else self.since
+        yield ts.values[0]
+        yield from (origin + ts.sign * self.dt * i for i in count(taken + 1))
+
+    def going_on(self, since: float, taken: int, ts: Times) -> FixedSteps:
+        """Count the steps from `since`, so many before their start at ts[0], if they are the same steps so."""
+        start, end = ts.values[0], ts.values[-1]
+        if self.dt is not None:
+            same = since + ts.sign * self.dt * taken == start
+        else:
+            same = (
+                self.n_steps is not None and since + (end - since) * (taken / (taken + self.n_steps)) == start
+            )
+        if not (same and taken):
+            return self
+        other = copy(self)
+        object.__setattr__(other, "since", (since, taken))
+        return other
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> FixedSteps:
         """Exchange the grid for one of the same values; one that nobody differentiates is host numbers."""

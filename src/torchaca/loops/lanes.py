@@ -48,6 +48,7 @@ def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
         f"a control of your own ({type(p.control).__name__}) is": tolerant(p.control) is None,
         "jump_ts is": bool(p.jumps) or p.one_sided,
         "dense=True is": p.dense,
+        "going on from the state of another solve is": p.start is not None,
         "derivatives with respect to t are": p.ts.tensor is not None,
         f"method {p.method.name!r} is": p.carrying is not None,
         "an f that draws random numbers or moves buffers is": p.effects is not None,

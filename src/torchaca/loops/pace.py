@@ -76,8 +76,23 @@ class Limits:
             dt_max=control.dt_max,
             max_trials=control.max_steps,
             most_rejections=math.ceil(math.log(HOPELESS) / math.log(control.factor_min)),
-            fallback=max(control.dt_min, UNGUESSED * span),
+            fallback=max(control.dt_min, UNGUESSED * (span if span < math.inf else 1.0)),
         )
+
+
+def known_pace(
+    p: Problem, control: Adaptive, time: Callable[[Any], Any] = value
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the size of the first step, the user's or the one that was next, and the error ratios before it.
+
+    None if it is to be guessed.
+    """
+    if control.dt0 is not None:
+        return max(control.dt0, control.dt_min), ()
+    if p.start is None or p.start.pace.dt is None:
+        return None, ()
+    dt, *ratios = map(time, (p.start.pace.dt, *p.start.pace.ratios))
+    return at_least(dt, control.dt_min), tuple(ratios)
 
 
 def first_dt(guess: Any, t: Any, limits: Limits) -> Any:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..core import Method, Problem, VectorField
 from ..methods.stability import GOOD, SHARE, stability
-from ..numbers import Numbers, Time, at_least, at_most, in_double, on_host, where
+from ..numbers import Numbers, Time, at_least, at_most, in_double, on_host, value, where
 from ..state import rms
 from ..torch_internals import plain
 from .pace import TOO_SMALL, ulp
@@ -124,7 +124,7 @@ def longest(steepness: Any, method: Method, span: float) -> Any:
     """Return how long a step may be where |J| is `steepness`, a number or a tensor, in a solve over `span`."""
     theta, steep = stability(method).theta, at_least(steepness, FLAT)
     good = theta / SHARE  # there a step is off by GOOD (z / good)^(order + 1), and L span / z steps are taken
-    small = good * (TOTAL / GOOD * good / (span * steep)) ** (1 / method.order)
+    small = good * (TOTAL / GOOD * good / at_least(span * steep, FLAT)) ** (1 / method.order)
     return at_most(small, theta) / steep
 
 
@@ -133,9 +133,16 @@ def least(p: Problem, control: Adaptive) -> float:
 
     A stiff problem at rest is one that steps of this kind cannot resolve, and it is not to fail for that.
     """
-    start, end = p.ts.values[0], p.ts.values[-1]
-    shortest = 2 * abs(end - start) / min(control.max_steps, MOST)
-    return max(control.dt_min, shortest, 2 * TOO_SMALL * max(ulp(start), ulp(end)))
+    start, end = p.since, p.ts.values[-1]
+    shortest = 2 * span_of(p) / min(control.max_steps, MOST)
+    farther = max(ulp(start), ulp(end)) if abs(end) < math.inf else ulp(start)
+    return max(control.dt_min, shortest, 2 * TOO_SMALL * farther)
+
+
+def span_of(p: Problem) -> float:
+    """Return the time over which the errors of steps add up: none in a solve without end, whose caller stops it."""
+    span = abs(p.ts.values[-1] - p.since)
+    return span if span < math.inf else 0.0
 
 
 def resolution(p: Problem) -> float:
@@ -154,14 +161,29 @@ class Rest:
 
     def __init__(self, p: Problem, control: Adaptive) -> None:
         self.p, self.control, self.looks = p, control, looks(p, control)
-        self.slope: Slope | None = None
+        self.slope: Slope | None = None if p.start is None else p.start.pace.slope
+        p.log.pace.slope = self.slope
+
+    def pending(self) -> bool:
+        """Whether the first step has to be bounded: the solve before this one has ended at rest."""
+        if not self.looks or self.p.start is None or (before := self.p.start.pace.before) is None:
+            return False
+        return self._rests(self.p.start.pace.ratios[0], before, self.p.y0)
 
     def note(self, t0: float, ratio: float, t1: float, y0: Tensor, y1: Tensor) -> bool:
         """Note the step from t0 to t1 for gradients; whether the next one has to be bounded."""
         self.p.log.rests.ratios[t0] = ratio
-        if not self.looks or t1 == self.p.ts.values[-1]:
+        if not self.looks:
             return False
-        return ratio <= ROUNDING or self.control.motion(y0.detach(), y1.detach()).item() <= STILL
+        if t1 == self.p.ts.values[-1]:  # of use to a solve that goes on from here alone, which looks itself
+            self.p.log.pace.before = y0.detach()
+            return False
+        return self._rests(ratio, y0, y1)
+
+    def _rests(self, ratio: Any, y0: Tensor, y1: Tensor) -> bool:
+        if value(ratio) <= ROUNDING:
+            return True
+        return self.control.motion(y0.detach(), y1.detach()).item() <= STILL
 
     def bound(self, f: VectorField, t: Time, y: Tensor, f0: Tensor) -> float:
         """Look beside y, where f is f0, and return how long the next step may be."""
@@ -169,6 +191,5 @@ class Rest:
         with torch.no_grad(), p.undone():
             before = Slope.unknown(y, p.f.batch) if self.slope is None else self.slope
             point = (t, y, f0.detach(), self.control.atol, resolution(p))
-            self.slope = before.looked(f, *point, numbers=on_host)
-        span = abs(p.ts.values[-1] - p.ts.values[0])
-        return max(longest(self.slope.steepness, p.method, span), least(p, self.control))
+            self.slope = p.log.pace.slope = before.looked(f, *point, numbers=on_host)
+        return max(longest(self.slope.steepness, p.method, span_of(p)), least(p, self.control))

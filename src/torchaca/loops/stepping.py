@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -24,6 +24,7 @@ from .pace import (
     Limits,
     accepts,
     first_dt,
+    known_pace,
     next_dt,
     propose,
     refusals,
@@ -64,9 +65,9 @@ def steps_on_tensors(p: Problem) -> Generator[Step, None, End]:
     return moves if p.events is None else p.events.over(p, moves)
 
 
-def march(p: Problem, boundaries: Sequence[Time]) -> Generator[Step, None, End]:
+def march(p: Problem, boundaries: Iterable[Time]) -> Generator[Step, None, End]:
     """Yield steps between given times, without looking at errors and without reading the device."""
-    step, y, start, f0 = None, p.y0, p.y0, p.f0
+    step, y, start, f0 = None, p.y0, p.first, p.f0
     make, handed, continuous = p.step, p.handed, p.continuous
     for t0, t1 in pairwise(boundaries):
         if step is not None:
@@ -98,7 +99,7 @@ class Walk:
     def __init__(self, p: Problem) -> None:
         self.p, self.t, self.y, self.f0 = p, p.ts[0], p.y0, p.f0
         self.last = p.ts[len(p.ts) - 1]
-        self._start, self._before, self._mark = p.y0, None, None
+        self._start, self._before, self._mark = p.first, None, None
 
     def trial(self, t1: Time) -> Step:
         """Make the step from `t` to t1."""
@@ -126,9 +127,12 @@ class Walk:
         self._before = None
         return self.f0
 
-    def bound(self, rest: Rest) -> float:
-        """Return how long the next step may be where the last one's error says nothing; see `rest`."""
-        f0 = self.slope()
+    def bound(self, rest: Rest, f0: Tensor | None = None) -> float:
+        """Return how long the next step may be where the last one's error says nothing; see `rest`.
+
+        `f0` is f there, if it is known.
+        """
+        f0 = self.slope() if f0 is None else f0
         return rest.bound(self.p.between(self.t, self.last), self.t, self.y, f0)
 
     def accept(self, step: Step) -> None:
@@ -162,8 +166,11 @@ def search(
         slope = p.slope(walk.t, last, walk.y) if p.f0 is None else p.f0
     walk.f0 = slope if not (p.effects and p.effects.stateful) else None
     order = p.carrying.error_order if p.carrying else p.method.order
-    limits, history, ratios = Limits.of(p, control), History(), []
-    dt = _first(p, control, limits, slope, numbers)
+    limits, history, pace = Limits.of(p, control), History(), p.log.pace
+    dt, ratios = known_pace(p, control, numbers.time)
+    dt = _first(p, control, limits, slope, numbers) if dt is None else dt
+    if rest.pending():
+        dt = at_most(dt, walk.bound(rest, slope))
     now = p.ts.values[0]
     t = numbers.time(walk.t)  # on the host a constant, also after a t0 that is differentiated
     for stop in control.stops(p.ts):
@@ -188,9 +195,10 @@ def search(
                 walk.accept(step)
                 if error <= ROOM and rest.note(now, error, value(later), step.y0, step.y1):
                     dt = at_most(dt, walk.bound(rest))
+                t, now, ratios = later, value(later), (ratio, *ratios[:1])
+                pace.dt, pace.ratios = dt, ratios
                 yield step
                 history.accept(size)
-                t, now, ratios = later, value(later), [ratio, *ratios[:1]]
             else:
                 walk.reject(step)
                 history.reject(size)
@@ -198,9 +206,7 @@ def search(
 
 
 def _first(p: Problem, control: Adaptive, limits: Limits, f0: Tensor, numbers: Arithmetic) -> Time:
-    """Choose the first step size: the user's, or Hairer's."""
-    if control.dt0 is not None:
-        return max(control.dt0, control.dt_min)
+    """Choose the first step size by Hairer's rule."""
     with p.undone(), numbers.recording():
         guess = numbers.time(control.initial_step(p, f0, numbers.read))
     if not math.isfinite(value(guess)) and not bool(torch.isfinite(f0).all()):

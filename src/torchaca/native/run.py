@@ -20,7 +20,7 @@ from ..errors import SolverError
 from ..gradients.checkpoints import States
 from ..layout import empty_rows, memory_order
 from ..loops.diagnosis import History, chatters, diagnose
-from ..loops.pace import Limits, propose
+from ..loops.pace import Limits, known_pace, propose
 from ..loops.rest import Rest
 from ..loops.stepping import stopped
 from ..methods.runge_kutta import RungeKutta
@@ -97,7 +97,7 @@ class Forward:
         self.ys[: self.start] = self.y
         self.control, self.end = tolerant(p.control), self.y
         solve, alive = self._solve()
-        state = self._state()
+        state = self._state(solve)
         try:
             self._loop(solve, state)
         except SolverError as error:
@@ -133,19 +133,22 @@ class Forward:
         )
         return solve, (work, tolerance, pace)
 
-    def _state(self) -> records.State:
+    def _state(self, solve: records.Solve) -> records.State:
         """Where a forward pass starts."""
-        dt = math.nan  # to be guessed
-        if self.control is not None and self.control.dt0 is not None:
-            dt = max(self.control.dt0, self.control.dt_min)
-        state = records.State(self.times[0], dt, 1.0, 1.0, math.inf, 0.0, self.problem.log.rests.start)
+        dt, before = (None, ()) if self.control is None else known_pace(self.problem, self.control)
+        ratios = (*before, 1.0, 1.0)[:2]
+        dt = math.nan if dt is None else dt  # to be guessed
+        state = records.State(self.times[0], dt, *ratios, math.inf, 0.0, self.problem.log.rests.start)
+        state.ratios = len(before)
+        if self.control is not None and self.rest.pending():
+            state.dt = min(state.dt, self.rest.bound(self._slope_from(solve), self.times[0], self.y, self.f0))
+            state.calls = 1
         state.known, state.outputs, state.next_look = 1, self.start, self.history.next_look
         return state
 
     def _loop(self, solve: records.Solve, state: records.State) -> None:
         loops = loops_for(self.y.dtype)
         loop = loops.function("march" if self.control is None else "search")
-        slope = loops.function("slope")
         chunk, room = self._chunk(FIRST_CHUNK, self.y)
         record = chunk.record(room, self.keep.states, self.keep.rows)
         at = [records.address(x) for x in (solve, state, record)]
@@ -157,9 +160,7 @@ class Forward:
             if status == Status.REACHED:
                 return
             if status == Status.RESTS:
-                self._bound(
-                    state, chunk, record.steps, lambda t, y, k: slope(at[0], t, y.data_ptr(), k.data_ptr())
-                )
+                self._bound(state, chunk, record.steps, self._slope_from(solve))
             elif status == Status.FULL:
                 end = chunk.Y[record.steps if self.keep.states else record.steps & 1]
                 chunk, room = self._chunk(CHUNK, end)
@@ -215,10 +216,13 @@ class Forward:
         stats.accepted, stats.rejected = state.accepted, state.rejected
         stats.nfe += state.calls - self.noted
         self.problem.log.rests.start = state.start
+        if self.control is not None and state.accepted:
+            pace, ratios = self.problem.log.pace, (state.ratio, state.older)
+            pace.dt, pace.ratios = state.dt, ratios[: state.ratios]
         self.noted = state.calls
 
     def _bound(
-        self, state: records.State, chunk: Chunk, n: int, slope: Callable[[float, Tensor, Tensor], object]
+        self, state: records.State, chunk: Chunk, n: int, slope: Callable[[Time, Tensor], Tensor]
     ) -> None:
         """Note that the error of a chunk's step n says nothing, and bound the next one; see `torchaca.loops.rest`."""
         t0, t1 = chunk.times[n - 1].item(), state.t
@@ -226,16 +230,21 @@ class Forward:
         if not self.rest.note(t0, state.ratio, t1, y0, y1):
             return
         if not state.known:
-            slope(t1, y1, self.f0)
+            self.f0.copy_(slope(t1, y1))
             state.known, state.calls = 1, state.calls + 1
+        state.dt = min(state.dt, self.rest.bound(slope, t1, y1, self.f0))
+        state.calls += 1
+
+    def _slope_from(self, solve: records.Solve) -> Callable[[Time, Tensor], Tensor]:
+        """f of the loops in C."""
+        slope, at = loops_for(self.y.dtype).function("slope"), records.address(solve)
 
         def f(t: Time, y: Tensor) -> Tensor:
             k = torch.empty_like(y)
-            slope(value(t), y.contiguous(), k)
+            slope(at, value(t), y.contiguous().data_ptr(), k.data_ptr())
             return k
 
-        state.dt = min(state.dt, self.rest.bound(f, t1, y1, self.f0))
-        state.calls += 1
+        return f
 
     def _decide(self, status: int, state: records.State, times: Sequence[float], y: Tensor) -> None:
         """What the loop leaves to Python: whether f jumps where the solution is, and why a solve stops.
