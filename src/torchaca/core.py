@@ -157,10 +157,11 @@ class Problem:
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Problem:
         """Exchange `tensors` for others of the same values."""
-        p = replace(self, control=self.control.with_tensors(tensors[: len(self.control.tensors)]))
-        if self.start is None or self.start.carry is None:
-            return p
-        return replace(p, start=replace(self.start, carry=tensors[-1]))
+        start = self.start
+        if start is None or start.carry is None:
+            return replace(self, control=self.control.with_tensors(tensors))
+        *own, carry = tensors
+        return replace(self, control=self.control.with_tensors(own), start=replace(start, carry=carry))
 
     @cached_property
     def step(self) -> Callable[..., Step]:
