@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,3 +85,57 @@ def test_failed_solutions(make):
     assert other.status == sol.status == "blow-up"
     assert str(other.failure) == str(sol.failure)
     assert torch.equal(other.ys, sol.ys)
+
+
+STARTS = {
+    "tensor": torch.tensor([[1.0, 0.5]], dtype=DOUBLE),
+    "half": torch.ones(2, dtype=torch.bfloat16),
+    "complex": torch.ones(2, dtype=torch.complex64),
+    "nested": {"a": torch.ones(2, dtype=DOUBLE), "b": (torch.ones((), dtype=torch.float32), torch.ones(0))},
+}
+
+
+def safely_by_torch(thing):
+    """As files are loaded by default: nothing but tensors, plain containers and what is known to be harmless."""
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@pytest.mark.parametrize("make", [*COPIES.values(), safely_by_torch], ids=[*COPIES, "load"])
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("times", [T, T[::-1], [0.5, 0.5]], ids=["forwards", "backwards", "at rest"])
+def test_dense_output(times, start, make):
+    w = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
+
+    def f(t, y):
+        return torch.utils._pytree.tree_map(lambda x: (-w * x).to(x.dtype), y)
+
+    t = torch.tensor(times, dtype=DOUBLE, requires_grad=True)
+    sol = solve(f, STARTS[start], t, dense=True, method="rk4", n_steps=3)
+    other = make(sol.dense)
+    asked = [sol.dense] if times[0] == times[1] else [sol.dense, sol.dense.derivative]
+    for query, again in zip(asked, [other, other.derivative], strict=False):
+        mine, theirs = (torch.utils._pytree.tree_leaves(q([0.5, times[0]])) for q in (again, query))
+        assert [type(again([0.5]))] == [type(query([0.5]))]
+        for x, y in zip(mine, theirs, strict=True):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+            assert not x.requires_grad
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dense_output_of_every_method(method):
+    sol = solve(lambda t, y: -y, torch.ones(2, dtype=DOUBLE), T, method=method, n_steps=3, dense=True)
+    other = safely_by_torch(sol.dense)
+    assert other.method == METHODS[method]
+    assert torch.equal(other([0.1, 0.7]), sol([0.1, 0.7]))
+
+
+def test_dense_output_of_a_method_that_is_in_no_table():
+    method = replace(METHODS["dopri5"], name="mine")
+    sol = solve(lambda t, y: -y, torch.ones(2, dtype=DOUBLE), T, method=method, dense=True)
+    assert torch.equal(COPIES["pickle"](sol.dense)(0.3), sol(0.3))
+    with pytest.raises(pickle.UnpicklingError, match="RungeKutta"):
+        safely_by_torch(sol.dense)

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from butcher_tables import BARE
 from problems import BOTH_WAYS, COSINE, DOUBLE, OSCILLATION, SPIRAL
 
 from torchaca import METHODS, solve
+from torchaca.executors import EXECUTORS
 
 NAMES = list(METHODS)
 
@@ -215,3 +217,127 @@ def test_autocast_is_for_f_alone(gradient):
     for ys, *_ in (plain, cast):
         ys[1].sum().backward()
     assert torch.equal(cast[2].grad, plain[2].grad)
+
+
+# The derivative by time.
+
+
+def by_autograd(sol, t):
+    """d sol(t) / dt, component by component."""
+    at = t.clone().requires_grad_()
+    flat = sol(at).reshape(len(t), -1)
+    columns = [torch.autograd.grad(flat[:, i].sum(), at, retain_graph=True)[0] for i in range(flat.shape[1])]
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("direction", ["forwards", "backwards"])
+@pytest.mark.parametrize("name", NAMES)
+def test_derivative_is_that_of_the_interpolant(name, direction):
+    p = SPIRAL if direction == "forwards" else SPIRAL.backwards()
+    sol = solve(p.f, p.y0, p.times(2), method=name, dense=True, **steps_for(name))
+    times = torch.cat([p.times(9), torch.rand(7, dtype=DOUBLE) * 2.5 - 1])
+    torch.testing.assert_close(sol.derivative(times), by_autograd(sol, times), rtol=1e-12, atol=1e-12)
+    assert sol.derivative(0.1).shape == p.y0.shape
+    assert sol.derivative(times.reshape(4, 4)).shape == (4, 4, *p.y0.shape)
+
+
+def ends_on_f(method):
+    """Whether the interpolant's slopes are f at both ends of a step: those of one stage, h k_i over h."""
+    if getattr(method, "f1_index", None) is None:
+        return False
+    want = torch.zeros(2, method.dense_stages + 1, dtype=DOUBLE)
+    want[0, 1] = want[1, 1 + method.f1_index] = 1
+    return torch.allclose(method.basis_slopes(torch.tensor([0.0, 1.0], dtype=DOUBLE)), want, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "method", [*BARE.values(), *filter(ends_on_f, METHODS.values())], ids=lambda m: m.name
+)
+def test_derivative_is_f_where_steps_end(method):
+    p = replace(COSINE, span=(-0.5, 4.5))
+    sol = solve(p.f, p.y0, p.times(2), method=method, n_steps=7, dense=True)
+    times = torch.tensor(sol.steps, dtype=DOUBLE)
+    right = torch.stack([p.f(t, y) for t, y in zip(times, sol(times), strict=True)])
+    torch.testing.assert_close(sol.derivative(times), right, rtol=1e-10, atol=1e-10)
+
+
+class Protocol:
+    """A method as `torchaca.core.Method` has it, and no more."""
+
+    def __init__(self, own):
+        self.own = own
+        self.name, self.order, self.adaptive, self.stages = own.name, own.order, own.adaptive, own.stages
+
+    def step(self, *args, **known):
+        return self.own.step(*args, **known)
+
+    def basis_weights(self, theta):
+        return self.own.basis_weights(theta)
+
+    def f1_weights(self, *args):
+        return self.own.f1_weights(*args)
+
+
+@pytest.mark.parametrize("name", ["dopri5", "euler", "rk4"])
+def test_derivative_of_a_method_that_knows_its_weights_alone(name):
+    p, times = SPIRAL, SPIRAL.times(9).requires_grad_()
+    own, other = (
+        solve(p.f, p.y0, p.times(2), method=method, n_steps=5, dense=True).derivative(times)
+        for method in (METHODS[name], Protocol(METHODS[name]))
+    )
+    torch.testing.assert_close(other, own, rtol=1e-13, atol=1e-13)
+    grads = [torch.autograd.grad(x.square().sum(), times)[0] for x in (own, other)]
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-12, atol=1e-12)
+
+
+def test_derivative_of_nested_states():
+    y0 = {"x": torch.ones(2, dtype=DOUBLE), "v": (torch.zeros(2, dtype=torch.float32),)}
+    sol = solve(
+        lambda t, y: {"x": y["v"][0].double(), "v": (-y["x"].float(),)}, y0, [0.0, 1.0], dense=True, rtol=1e-7
+    )
+    at = sol.derivative([[0.3], [0.7]])
+    assert at["x"].shape == (2, 1, 2)
+    assert at["v"][0].dtype == torch.float32
+    exact = -torch.sin(torch.tensor([0.3, 0.7], dtype=DOUBLE))
+    torch.testing.assert_close(at["x"][:, 0, 0], exact, rtol=1e-4, atol=0)
+
+
+def test_derivative_needs_steps_and_dense_output(sol):
+    for t in (-1.1, 1.6):
+        with pytest.raises(ValueError, match="outside of the solve"):
+            sol.derivative(t)
+    assert sol.derivative([]).shape == (0, 2)
+    with pytest.raises(ValueError, match="solve with dense=True"):
+        solve(SPIRAL.f, SPIRAL.y0, SPIRAL.times(2)).derivative(0.0)
+    with pytest.raises(ValueError, match="has no step"):
+        solve(lambda t, y: -y, torch.ones(2), [0.5, 0.5], dense=True).derivative(0.5)
+
+
+COMPILING = {mode for mode in EXECUTORS if mode not in (False, "native")}
+
+
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[pytest.mark.slow] if mode in COMPILING else []) for mode in EXECUTORS]
+)
+def test_values_and_derivatives_under_every_executor(mode):
+    """Those of the eager loop, or a refusal in words."""
+    y0, at = torch.tensor([1.0, 0.5], dtype=DOUBLE), torch.linspace(0, 2, 9, dtype=DOUBLE)
+    found = []
+    for compile in (False, mode):
+        w, y = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True), y0.clone().requires_grad_()
+        try:
+            sol = solve(
+                lambda t, y, w: torch.sin(w * y) - t * y,
+                y,
+                [0.0, 2.0],
+                args=(w,),
+                dense=True,
+                compile=compile,
+            )
+        except ValueError as refusal:
+            assert "use compile=" in str(refusal)  # noqa: PT017
+            return
+        values, slopes = sol(at), sol.derivative(at)
+        grads = torch.autograd.grad(values.square().sum() + slopes.prod(1).sum(), (w, y))
+        found.append((values, slopes, *grads))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-11)

@@ -226,10 +226,89 @@ def test_naive_through_one_lane_only():
         vmap(lambda y: outputs(y, gradient=Naive()))(STARTS)
 
 
-@pytest.mark.parametrize("options", [{"jump_ts": [0.5]}, {"dense": True}], ids=str)
-def test_what_lanes_cannot_do(options):
+def test_what_lanes_cannot_do():
     with pytest.raises(NotImplementedError, match=r"not available.*vmap.*n_steps"):
-        vmap(lambda y: outputs(y, **options))(STARTS)
+        vmap(lambda y: outputs(y, jump_ts=[0.5]))(STARTS)
+
+
+AT = torch.tensor([0.0, 0.31, 2.9, 0.7, 3.0, 1.1], dtype=DOUBLE)
+
+
+def queries(y0, t, **options):
+    """Values and derivatives inside of the steps."""
+    sol = solve(prey, y0, [0.0, 1.3, 3.0], dense=True, **{"rtol": 1e-5, "atol": 1e-7, **options})
+    return torch.cat([sol(t), sol.derivative(t)])
+
+
+@pytest.mark.parametrize(
+    "options", [*({"method": name} for name in ADAPTIVE), {"n_steps": 5, "rtol": None, "atol": None}], ids=str
+)
+def test_dense_output_in_lanes(options):
+    def summed(y0):
+        return queries(y0, AT, **options).square().sum()
+
+    right = alone(lambda y: queries(y, AT, **options))
+    torch.testing.assert_close(vmap(lambda y: queries(y, AT, **options))(STARTS), right, rtol=1e-8, atol=1e-8)
+    slopes = alone(lambda y: torch.autograd.functional.jacobian(summed, y))
+    torch.testing.assert_close(vmap(grad(summed))(STARTS), slopes, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(grad(lambda ys: vmap(summed)(ys).sum())(STARTS), slopes, rtol=1e-7, atol=1e-7)
+
+
+def test_dense_output_in_lanes_by_time_and_backwards():
+    def program(t):
+        return vmap(lambda y: queries(y, t))(STARTS)
+
+    v = torch.linspace(-1, 1, len(AT), dtype=DOUBLE)
+    right = torch.autograd.functional.jvp(lambda t: alone(lambda y: queries(y, t)), AT, v)[1]
+    torch.testing.assert_close(jvp(program, (AT,), (v,))[1], right, rtol=1e-8, atol=1e-8)
+
+    def back(y):
+        return solve(prey, y, [3.0, 0.0], rtol=1e-5, dense=True)(AT)
+
+    torch.testing.assert_close(vmap(back)(STARTS), alone(back), rtol=1e-8, atol=1e-8)
+    pairs = torch.stack([STARTS, STARTS.flip(0)])
+    torch.testing.assert_close(
+        vmap(vmap(back), 1, 1)(pairs), torch.stack([alone(back), alone(back).flip(0)]), rtol=1e-8, atol=1e-8
+    )
+    with pytest.raises(ValueError, match="outside of the solve"):
+        vmap(lambda y: queries(y, 3.1))(STARTS)
+
+
+def test_dense_output_of_lanes_that_fail():
+    """nan from there on, where the others go on; no nan in what the lanes share."""
+    starts = torch.tensor([0.1, 2.0], dtype=DOUBLE)
+
+    def at(y0, w, times=(0.2, 0.9)):
+        sol = solve(lambda t, y: w * y * y, y0, [0.0, 1.0], dense=True, on_failure="nan")
+        return torch.stack([sol(times), sol.derivative(times)])
+
+    one = torch.ones((), dtype=DOUBLE)
+    found = vmap(lambda y: at(y, one))(starts)
+    assert torch.isnan(found).tolist() == [[[False, False]] * 2, [[False, True]] * 2]
+    torch.testing.assert_close(found[0], at(starts[0], one), rtol=1e-9, atol=1e-9)
+    shared = grad(lambda w: vmap(lambda y: at(y, w))(starts)[:, :, 0].sum())(one)
+    right = grad(lambda w: at(starts[0], w, [0.2]).sum() + at(starts[1], w, [0.2]).sum())(one)
+    torch.testing.assert_close(shared, right, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"n_steps": 5, "rtol": None, "atol": None}], ids=["adaptive", "fixed"]
+)
+@pytest.mark.parametrize("gradient", RECORDED, ids=str)
+def test_dense_output_in_forward_mode(gradient, options):
+    def program(y0, t):
+        return queries(y0, t, gradient=gradient, **options)
+
+    at, along = (
+        (STARTS[1], AT[:-1]),
+        (torch.tensor([0.3, -1.0], dtype=DOUBLE), torch.linspace(-1, 1, 5, dtype=DOUBLE)),
+    )
+    right = torch.autograd.functional.jvp(program, at, along)[1]
+    torch.testing.assert_close(jvp(program, at, along)[1], right, **close)
+    with torch.autograd.forward_ad.dual_level():
+        duals = [torch.autograd.forward_ad.make_dual(x, v) for x, v in zip(at, along, strict=True)]
+        tangent = torch.autograd.forward_ad.unpack_dual(program(*duals)).tangent
+    torch.testing.assert_close(tangent, right, **close)
 
 
 @pytest.mark.parametrize(

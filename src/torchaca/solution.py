@@ -39,6 +39,8 @@ class Solution:
         The times between which the solve stepped, from t[0] on.
     failure : SolverError or None
         Why the solve stopped early, if `on_failure` is not "raise".
+    dense : DenseOutput or None
+        With `dense=True`: what `solution(t)` and `solution.derivative(t)` ask; it can be saved by itself.
     trace : Trace or None
         With `debug=True`: the steps of the last backward pass, `trace.ts`, `trace.norms`, `trace.points`.
     settings : str
@@ -114,6 +116,12 @@ class Solution:
         if self.dense is None:
             raise ValueError("this solution has no dense output: solve with dense=True")
         return self.dense(t)
+
+    def derivative(self, t: Any) -> Any:
+        """dy/dt of `solution(t)` at any time of the solve, `(*t.shape, *y0.shape)`; needs `dense=True`."""
+        if self.dense is None:
+            raise ValueError("this solution has no dense output: solve with dense=True")
+        return self.dense.derivative(t)
 
     @staticmethod
     def of(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core import Method, Step
-from ..dense import find_steps, interpolate
+from ..dense import find_steps
+from ..methods.length import fraction
 from ..numbers import combined
 
 
@@ -52,7 +53,8 @@ class Recorded:
     def __call__(self, t: float) -> Tensor:
         """The state at `t`, shape of y0."""
         n = find_steps(self.ends, t)
-        return interpolate(self._weights, self.coefficients[n], self.times[n], self.times[n + 1], [t])[0]
+        theta = fraction(self.times[n], self.times[n + 1], [t])
+        return combined(self._weights(theta), self.coefficients[n])[0]
 
     def _weights(self, theta: Tensor) -> Tensor:
         """`(n, r)`: those of the coefficients."""

@@ -47,7 +47,6 @@ def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
     unavailable = {
         f"a control of your own ({type(p.control).__name__}) is": tolerant(p.control) is None,
         "jump_ts is": bool(p.jumps) or p.one_sided,
-        "dense=True is": p.dense,
         "going on from the state of another solve is": p.start is not None,
         "derivatives with respect to t are": p.ts.tensor is not None,
         f"method {p.method.name!r} is": p.carrying is not None,
@@ -98,6 +97,7 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alo
     resting = Resting.of(p, search, boundaries) if search.failure is not None else None
     with plain():
         rows = boundaries.unbind()
+    bases: list[Tensor] = []
     y, known = (p.y0, p.f0) if resting is None else (resting.y0, resting.f0)
     for n, (t0, t1) in enumerate(pairwise(rows)):
         if resting is not None:
@@ -105,11 +105,14 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alo
         t0, t1 = map(lanes.spread, (t0, t1))
         step = p.step(t0, t1, y, known)
         outputs.write(n, step, t1)
+        if p.dense:
+            bases.append(step.basis())
         y, known = step.y1, step.hint
     if resting is not None:
         outputs.fill(len(rows) - 1)
     failure, search.failure = search.failure, None  # handed over: its traceback would hold the search
-    return Outcome(stacked(outputs.ys), p.ts, failure)
+    ends = [lanes.spread(t) for t in rows] if p.dense else ()
+    return Outcome(stacked(outputs.ys), p.ts, failure, bases=bases, boundaries=ends)
 
 
 @dataclass

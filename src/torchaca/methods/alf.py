@@ -32,7 +32,7 @@ from ..core import VectorField
 from ..layout import stacked, unstacked
 from ..numbers import Time
 from .carried import CarryStep
-from .interpolants import hermite_weights
+from .interpolants import hermite_slopes, hermite_weights
 from .length import Length
 
 
@@ -102,6 +102,10 @@ class ALF:
     def basis_weights(self, theta: Tensor) -> Tensor:
         """The interpolant in terms of `Step.basis`; see `torchaca.core.Method`."""
         return hermite_weights(theta)
+
+    def basis_slopes(self, theta: Tensor) -> Tensor:
+        """The derivatives of the weights; see `torchaca.methods.interpolants.slopes_of`."""
+        return hermite_slopes(theta)
 
     def f1_weights(self, t0: Time, t1: Time, times: object) -> None:
         """The interpolant does not use f(t1, y1)."""

@@ -12,6 +12,9 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.func import jvp
+
+from ..core import Method
 
 HERMITE = ((1, 0, -3, 2), (0, 0, 3, -2), (0, 1, -2, 1), (0, 0, -1, 1))
 """The coefficients of theta^0, ..., theta^3 of the weights of y0, y1, h f0, h f1."""
@@ -31,9 +34,31 @@ def polynomials_at(theta: Tensor, coefficients: Tensor) -> Tensor:
     return total
 
 
+def slopes_at(theta: Tensor, coefficients: Tensor) -> Tensor:
+    """The derivatives of the same polynomials, `(n, rows)`."""
+    powers = torch.arange(1.0, coefficients.shape[1], dtype=torch.float64, device="cpu")
+    return polynomials_at(theta, torch.nn.functional.pad(coefficients[:, 1:] * powers, (0, 1)))
+
+
 def hermite_weights(theta: Tensor) -> Tensor:
     """`(n, 4)`: the weights of y0, y1, h f0 and h f1 at `theta` `(n,)`."""
     return polynomials_at(theta, _HERMITE)
+
+
+def hermite_slopes(theta: Tensor) -> Tensor:
+    """Their derivatives, `(n, 4)`."""
+    return slopes_at(theta, _HERMITE)
+
+
+def slopes_of(method: Method, theta: Tensor) -> Tensor:
+    """The derivatives by theta of `Method.basis_weights`, `(n, m)`.
+
+    A method may know them as `basis_slopes`; of any other, autograd finds them.
+    """
+    known = getattr(method, "basis_slopes", None)
+    return (
+        jvp(method.basis_weights, (theta,), (torch.ones_like(theta),))[1] if known is None else known(theta)
+    )
 
 
 def hermite_of_stages(weights: Sequence[Fraction], f1: int) -> list[list[Fraction]]:

@@ -116,16 +116,21 @@ class Length:
 
 def fraction(t0: Time, t1: Time, times: Sequence[Time] | Tensor) -> Tensor:
     """theta = (t - t0) / (t1 - t0) of `times`: `(len(times),)`, float64 on the CPU, differentiable."""
-    start, size = on_cpu(t0), on_cpu(t1) - on_cpu(t0)
+    start, size = on_cpu(t0), span(t0, t1)
     if isinstance(times, Tensor):
         at = on_cpu(times)
     elif any(isinstance(t, Tensor) for t in (size, *times)):
         at = torch.stack([torch.as_tensor(on_cpu(t), dtype=torch.float64, device="cpu") for t in times])
     else:
         return torch.tensor([(t - start) / size for t in times], dtype=torch.float64, device="cpu")
-    if isinstance(size, Tensor) and has_lanes(size):
-        size = torch.where(size == 0, 1.0, size)  # a lane that is done
     return (at - start) / size
+
+
+def span(t0: Time, t1: Time) -> Any:
+    """The length of a step, to divide by in weights of interpolants; 1 in lanes that are done, where it is zero."""
+    size = on_cpu(t1) - on_cpu(t0)
+    done = isinstance(size, Tensor) and has_lanes(size)
+    return torch.where(size == 0, 1.0, size) if done else size
 
 
 def on_cpu(t: Time) -> Any:

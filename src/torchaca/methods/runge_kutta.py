@@ -20,18 +20,9 @@ from torch import Tensor
 from ..core import VectorField
 from ..layout import joined, stacked
 from ..numbers import Time, combined, value
-from .interpolants import polynomials_at
+from .interpolants import polynomials_at, slopes_at
 from .length import Factored, Length, Terms, factor, fraction, largest_first, nonzero, on_cpu, weigh
-from .tableau import (
-    Interpolant,
-    Row,
-    check_interpolant,
-    check_method,
-    is_fsal,
-    linear,
-    parse_row,
-    parse_rows,
-)
+from .tableau import Interpolant, Row, check_interpolant, check_method, is_fsal, linear, parse_row, parse_rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,6 +185,10 @@ class RungeKutta:
     def basis_weights(self, theta: Tensor) -> Tensor:
         """The interpolant in terms of `Step.basis`; see `torchaca.core.Method`."""
         return torch.cat([torch.ones_like(theta)[:, None], self.continuous_weights(theta)], 1)
+
+    def basis_slopes(self, theta: Tensor) -> Tensor:
+        """The derivatives of the weights; see `torchaca.methods.interpolants.slopes_of`."""
+        return torch.cat([torch.zeros_like(theta)[:, None], slopes_at(theta, self._p)], 1)
 
     def f1_weights(self, t0: Time, t1: Time, times: Sequence[Time]) -> Tensor | None:
         """d at(times) / d f1; see `torchaca.core.Method`."""
