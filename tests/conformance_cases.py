@@ -181,6 +181,17 @@ def dense() -> Case:
     return Case({"y0": y0, "w": w}, program)
 
 
+@feature("its derivative by time, `sol.derivative(t)`")
+def derivative() -> Case:
+    y0, w = leaf(2), leaf(2, 2, seed=1)
+    at = torch.tensor([0.21, 0.77], dtype=DOUBLE, requires_grad=True)
+
+    def program(g: Gradient, o: Options) -> Tensor:
+        return weighted(solve(rotation(w), y0, [0.0, 1.0], gradient=g, dense=True, **o).derivative(at))
+
+    return Case({"y0": y0, "w": w, "t": at}, program)
+
+
 @feature("nested state")
 def nested() -> Case:
     x, v, k = leaf(2), leaf(1, seed=1), leaf(seed=2)
@@ -251,6 +262,21 @@ def jumps() -> Case:
         return weighted(solve(f, y0, [0.0, 0.6, 1.0], gradient=g, jump_ts=[0.3], **o).ys)
 
     return Case({"y0": y0, "k": k}, program, options={"rtol": 1e-8, "atol": 1e-9})
+
+
+@feature("`jump_ts` that carries a derivative")
+def jump_derivative() -> Case:
+    y0, k, s = constant(2), constant(seed=2), torch.tensor([0.3, 0.6], dtype=DOUBLE, requires_grad=True)
+
+    def program(g: Gradient, o: Options) -> Tensor:
+        at = s.detach()
+
+        def f(t: Tensor, y: Tensor) -> Tensor:
+            return -k * y * (1 + (t >= at[0]) + 2 * (t >= at[1])) + torch.cos(t)
+
+        return weighted(solve(f, y0, [0.0, 0.5, 1.0], gradient=g, jump_ts=s, **o).ys)
+
+    return Case({"s": s}, program, options={"rtol": 1e-8, "atol": 1e-9})
 
 
 @feature("a given grid")

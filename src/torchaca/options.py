@@ -93,7 +93,7 @@ class Options:
             if type(value) in (int, float):
                 continue
             refuse_lanes(value, name)
-            if name not in ("grid", "norm") and any(map(is_differentiated, tensors_in(value))):
+            if name not in ("grid", "jump_ts", "norm") and any(map(is_differentiated, tensors_in(value))):
                 raise ValueError(f"{name} is not differentiated: pass {name}.detach()")
         if self.control is not None:
             chosen = self._given(named, y0.device)
@@ -146,7 +146,7 @@ class Options:
         options = {name: named[name] for name in alone if name in named}
         if "jump_ts" in named:
             try:
-                options["jump_ts"] = tuple(host_times(self.jump_ts).reshape(-1).tolist())
+                options["jump_ts"] = host_times(self.jump_ts).reshape(-1).unbind()
             except (TypeError, ValueError, RuntimeError) as error:
                 raise TypeError(f"jump_ts must be times, got {shorten(self.jump_ts)}") from error
         if "norm" in named:

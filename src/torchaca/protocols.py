@@ -184,7 +184,7 @@ class Control(Protocol):
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """The tensors it holds that may be differentiated, such as a grid."""
+        """The tensors it holds that may be differentiated, such as a grid, or the times of jumps."""
         ...
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Control:

@@ -21,6 +21,7 @@ from .field.fitting import coerce, coerce_unexpanded, fit
 from .field.reach import reach
 from .going_on import State
 from .loops.saving import Saving
+from .numbers import value
 from .options import OPTIONS, Options, Request, find_gradient, find_method, refuse_unknown, refuse_untraced
 from .solution import Solution
 from .state import Structure, structure_of
@@ -101,7 +102,7 @@ def solve(
     max_steps : int
         Trials after which an adaptive solve gives up (default 10,000).
     jump_ts : times
-        Where f or its derivatives jump in time: steps end there.
+        Where f or its derivatives jump in time: steps end there. A tensor is differentiated, if it requires grad.
     norm : "rms" (default), "max", "mixed" (largest RMS of a nested state's tensors) or callable
         Of the scaled error; a callable gets the structure of y0.
     at_rest : "resolve" (default) or "ignore"
@@ -117,7 +118,7 @@ def solve(
         Run the solve and its backward pass as native code, or where that cannot be as compiled loops; or insist on one
         of them; or each step as a compiled graph, on a GPU as a CUDA graph (see docs/compile.md).
     dense : bool
-        Keep what `solution(t)` needs (a few states a step).
+        Keep what `solution(t)` and `solution.derivative(t)` need (a few states a step).
     save : callable
         `save(t, y)` at the output times, in place of the states: `ys` is its values, `(n, *shape)` or nested, and
         memory grows with these alone. Differentiable, also with respect to tensors that it captures.
@@ -230,7 +231,7 @@ def problem_of(
     if save is not None:
         own = tuple(x for _, x in reach(save.function).tensors if x.requires_grad)
         facts["declared"] = (*facts.get("declared", ()), *own)
-    facts["jumps"] = frozenset(getattr(control, "jump_ts", ()))
+    facts["jumps"] = frozenset(map(value, getattr(control, "jump_ts", ())))
     trace = _trace(f, asked.args, asked.gradient, stats) if asked.debug else None
     field = Field(call, source=f, locate=structure.component, **facts)
     watch = watch if asked.bar is None else asked.bar.over(ts, stats)

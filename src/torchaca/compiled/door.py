@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from ..core import Control, Gradient, Problem, tolerant
 from ..gradients import Facts
 from ..methods.staged import staged
+from ..numbers import value
 from ..state import Structure
 
 STEPS, CUDA_GRAPHS = "steps", "cuda-graphs"
@@ -27,6 +32,7 @@ def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> str | Non
         "beforehand and has a method times(ts)": not _has_loop(control),
         "a norm of your own is not compiled": not known_norm,
         f"the device {p.y0.device.type!r} has no compiled loop": p.y0.device.type != "cpu",
+        "an output where a step's end is differentiated (grid, jump_ts) is not compiled": _ends_move(p),
     }
     possible = "use compile=False, or compile='steps' where that can be"
     return _first({**_in_general(p, transformed), **reasons}, possible)
@@ -71,6 +77,15 @@ def keeps_graphs(p: Problem) -> bool:
 def is_timed(p: Problem) -> bool:
     """Whether times are differentiated."""
     return p.ts.tensor is not None or bool(p.control.tensors)
+
+
+def _ends_move(p: Problem) -> bool:
+    """Whether an output, whose own time is a constant, is at the end of a step that is differentiated."""
+    control: Any = p.control
+    if p.ts.moving or not control.tensors:
+        return False
+    ends = control.times(p.ts) if hasattr(control, "times") else getattr(control, "jump_ts", ())
+    return not {value(t) for t in ends if isinstance(t, Tensor)}.isdisjoint(p.ts.values)
 
 
 def _has_loop(control: Control) -> bool:

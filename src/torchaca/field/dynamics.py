@@ -74,7 +74,8 @@ class Dynamics:
         if nudge is not None:
             exact = self.time(t)
             with torch.no_grad():
-                shift = torch.nextafter(exact.detach(), self.time(nudge).detach()) - exact
+                at = exact.detach()
+                shift = torch.nextafter(at, self.time(nudge).detach()) - at
             self._asked = t
             return exact + shift
         self._asked = t

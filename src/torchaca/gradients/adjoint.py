@@ -163,8 +163,8 @@ class Adjoint:
         """The same with tolerances for the state of p; refuses what could not run, or not as it was asked to."""
         if any(map(is_differentiated, p.control.tensors)):
             raise ValueError(
-                "gradient='adjoint' has no derivative with respect to grid, or to any tensor of a control: pass "
-                "grid.detach(), or use gradient='aca'"
+                "gradient='adjoint' has no derivative with respect to grid or jump_ts, or to any tensor of a control: "
+                "pass grid.detach() or jump_ts.detach(), or use gradient='aca'"
             )
         given: Any = self.control or p.control
         control, method = tolerant(given), self.method or p.method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import End, Problem, Step, Times
-from ..numbers import Numbers, Time, in_double
+from ..numbers import Numbers, Time, in_double, value
 from .clock import merged
 from .pace import TENSORS
 from .rest import AT_REST
@@ -42,8 +43,9 @@ class Adaptive:
         Limits of the step size. At `dt_min` a step whose error is too large raises, unless `accept_at_dt_min`.
     max_steps : int
         Trials (accepted and rejected) before the solve gives up.
-    jump_ts : sequence of float
-        Times at which f or its derivatives jump: steps end there, and no step looks across.
+    jump_ts : sequence of float or 0-dim Tensor
+        Times at which f or its derivatives jump: steps end there, and no step looks across. Tensors may be
+        differentiated.
     at_rest : "resolve" or "ignore"
         What limits steps whose error says nothing, as at an equilibrium: "resolve" (default) evaluates f once beside
         the state after each of them and keeps the next one short enough for its derivative, and for what begins after
@@ -64,11 +66,12 @@ class Adaptive:
     dt_max: float = math.inf
     accept_at_dt_min: bool = False
     max_steps: int = 10_000
-    jump_ts: tuple[float, ...] = ()
+    jump_ts: tuple[Time, ...] = ()
     stop_ts: tuple[float, ...] = ()
     at_rest: str = "resolve"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "jump_ts", tuple(self.jump_ts))
         self._check_types()
         for name, low in (("safety", 0.0), ("factor_min", 0.0), ("dt_max", 0.0), ("max_steps", 0)):
             if not getattr(self, name) > low:
@@ -95,13 +98,13 @@ class Adaptive:
 
     def _check_types(self) -> None:
         for name in ("safety", "factor_min", "factor_max", "dt0", "dt_min", "dt_max", "max_steps"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float, type(None))):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+            given = getattr(self, name)
+            if not isinstance(given, (int, float, type(None))):
+                raise TypeError(f"{name} must be a number, got {given!r}")
         if not (isinstance(self.norm, str) or callable(self.norm)):
             raise TypeError(f"norm must be 'rms', 'max' or a callable, got {self.norm!r}")
         for time in (*self.jump_ts, *self.stop_ts):
-            if not math.isfinite(time):
+            if not math.isfinite(value(time)):
                 raise ValueError(f"jump_ts and stop_ts must be finite, got {time}")
 
     @staticmethod
@@ -153,31 +156,46 @@ class Adaptive:
     def stops(self, ts: Times) -> list[float]:
         """The times where a step has to end: jumps and stops inside the span, and its end."""
         start, end = ts.values[0], ts.values[-1]
-        inside = {t for t in (*self.jump_ts, *self.stop_ts) if min(start, end) < t < max(start, end)}
+        known = map(value, (*self.jump_ts, *self.stop_ts))
+        inside = {t for t in known if min(start, end) < t < max(start, end)}
         return [*sorted(inside, key=lambda t: ts.sign * t), end]
 
     def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
-        """Interior step times are constants; the first and the last move with t0 and t1."""
+        """Interior step times are constants, but at jumps that move; the first and the last move with t0 and t1."""
         if len(taken) == 1:
             return list(taken)
         complete = taken[-1] == ts.values[-1]  # a solve that failed ends where no output time is
-        return [ts[0], *taken[1:-1], ts[len(ts) - 1] if complete else taken[-1]]
+        jumps = {value(t): t for t in self.tensors}
+        inner = [jumps.get(t, t) for t in taken[1:]] if jumps else taken[1:]
+        return [ts[0], *inner[:-1], ts[len(ts) - 1] if complete else inner[-1]]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """None: tolerances are not differentiated."""
-        return ()
+        """The times of jumps that are differentiated; tolerances are not."""
+        return tuple(t for t in self.jump_ts if isinstance(t, Tensor))
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Adaptive:
-        """Return the control itself, which holds none."""
-        return self
+        """Exchange the times of jumps for others of the same values."""
+        if not tensors:
+            return self
+        others = iter(tensors)
+        kept = copy(self)  # checked already
+        jumps = [next(others) if isinstance(t, Tensor) else t for t in self.jump_ts]
+        object.__setattr__(kept, "jump_ts", tuple(jumps))
+        return kept
 
     def with_settings(self, **settings: Any) -> Adaptive:
         """Exchange some settings."""
         return replace(self, **settings)
 
     def fitted(self, ts: Times, time_dtype: torch.dtype) -> Adaptive:
-        """Make one jump of several that rounding cannot tell apart; see `clock.merged`."""
+        """Make one jump of several that rounding cannot tell apart; see `clock.merged`.
+
+        Raises
+        ------
+        ValueError
+            If one of them is differentiated.
+        """
         return merged(self, ts, time_dtype)
 
     def within(self, start: float, end: float) -> Adaptive:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from operator import sub
+from operator import itemgetter, sub
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from torch.overrides import TorchFunctionMode
 from ..core import Problem, Times
 from ..errors import warn
 from ..field.dynamics import Dynamics
+from ..numbers import Time, host_times, value
 from ..torch_internals import TorchDispatchMode, pytree, transformed
+from ..transforms import is_differentiated
 from .pace import TOO_SMALL
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 COARSE = 0.01  # of a step: where neighbouring times of f are farther apart, its stages are at the wrong times
 TINY = 1e-30  # of the span: near zero, nothing shorter is a time between two others
+AT_ONCE = (
+    "jump_ts is differentiated, and two of its times are {:g}, or as near as rounding: what each of them does there "
+    "cannot be told apart. Give them different times, or pass jump_ts.detach()"
+)
 STEP = 1.6 * TOO_SMALL * 2.0**-52  # of t: what steps are longer than, and to spare
 
 
@@ -38,9 +44,16 @@ def merged(control: Adaptive, ts: Times, dtype: torch.dtype) -> Adaptive:
     ----------
     dtype : torch.dtype
         In which f gets the time.
+
+    Raises
+    ------
+    ValueError
+        If two jumps are one, and one of them is differentiated.
     """
     if not (control.jump_ts or control.stop_ts):
         return control
+    given = [(value(t), True, _moving(t)) for t in control.jump_ts]
+    given += [(t, False, None) for t in control.stop_ts]
     start, finite = ts.values[0], [t for t in ts.values if abs(t) < math.inf]
     end = finite[-1]  # of a solve without end, its start
     part, least = max(STEP, torch.finfo(dtype).eps), TINY * abs(end - start)
@@ -50,18 +63,30 @@ def merged(control: Adaptive, ts: Times, dtype: torch.dtype) -> Adaptive:
 
     outputs = sorted(finite)
     places: dict[float, bool] = {}  # the times that are kept, and whether f jumps there
+    moving: dict[float, Tensor] = {}
     last = start
-    for t, jumps in sorted([*((t, True) for t in control.jump_ts), *((t, False) for t in control.stop_ts)]):
+    for t, jumps, tensor in sorted(given, key=itemgetter(0)):
         place = next((known for known in (start, end, last) if same(t, known)), None)
         if place is None:
             output = _nearest(t, outputs)
             crowded = any(same(output, known) for known in (start, end, last))
             place = output if same(t, output) and not crowded else t
+        inner = place not in (start, end)
+        if inner and jumps and places.get(place) and (tensor is not None or place in moving):
+            raise ValueError(AT_ONCE.format(place))
+        if inner and tensor is not None:
+            moving[place] = tensor if t == place else place + (tensor - t)
         places[place] = places.get(place, False) or jumps
         last = place
-    jump_ts = tuple(t for t, jumps in places.items() if jumps)
+    jump_ts = tuple(moving.get(t, t) for t, jumps in places.items() if jumps)
     stop_ts = tuple(t for t, jumps in places.items() if not jumps)
     return replace(control, jump_ts=jump_ts, stop_ts=stop_ts)
+
+
+def _moving(t: Time) -> Tensor | None:
+    """A time that somebody differentiates, as float64 on the host."""
+    differentiated = isinstance(t, Tensor) and is_differentiated(t)
+    return host_times(t).reshape(()) if differentiated else None
 
 
 def _nearest(t: float, times: Sequence[float]) -> float:

@@ -101,12 +101,11 @@ class FixedSteps:
         return other
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> FixedSteps:
-        """Exchange the grid for one of the same values; one that nobody differentiates is host numbers."""
+        """Exchange the grid for one of the same values."""
         if self.grid is None or not tensors:
             return self
         (grid,) = tensors
-        moving = Times(self.grid.values, grid if grid.requires_grad else None, moving=True)
-        return replace(self, grid=moving)
+        return replace(self, grid=Times(self.grid.values, grid))
 
     def fitted(self, ts: Times, time_dtype: torch.dtype) -> FixedSteps:
         """Check that a given grid runs from the first output time to the last, and keep the times for `within`.

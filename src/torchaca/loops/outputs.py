@@ -58,13 +58,12 @@ def carried(p: Problem, step: Step | None) -> Tensor | None:
 def inside(ts: Times, t1: Time, first: int, last: int) -> list[int]:
     """Which of the outputs `first:last`, all in a step to `t1`, are on its interpolant; the others are its end state.
 
-    An output whose time is differentiated is the end state only if the step ends there because of it, at the very same
-    object; another one that happens to fall on the same value moves along the interpolant.
+    Where one of the two times is differentiated, an output is the end state only if the step ends there because of it,
+    at the very same object; another one that happens to fall on the same value moves along the interpolant.
     """
-    if ts.moving:
+    if ts.moving or isinstance(t1, Tensor):
         return [i for i in range(first, last) if ts[i] is not t1]
-    end = t1 if isinstance(t1, float) else value(t1)
-    return [i for i in range(first, last) if ts.values[i] != end]
+    return [i for i in range(first, last) if ts.values[i] != t1]
 
 
 def emit(ts: Times, step: Step, first: int, last: int, end: Time | None = None) -> Tensor:

@@ -173,8 +173,8 @@ def search(
         dt = at_most(dt, walk.bound(rest, slope))
     now = p.ts.values[0]
     t = numbers.time(walk.t)  # on the host a constant, also after a t0 that is differentiated
-    for stop in control.stops(p.ts):
-        end = last if stop == p.ts.values[-1] else stop
+    stops = control.stops(p.ts)
+    for stop, end in zip(stops, control.boundaries(p.ts, [now, *stops])[1:], strict=True):
         while now != stop:
             t1, clipped = propose(t, dt, stop, limits)
             lands = value(t1) == stop

@@ -155,15 +155,13 @@ class Route:
         """Those of a problem."""
         control: Any = p.control
         if control.adaptive:
-            stops, ends = control.stops(p.ts), (p.ts[len(p.ts) - 1],)
+            stops, ends = control.stops(p.ts), (p.ts[len(p.ts) - 1], *control.tensors)
         else:
             ends = control.times(p.ts)
             stops = [value(t) for t in ends[1:]]
-        if p.ts.moving:  # an output is the end of a step only if the step ends there because of it
-            ids = {id(t) for t in ends}
-            exact = [id(p.ts[i]) in ids for i in range(len(p.ts))]
-        else:
-            exact = [True] * len(p.ts)
+        # Where times are differentiated, an output is the end of a step only if the step ends there because of it.
+        ids, moving = {id(t) for t in ends}, {value(t) for t in ends if isinstance(t, Tensor)}
+        exact = [id(p.ts[i]) in ids if p.ts.moving else t not in moving for i, t in enumerate(p.ts.values)]
         jumps = sorted(p.jumps)
         flags = (records.FLAG * len(exact))(*exact)
         arrays = records.doubles(p.ts.values), flags, records.doubles(stops), len(stops)
