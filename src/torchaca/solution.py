@@ -15,7 +15,7 @@ from torch import Tensor
 from .core import Control, Outcome, Problem, Stats, tolerant
 from .dense import DenseOutput, detached
 from .errors import SolverError, shorten
-from .events import Course, Occurrences, occurrences
+from .events import Course, Occurrences, Pieces, occurrences
 from .going_on import Ended, State
 from .layout import joined, order_cotangent
 from .state import Structure
@@ -54,7 +54,7 @@ class Solution:
     stats: Stats
     steps: tuple[float, ...] = ()
     failure: SolverError | None = None
-    dense: DenseOutput | None = None
+    dense: DenseOutput | Pieces | None = None
     trace: Trace | None = None
     settings: str = ""
     events: tuple[Occurrences, ...] = ()
@@ -176,9 +176,11 @@ class Solution:
                 ys = joined([ys, ys.new_full((len(p.ts) - n, *ys.shape[1:]), math.nan)], ys[0])
                 n = len(p.ts)
         dense = None
-        if p.dense:
+        if p.dense and course is None:
             boundaries = outcome.boundaries or p.control.boundaries(p.ts, outcome.times)
             dense = DenseOutput(p.method, structure, boundaries, outcome.bases, p.y0)
+        elif course is not None and p.dense:
+            dense = course.dense(p, structure)
         ys = ys if kind.plain else kind.unpack(ys)
         return Solution(ts[:n], ys, p.stats, times, failure, dense, p.trace, settings, events, ended)
 

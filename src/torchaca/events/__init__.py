@@ -2,5 +2,6 @@
 
 from .course import Course, occurrences, solve_through
 from .event import Event, Occurrences, events_of
+from .pieces import Pieces
 
-__all__ = ["Course", "Event", "Occurrences", "events_of", "occurrences", "solve_through"]
+__all__ = ["Course", "Event", "Occurrences", "Pieces", "events_of", "occurrences", "solve_through"]

@@ -10,25 +10,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..core import Outcome, Problem, Times, tolerant
+from ..dense import DenseOutput
 from ..errors import SolverError
 from ..layout import joined
+from ..numbers import Time
 from ..state import Structure
 from .event import Event, Occurrences
 from .failures import stopped
 from .guard import Guard, guards_of
 from .moment import Moment, moment_of
+from .pieces import Pieces, pieces_of
 from .watch import ROUNDING, Crossing, Watch
 
 Solve: TypeAlias = Callable[[Problem], "tuple[Problem, Outcome, Course | None]"]
 """Solves a stretch: the problem as it was prepared, what came out, and the events on the way, of which none is left."""
 
 TINY = 1e-300
+Stretch: TypeAlias = "tuple[Sequence[Time], Sequence[Tensor], Tensor]"
+"""What dense output is made of: the boundaries of the steps, their interpolants, and the first state."""
+
 INSTANT = 1e-12
 """Of the span: a shorter interval between two events is no time at all."""
 MOST_INSTANTS = 3
@@ -39,13 +45,20 @@ MOST_INSTANTS = 3
 class Course:
     """What a solve through events has collected; times of events are differentiable, 0-dim, float64 on the CPU.
 
-    `outcome` is that of a solve without events. If a terminal event ended it, `end` is its time.
+    `outcome` is that of a solve without events, of which `stretches` are the dense output. If a terminal event ended
+    it, `end` is its time.
     """
 
     events: Sequence[Event]
     outcome: Outcome
     moments: list[list[Moment]]
+    stretches: Sequence[Stretch] = ()
     end: Tensor | None = None
+
+    def dense(self, p: Problem, structure: Structure) -> Pieces:
+        """Dense output of all stretches."""
+        parts = [DenseOutput(p.method, structure, *stretch) for stretch in self.stretches]
+        return pieces_of(parts, self.outcome.times[-1])
 
 
 @dataclass
@@ -54,17 +67,17 @@ class _Parts:
 
     ys: list[Tensor] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    bases: list[Tensor] = field(default_factory=list)
-    boundaries: list[Any] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)
     done: int = 0
 
-    def add(self, outcome: Outcome, n: int, ys: Sequence[Tensor]) -> None:
+    def add(self, q: Problem, outcome: Outcome, n: int, ys: Sequence[Tensor]) -> None:
         """Add a stretch of which `n` outputs count; `ys` are their states."""
+        if q.dense:
+            boundaries = outcome.boundaries or q.control.boundaries(q.ts, outcome.times)
+            self.stretches.append((boundaries, outcome.bases, q.y0))
         self.done += n
         self.ys += ys
         self.times += outcome.times if not self.times else outcome.times[1:]
-        self.bases += outcome.bases
-        self.boundaries += outcome.boundaries
 
     def outcome(self, p: Problem, failure: SolverError | None, ended: Moment | None) -> Outcome:
         """All of it as one outcome; `ended` adds an output."""
@@ -72,7 +85,7 @@ class _Parts:
         if ended is not None:
             ts = p.ts.ending(self.done, ended.value)
             self.ys.append(ended.y[None])
-        return Outcome(joined(self.ys, p.y0), ts, failure, self.times, self.bases, self.boundaries)
+        return Outcome(joined(self.ys, p.y0), ts, failure, self.times)
 
 
 def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
@@ -91,22 +104,23 @@ def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
         p = replace(p, control=begun.control) if parts.done == 0 else p
         crossing, skip = watch.found, min(len(parts.times), 1)
         if crossing is None or outcome.failure is not None:
-            parts.add(outcome, len(outcome.ys) - skip, [outcome.ys[skip:]])
-            return Course(events, parts.outcome(p, outcome.failure, None), moments)
+            parts.add(begun, outcome, len(outcome.ys) - skip, [outcome.ys[skip:]])
+            return Course(events, parts.outcome(p, outcome.failure, None), moments, parts.stretches)
         y = outcome.ys[-1]
         fired = [_moment(begun, crossing, guard, y) for guard in crossing.guards]
         first = fired[0]
         instants = instants + 1 if _instant(q.ts, first.value) else 0
-        parts.add(outcome, *_outputs(p, begun, crossing, outcome, first, parts.done, skip))
+        parts.add(begun, outcome, *_outputs(p, begun, crossing, outcome, first, parts.done, skip))
         parts.times[-1] = first.value
         if instants >= MOST_INSTANTS:
-            return Course(events, parts.outcome(p, _zeno(p, crossing, first.value), None), moments)
+            failure = _zeno(p, crossing, first.value)
+            return Course(events, parts.outcome(p, failure, None), moments, parts.stretches)
         state = first.y
         for guard, moment in zip(crossing.guards, fired, strict=True):
             moments[guard.index].append(replace(moment, y=state) if moment is not first else moment)
             if guard.event.terminal:
                 end = Moment(first.t, state)
-                return Course(events, parts.outcome(p, None, end), moments, first.t)
+                return Course(events, parts.outcome(p, None, end), moments, parts.stretches, first.t)
             state = guard.applied(first.t, state)
         watch = Watch(guards, _zeros(begun, crossing, first, state))
         jumps = any(guard.event.apply is not None for guard in crossing.guards)
