@@ -78,6 +78,11 @@ def has_lanes(x: Tensor) -> bool:
     return False
 
 
+def column(x: Any, like: Tensor, batch: int) -> Any:
+    """One number for each of the problems in so many leading dimensions, as what broadcasts against `like`."""
+    return x.reshape(*x.shape, *[1] * (like.ndim - batch)) if batch and isinstance(x, Tensor) else x
+
+
 def value(t: Time) -> float:
     """The host value of a time; reads the device where it is a tensor."""
     return t.item() if isinstance(t, Tensor) else t

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ class Leaf:
     order: tuple[int, ...] | None = None
 
     def flat(self, x: Tensor) -> Tensor:
-        """The entries of `x`, a tensor of this shape, in the order in which they are packed."""
-        return (x if self.order is None else permuted(x, self.order)).reshape(-1)
+        """The entries of `x`, a tensor of this shape, in packed order; leading dimensions stay."""
+        lead = x.shape[: x.ndim - len(self.shape)]
+        return (x if self.order is None else permuted(x, self.order)).reshape(*lead, self.stop - self.start)
 
     def place(self, index: int) -> tuple[int, ...]:
         """Where the entry `index` of what `flat` gives is in the tensor."""
@@ -57,19 +59,33 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Structure:
-    """How a user's state is packed. `plain`: it is one tensor that needs no packing."""
+    """How a user's state is packed. `plain`: it is one tensor that needs no packing.
+
+    `lead` are the leading dimensions, of all leaves and of the packed state, that hold independent problems; leaves
+    are those of one problem.
+    """
 
     plain: bool
     tree: pytree.TreeSpec
     leaves: tuple[Leaf, ...]
     dtype: torch.dtype
+    lead: tuple[int, ...] = ()
 
     def pack(self, state: Any) -> Tensor:
-        """The state as one tensor: itself if plain, else `(sum of the leaves' sizes,)`."""
+        """The state as one tensor: itself if plain, else `(*lead, sum of the leaves' sizes)`."""
         if self.plain:
             return state
-        leaves = pytree.tree_leaves(state)
-        return torch.cat([leaf.flat(x).to(self.dtype) for leaf, x in zip(self.leaves, leaves, strict=True)])
+        leaves = zip(self.leaves, pytree.tree_leaves(state), strict=True)
+        return torch.cat([leaf.flat(x).to(self.dtype) for leaf, x in leaves], dim=-1)
+
+    def shape_of(self, leaf: Leaf) -> torch.Size:
+        """The shape of a leaf, with the leading dimensions."""
+        return torch.Size((*self.lead, *leaf.shape))
+
+    @cached_property
+    def time_shape(self) -> tuple[int, ...]:
+        """`(*lead, 1, ..., 1)`, which broadcasts against the leaf with most dimensions."""
+        return *self.lead, *[1] * max(len(leaf.shape) for leaf in self.leaves)
 
     def unpack(self, packed: Tensor) -> Any:
         """The inverse of `pack`; leading dimensions (times, say) are kept in front of every leaf."""
@@ -94,11 +110,13 @@ class Structure:
 
     def component(self, index: int) -> str:
         """Where the flat entry `index` of a packed state sits in the user's: `"component (3, 1)"`."""
+        sample, index = divmod(index, self.leaves[-1].stop) if self.lead else (0, index)
+        of = f" of sample {sample}" if self.lead else ""
         for leaf in self.leaves:
             if leaf.start <= index < leaf.stop:
                 name = f" of y{leaf.path}" if leaf.path else ""
-                return f"component {leaf.place(index - leaf.start)}{name}"
-        return f"component {index}"
+                return f"component {leaf.place(index - leaf.start)}{name}{of}"
+        return f"component {index}{of}"
 
     def spread(self, tolerance: Any, name: str, like: Tensor) -> float | Tensor:
         """A tolerance for the packed state: a float, or a tensor that broadcasts against it.
@@ -130,14 +148,13 @@ class Structure:
             )
         tensors = [torch.as_tensor(part, dtype=like.real.dtype, device=like.device) for part in parts]
         for t, leaf in zip(tensors, self.leaves, strict=True):
-            if not _fits(t.shape, leaf.shape):
+            if not _fits(t.shape, self.shape_of(leaf)):
                 raise ValueError(
                     f"{name} of shape {tuple(t.shape)} does not broadcast against y0{leaf.path} of shape "
-                    f"{tuple(leaf.shape)}"
+                    f"{tuple(self.shape_of(leaf))}"
                 )
-        return torch.cat(
-            [leaf.flat(t.expand(leaf.shape)) for t, leaf in zip(tensors, self.leaves, strict=True)]
-        )
+        pairs = zip(tensors, self.leaves, strict=True)
+        return torch.cat([leaf.flat(t.expand(self.shape_of(leaf))) for t, leaf in pairs], dim=-1)
 
     def check_batch(self, batch: Any, y0: Tensor) -> None:
         """Refuse what cannot be the number of leading dimensions of y0 that are independent problems.
@@ -178,9 +195,24 @@ def _fits(shape: torch.Size, into: torch.Size) -> bool:
         return False
 
 
-def rms(x: Tensor) -> Tensor:
-    """The root mean square of all entries, 0-dim and real."""
-    return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
+def length(x: Tensor, batch: int = 0) -> Tensor:
+    """The Euclidean length, real: of all entries, 0-dim, or of each of the problems in so many leading dimensions."""
+    return torch.linalg.vector_norm(each(x, batch), dim=-1) if batch else torch.linalg.vector_norm(x)
+
+
+def each(x: Tensor, batch: int) -> Tensor:
+    """The entries of each problem in a row: `(*x.shape[:batch], size)`."""
+    return x.flatten(batch) if x.ndim > batch else x[..., None]
+
+
+def size_of(x: Tensor, batch: int = 0) -> int:
+    """The number of entries of each problem, at least 1."""
+    return max(x.shape[batch:].numel(), 1)
+
+
+def rms(x: Tensor, batch: int = 0) -> Tensor:
+    """The root mean square, real: of all entries, 0-dim, or of each of the problems in so many leading dimensions."""
+    return length(x, batch) / math.sqrt(size_of(x, batch))
 
 
 def wide(dtypes: Sequence[torch.dtype]) -> torch.dtype:
@@ -194,15 +226,17 @@ def wide(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 LEAF = pytree.tree_structure(0)  # of a single tensor; a walk to find that takes longer than an operation
 
 
-def structure_of(y0: Any) -> Structure:
+def structure_of(y0: Any, batch: int = 0) -> Structure:
     """The structure of an initial state; checks that it is made of floating point or complex tensors.
+
+    `batch`: so many leading dimensions, the same ones in all tensors, hold independent problems.
 
     Raises
     ------
     TypeError
         For a state with anything but tensors of a floating or complex dtype in it.
     ValueError
-        For a state without tensors, or with tensors on several devices.
+        For a state without tensors, with tensors on several devices, or with other leading dimensions.
     """
     with_paths, tree = ([((), y0)], LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten_with_path(y0)
     if not with_paths:
@@ -215,16 +249,38 @@ def structure_of(y0: Any) -> Structure:
         raise ValueError(f"y0 has tensors on several devices, {places}: move them to one with .to(device)")
     dtype = wide([x.dtype for x in tensors])
     plain = isinstance(y0, Tensor) and y0.dtype == dtype
+    lead = _lead([(f"y0{pytree.keystr(path)}", x) for path, x in with_paths], batch)
     leaves: list[Leaf] = []
     start = 0
     for path, x in with_paths:
-        order = None if plain else memory_order(x)
-        end = start + x.numel()
-        leaves.append(
-            Leaf(pytree.keystr(path), x.shape, x.dtype, start, end, tuple(order) if order else None)
-        )
+        order = None if plain or batch else memory_order(x)
+        shape = x.shape[batch:]
+        end = start + shape.numel()
+        leaves.append(Leaf(pytree.keystr(path), shape, x.dtype, start, end, tuple(order) if order else None))
         start = end
-    return Structure(plain, tree, tuple(leaves), dtype)
+    return Structure(plain, tree, tuple(leaves), dtype, lead)
+
+
+def _lead(named: Sequence[tuple[str, Tensor]], batch: int) -> tuple[int, ...]:
+    """The first `batch` dimensions of all tensors.
+
+    Raises
+    ------
+    ValueError
+        If one has too few, or others.
+    """
+    (first, x), *_ = named
+    for name, other in named:
+        if other.ndim < batch:
+            raise ValueError(
+                f"with batch={batch} the leading dimension of y0 holds the samples, and {name} is 0-dim"
+            )
+        if other.shape[:batch] != x.shape[:batch]:
+            raise ValueError(
+                f"batch sizes differ: {first} has {x.shape[0]} samples and {name} has {other.shape[0]} (the leading "
+                f"dimensions of shapes {tuple(x.shape)} and {tuple(other.shape)})"
+            )
+    return tuple(x.shape[:batch])
 
 
 def described(state: Any) -> str:

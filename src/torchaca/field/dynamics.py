@@ -28,12 +28,13 @@ from .histories import coarser
 class Dynamics:
     """`f(t, y, *args)` of the user as a function of (host or tensor time, packed state).
 
-    f gets t as a 0-dim tensor in y's real dtype (at least float32), made without waiting for a device. If f calls
-    `autograd.grad` itself (`needs_grad`), it runs with grad mode on, on a detached state, also while the solver builds
-    no graph. If f writes `y.requires_grad = True`, it gets tensors that allow it even if they are not leaves. `fit`
-    takes what f returns. What the first evaluation showed: `gathered` names a parameter that f gathers from other
-    processes for each evaluation, `detached` says whether a derivative by the state that f took itself has no graph
-    (None: it took none).
+    f gets t as a 0-dim tensor in y's real dtype (at least float32), made without waiting for a device. If the state is
+    a batch, it is `(B, 1, ..., 1)`; a host number stands for `start`, the times at which the samples start, or without
+    them for one time of all. If f calls `autograd.grad` itself (`needs_grad`), it runs with grad mode on, on a detached
+    state, also while the solver builds no graph. If f writes `y.requires_grad = True`, it gets tensors that allow it
+    even if they are not leaves. `fit` takes what f returns. What the first evaluation showed: `gathered` names a
+    parameter that f gathers from other processes for each evaluation, `detached` says whether a derivative by the state
+    that f took itself has no graph (None: it took none).
     """
 
     func: Callable[..., Any]
@@ -45,6 +46,7 @@ class Dynamics:
     needs_grad: bool = False
     detached: bool | None = None
     gathered: str = ""
+    start: Tensor | None = None
     _caller: Callable[..., Any] | None = None
     _asked: Time = math.nan
     _last: tuple[float | None, Tensor | None] = (None, None)
@@ -79,6 +81,8 @@ class Dynamics:
             self._asked = t
             return exact + shift
         self._asked = t
+        if self.structure.lead:
+            return self._of_samples(t)
         if isinstance(t, Tensor):  # one that fits is not touched: somebody may watch what f does with it
             fits = t.dtype == self.time_dtype and t.device == self.device
             return t if fits else t.to(device=self.device, dtype=self.time_dtype)
@@ -88,6 +92,14 @@ class Dynamics:
             made = torch.scalar_tensor(t, dtype=self.time_dtype, device=self.device)  # half of `full`'s time
             self._last = (t, made)
         return made
+
+    def _of_samples(self, t: Time) -> Tensor:
+        """The time of each sample, which broadcasts against its state."""
+        shape, place = self.structure.time_shape, {"device": self.device, "dtype": self.time_dtype}
+        if not isinstance(t, Tensor):
+            t = torch.scalar_tensor(t, **place) if self.start is None else self.start
+        t = t.to(**place)
+        return t.reshape(shape) if t.ndim else t.expand(shape)
 
     def __call__(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
         """One evaluation, counted and checked; with `nudge`, at the next representable time towards that one.

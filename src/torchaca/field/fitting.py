@@ -36,9 +36,10 @@ def fit(out: Any, structure: Structure, func: Callable[..., Any]) -> Any:
         name = f" for y{leaf.path}" if leaf.path else ""
         if not isinstance(k, Tensor):
             raise TypeError(f"f(t, y) returned a {type(k).__name__}{name}, not a tensor{swapped(func)}")
-        if k.shape != leaf.shape:
+        shape = structure.shape_of(leaf)
+        if k.shape != shape:
             raise ValueError(
-                f"f(t, y) returned shape {tuple(k.shape)}{name} where the state has {tuple(leaf.shape)}: "
+                f"f(t, y) returned shape {tuple(k.shape)}{name} where the state has {tuple(shape)}: "
                 f"dy/dt has the shape of y{swapped(func)}"
             )
         if k.dtype != leaf.dtype:

@@ -23,7 +23,7 @@ from ..core import Method, Problem, tolerant
 from ..errors import warn
 from ..methods.staged import staged
 from ..numbers import Time, has_lanes
-from ..state import rms
+from ..state import each, rms
 from .dynamics import Dynamics
 
 ROUNDINGS = 8  # inputs, layers and result of one evaluation, each rounded; and to spare
@@ -41,14 +41,17 @@ def floored(p: Problem, f: Dynamics) -> Problem:
     if has_lanes(p.y0):  # no values to look at
         raised = {"rtol": _raised(control.rtol, max(floors))}
     else:
-        flat = p.y0.detach().reshape(-1)
-        parts = [flat[leaf.start : leaf.stop] for leaf in f.structure.leaves]
-        shape = p.y0.shape
-        size = torch.cat([rms(part).expand(part.shape) for part in parts]).reshape(shape)
+        lead = len(f.structure.lead)
+        flat, shape = each(p.y0.detach(), lead), p.y0.shape
+        parts = [flat[..., leaf.start : leaf.stop] for leaf in f.structure.leaves]
+        size = torch.cat([rms(part, lead)[..., None].expand(part.shape) for part in parts], -1).reshape(shape)
         pairs = zip(parts, floors, strict=True)
-        floor = torch.cat([torch.full_like(part.real, value) for part, value in pairs]).reshape(shape)
-        if not bool((control.atol + control.rtol * size < floor * size).any()):
+        floor = torch.cat([torch.full_like(part.real, value) for part, value in pairs], -1).reshape(shape)
+        below = control.atol + control.rtol * size < floor * size
+        if not bool(below.any()):
             return p
+        if lead:  # no sample for the sake of another
+            floor = floor * each(below, lead).any(-1).reshape(f.structure.lead + (1,) * (p.y0.ndim - lead))
         raised = {"rtol": _raised(control.rtol, floor), "atol": _raised(control.atol, floor * size)}
     dtype = max(f.dtypes, key=eps)
     given, used = (_words({name: c[name] for name in raised}) for c in (vars(control), raised))

@@ -139,8 +139,7 @@ class Adaptive:
 
     def motion(self, y0: Tensor, y1: Tensor) -> Tensor:
         """How far a step moves the state, in units of its tolerance, 0-dim."""
-        norm, scale = self._rule.relative_to(torch.maximum(y0.abs(), y1.abs()))
-        return torch.as_tensor(norm((y1 - y0) / scale), device=y0.device)
+        return self._rule.motion(y0, y1)
 
     def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
         """What the step size is multiplied with; see `StepRule.factor`."""

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from ..core import Outcome, Problem, Step, tolerant
+from ..errors import SolverError
 from ..layout import stacked
 from ..numbers import has_lanes
 from ..torch_internals import TransformType, get_interpreter_stack, plain
 from .clock import check_clock
-from .lane_search import Lanes, Search
+from .row_search import KINDS, WORDS, Search
+from .rows import Lanes, Spans
 
 if TYPE_CHECKING:
     from .adaptive import Adaptive
@@ -87,14 +89,21 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alo
     f0 = p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0) if p.f0 is None else p.f0
     zero = zero.detach().real.to(p.y0)
     y0 = p.y0 + zero
-    p = replace(p, y0=y0, f=replace(p.f, f0=f0 + zero, batch=len(Lanes.of(y0).shape)))
-    search = Search.of(p, control, alone)
-    boundaries, lanes = search.boundaries(), search.lanes
+    p, lanes = replace(p, y0=y0, f=replace(p.f, f0=f0 + zero)), Lanes.of(y0)
+    with plain():
+        t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
+        spans = Spans(t, [torch.full_like(t, stop) for stop in control.stops(p.ts)], p.ts.sign)
+
+    def guess(p: Problem, f0: Tensor) -> Tensor:
+        return lanes.gathered(control.initial_step(p, f0))
+
+    search = Search.of(p, control, control, lanes, spans, guess=guess, explain=_stopped, alone=alone)
+    boundaries = search.boundaries()
     with plain():
         times = boundaries.cpu().numpy()[:, ~search.failed.cpu().numpy()]
     check_clock(p, times)
     outputs = _Outputs.of(p, lanes, boundaries)
-    resting = Resting.of(p, search, boundaries) if search.failure is not None else None
+    resting = Resting.of(p, lanes, search, boundaries) if search.failure is not None else None
     with plain():
         rows = boundaries.unbind()
     bases: list[Tensor] = []
@@ -115,6 +124,13 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alo
     return Outcome(stacked(outputs.ys), p.ts, failure, bases=bases, boundaries=ends)
 
 
+def _stopped(search: Search, reason: str, lanes: Tensor) -> SolverError:
+    t, dt = search.t[lanes].min().item(), search.dt.max().item()
+    words = WORDS[reason].format(**vars(search.limits))
+    message = f"a lane of vmap stopped at t = {t:.10g}: {words}. try: that lane alone, outside of vmap."
+    return SolverError(KINDS.get(reason, reason), message, t=t, dt=dt, stats=search.p.stats)
+
+
 @dataclass
 class Resting:
     """Where lanes that have failed spend the rest of the solve: at its start, in a state at which f is finite.
@@ -130,13 +146,13 @@ class Resting:
     f0: Tensor
 
     @staticmethod
-    def of(p: Problem, search: Search, boundaries: Tensor) -> Resting:
-        lanes, failed, f0 = search.lanes, search.failed, p.f0
+    def of(p: Problem, lanes: Lanes, search: Search, boundaries: Tensor) -> Resting:
+        failed, f0 = search.failed, p.f0
         assert f0 is not None
         with plain():
             start = boundaries[0]
             y, k = (lanes.gathered(x).detach() for x in (p.y0, f0))
-            n = p.f.batch
+            n = len(lanes.shape)
             good = (torch.isfinite(y) & torch.isfinite(k)).reshape(*lanes.shape, -1).all(-1)
             at_once = failed & (search.t == start) & ~good
             healthy = y.flatten(0, n - 1)[good.flatten().int().argmax()]

@@ -68,15 +68,19 @@ class Limits:
     @staticmethod
     def of(p: Problem, control: Adaptive) -> Limits:
         """Collect the limits of a problem on the host."""
-        span = abs(p.ts.values[-1] - p.ts.values[0])
+        return Limits.over(control, p.y0, abs(p.ts.values[-1] - p.ts.values[0]), p.ts.sign)
+
+    @staticmethod
+    def over(control: Adaptive, y0: Tensor, span: Any, sign: Any) -> Limits:
+        """Collect the limits of a solve over a span, a number or one for each row, in this direction."""
         return Limits(
-            sign=p.ts.sign,
-            smallest=torch.finfo(p.y0.dtype.to_real()).tiny,
+            sign=sign,
+            smallest=torch.finfo(y0.dtype.to_real()).tiny,
             dt_min=control.dt_min,
             dt_max=control.dt_max,
             max_trials=control.max_steps,
             most_rejections=math.ceil(math.log(HOPELESS) / math.log(control.factor_min)),
-            fallback=max(control.dt_min, UNGUESSED * (span if span < math.inf else 1.0)),
+            fallback=at_least(UNGUESSED * where(span < math.inf, span, 1.0), control.dt_min),
         )
 
 

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from ..core import Method, Problem, VectorField
 from ..methods.stability import GOOD, SHARE, stability
-from ..numbers import Numbers, Time, at_least, at_most, in_double, on_host, value, where
-from ..state import rms
+from ..numbers import Numbers, Time, at_least, at_most, column, in_double, on_host, value, where
+from ..state import length, rms, size_of
 from ..torch_internals import plain
 from .pace import TOO_SMALL, ulp
 from .rule import FLAT
@@ -79,23 +79,28 @@ class Slope:
         atol: float | Tensor,
         eps: float,
         numbers: Numbers = in_double,
+        batch: int = 0,
     ) -> Slope:
-        """Evaluate f beside y, at which it is `f0`, and so know J better.
+        """Evaluate f beside y, at which it is `f0`, and so know J better; with `batch` that of each problem.
 
         `eps` is the resolution of the dtype in which f computes. The distance is 1e-4 of the state's size in float64,
         3e-4 in float32, and where the state is zero eps^(3/4), which the ones in f resolve. Norms become `numbers`.
         """
-        v, root, norm = self.direction, math.sqrt(max(y.numel(), 1)), torch.linalg.vector_norm
-        size, *floor = numbers(norm(y), *([rms(atol)] if isinstance(atol, Tensor) else []))
+        v, root = self.direction, math.sqrt(size_of(y, batch))
+        floors = (
+            [rms(atol.expand(y.shape), batch) if batch else rms(atol)] if isinstance(atol, Tensor) else []
+        )
+        size, *floor = numbers(length(y, batch), *floors)
         beside = max(1e-4, eps**0.5) * (size / root + (floor[0] if floor else atol)) + eps**0.75
-        w = f(t, y + _factor(beside, y) * v) - f0
-        (rise,) = numbers(norm(w))
+        w = f(t, y + _factor(beside, y, batch) * v) - f0
+        (rise,) = numbers(length(w, batch))
         seen = (rise > 0) & (rise < math.inf)  # else J is zero there, or f not defined
-        turned = v / 2 + w * _factor(root / where(seen, rise, 1.0), y)
-        (length,) = numbers(norm(turned))
+        turned = v / 2 + w * _factor(root / where(seen, rise, 1.0), y, batch)
+        (size,) = numbers(length(turned, batch))
         steepness = where(seen, rise / (beside * root), 0.0)
+        turned = turned * _factor(root / at_least(size, FLAT), y, batch)
         return Slope(
-            where(seen, turned * _factor(root / at_least(length, FLAT), y), v),
+            where(column(seen, y, batch), turned, v),
             at_least(steepness, FADING * self.steepness),
         )
 
@@ -110,9 +115,9 @@ def _noise(shape: torch.Size) -> Tensor:
 _remembered = lru_cache(maxsize=64)(_noise)
 
 
-def _factor(x: Any, y: Tensor) -> Any:
+def _factor(x: Any, y: Tensor, batch: int) -> Any:
     """A number of float64 to multiply y with; a tensor would widen a state without dimensions."""
-    return x.to(y.dtype.to_real()) if isinstance(x, Tensor) else x
+    return column(x.to(y.dtype.to_real()), y, batch) if isinstance(x, Tensor) else x
 
 
 def looks(p: Problem, control: Adaptive) -> bool:
@@ -120,7 +125,7 @@ def looks(p: Problem, control: Adaptive) -> bool:
     return getattr(control, "at_rest", "ignore") == "resolve" and not (p.effects and p.effects.random)
 
 
-def longest(steepness: Any, method: Method, span: float) -> Any:
+def longest(steepness: Any, method: Method, span: Any) -> Any:
     """Return how long a step may be where |J| is `steepness`, a number or a tensor, in a solve over `span`."""
     theta, steep = stability(method).theta, at_least(steepness, FLAT)
     good = theta / SHARE  # there a step is off by GOOD (z / good)^(order + 1), and L span / z steps are taken
@@ -143,6 +148,12 @@ def span_of(p: Problem) -> float:
     """Return the time over which the errors of steps add up: none in a solve without end, whose caller stops it."""
     span = abs(p.ts.values[-1] - p.since)
     return span if span < math.inf else 0.0
+
+
+def least_between(start: Any, end: Any, control: Adaptive) -> Any:
+    """Return the same for rows, between times of their own."""
+    shortest = 2 * abs(end - start) / min(control.max_steps, MOST)
+    return at_least(at_least(shortest, control.dt_min), 2 * TOO_SMALL * at_least(ulp(start), ulp(end)))
 
 
 def resolution(p: Problem) -> float:

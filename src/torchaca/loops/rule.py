@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,20 +21,22 @@ from torch import Tensor
 from ..core import Step, VectorField
 from ..log import Rests
 from ..methods.stability import GOOD, SHARE
-from ..numbers import Numbers, Time, at_least, at_most, clip, in_double, where
-from ..state import rms
+from ..numbers import Numbers, Time, at_least, at_most, clip, column, in_double, where
+from ..state import each, length, rms, size_of
 
 Norm = Callable[[Tensor], Tensor]
 FLAT = 1e-200  # a |J| that is as good as none
 TINY_RATIO = 1e-10  # a ratio of zero asks for no more than the largest factor; powers of it stay finite
 
 
-def largest(x: Tensor) -> Tensor:
-    """The largest absolute value, 0-dim and real; zero where there is no entry."""
-    return x.abs().amax() if x.numel() else x.real.sum()
+def largest(x: Tensor, batch: int = 0) -> Tensor:
+    """The largest absolute value, real, zero where there is no entry: 0-dim, or of each problem as in `state.rms`."""
+    if not x.numel():
+        return each(x.real, batch).sum(-1) if batch else x.real.sum()
+    return each(x.abs(), batch).amax(-1) if batch else x.abs().amax()
 
 
-NORMS: dict[str, Norm] = {"rms": rms, "max": largest}
+NORMS: dict[str, Callable[..., Tensor]] = {"rms": rms, "max": largest}
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,26 @@ class StepRule:
     norm: str | Norm
     resolves: bool = False
     """Whether the first step is kept short where it would move less than its tolerance; see `rest`."""
+    batch: int = 0
+    """So many leading dimensions of states are independent problems, each of which has a number of its own."""
 
     def relative_to(self, size: Tensor) -> tuple[Norm, Tensor]:
-        """`norm, scale` such that `norm(x / scale)`, 0-dim, is the size of x relative to `atol + rtol size`."""
+        """`norm, scale` such that `norm(x / scale)` is the size of x relative to `atol + rtol size`.
+
+        It is 0-dim, or one number for each problem.
+        """
         # Without atol, a component that stays zero has no error: not 0 / 0.
         tiny = torch.finfo(size.dtype).tiny
         if self.norm == "rms" and not isinstance(self.rtol, Tensor) and not isinstance(self.atol, Tensor):
             # The mean's 1/sqrt(n) goes into the scale, and the scale is one operation: this runs every step.
-            n = math.sqrt(max(size.numel(), 1))
+            n = math.sqrt(size_of(size, self.batch))
             least = max(n * self.atol, tiny)
-            return torch.linalg.vector_norm, torch.rsub(size, least, alpha=-n * self.rtol)
-        norm = NORMS[self.norm] if isinstance(self.norm, str) else self.norm
+            norm = partial(length, batch=self.batch) if self.batch else torch.linalg.vector_norm
+            return norm, torch.rsub(size, least, alpha=-n * self.rtol)
+        if isinstance(self.norm, str):
+            norm = partial(NORMS[self.norm], batch=self.batch)
+        else:
+            norm = torch.vmap(self.norm) if self.batch else self.norm
         return norm, (self.atol + self.rtol * size).clamp(min=tiny)
 
     def ratio(self, step: Step) -> Tensor:
@@ -85,6 +97,11 @@ class StepRule:
         error = step.error
         norm, scale = self.relative_to(torch.maximum(step.y0.abs(), step.y1.abs()))
         return torch.as_tensor(norm(error / scale), device=error.device)
+
+    def motion(self, y0: Tensor, y1: Tensor) -> Tensor:
+        """How far a step moves the state, in units of its tolerance, 0-dim."""
+        norm, scale = self.relative_to(torch.maximum(y0.abs(), y1.abs()))
+        return torch.as_tensor(norm((y1 - y0) / scale), device=y0.device)
 
     def factor(self, ratios: Sequence[Any], order: int, *, after_rejection: bool | Tensor = False) -> Any:
         """What the step size is multiplied with, given the newest ratios (newest first; floats or tensors).
@@ -131,7 +148,7 @@ class StepRule:
         guess = 0.01 * d0 / where(small, 1.0, d1)  # neither nan nor an error in the branch not taken
         guess = at_least(where(small, 1e-6, guess), math.ulp(0.0))  # not zero, which the change is divided by
         h0 = at_most(guess, reach)
-        h = sign * h0
+        h = column(sign * h0, y0, self.batch)
         y1 = y0 + (h.to(scale.dtype) if isinstance(h, Tensor) else h) * f0
         f1 = f(t0 + h, y1)
         (change,) = numbers(relative(f1 - f0))

@@ -57,9 +57,10 @@ class Length:
     """The length h = t1 - t0 of a step, as what multiplies states like `like`.
 
     `h` is a host number. If the times carry derivatives, `dh` is a tensor of value zero with the derivative of h, and
-    every `h k` becomes `h k + dh k`: the same bits, differentiable in h. If h differs between lanes of `vmap` there is
-    no number: `h` is None, and `dh` is all of it, in the shape of a state, since a broadcast over few components takes
-    twice the time. A graph that is being traced has no host numbers: there `h` may be a tensor.
+    every `h k` becomes `h k + dh k`: the same bits, differentiable in h. If h differs between lanes of `vmap`, or
+    between the samples of a batch, there is no number: `h` is None, and `dh` is all of it, in the shape of a state,
+    since a broadcast over few components takes twice the time. A graph that is being traced has no host numbers: there
+    `h` may be a tensor.
     """
 
     __slots__ = ("dh", "h", "number", "size", "t0", "t1")
@@ -73,7 +74,7 @@ class Length:
         if torch.compiler.is_compiling() or not isinstance(size, Tensor):
             return
         dtype = like.dtype.to_real()
-        if has_lanes(size):
+        if size.ndim or has_lanes(size):
             self.h, self.dh = None, size.to(like.device, dtype).expand(like.shape).contiguous()
         else:
             self.h = h = value(size)

@@ -1,32 +1,28 @@
-"""The search for step sizes in lanes of `torch.func.vmap`: a trial is made for all lanes, each accepts its own."""
+"""The search for the step sizes of rows: a trial is made for all of them, and each accepts or rejects its own.
+
+Rows are lanes of `torch.func.vmap`, or the samples of a batch; see `rows`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..core import Log, Problem
 from ..errors import SolverError
-from ..torch_internals import (
-    as_lane,
-    forward_grad,
-    from_lanes,
-    get_unwrapped,
-    is_batchedtensor,
-    is_functorch_wrapped_tensor,
-    maybe_get_bdim,
-    maybe_get_level,
-    plain,
-)
+from ..torch_internals import forward_grad, plain
 from .pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
-from .rest import ROOM, ROUNDING, STILL, Slope, least, longest, looks, resolution
+from .rest import ROOM, ROUNDING, STILL, Slope, least_between, longest, looks, resolution
+from .rows import Rows, Spans
 
 if TYPE_CHECKING:
     from .adaptive import Adaptive
+    from .rule import StepRule
 
 WORDS = {
     "step-size": "a step size fell below what time can resolve",
@@ -38,67 +34,31 @@ WORDS = {
 KINDS = {"underflow": "step-size", "rejections": "step-size"}
 """Kinds of `SolverError` by the reason to give up, if they have other names."""
 
-
-@dataclass(frozen=True)
-class Lanes:
-    """The maps around a solve: level and size of each, the outermost first."""
-
-    maps: list[tuple[int, int]]
-
-    @staticmethod
-    def of(x: Tensor) -> Lanes:
-        """Those of a tensor that has all lanes."""
-        maps: list[tuple[int, int]] = []
-        while is_functorch_wrapped_tensor(x):
-            inside = get_unwrapped(x)
-            if is_batchedtensor(x):
-                maps.append((maybe_get_level(x), inside.shape[maybe_get_bdim(x)]))
-            x = inside
-        return Lanes(maps[::-1])
-
-    @property
-    def shape(self) -> list[int]:
-        return [size for _, size in self.maps]
-
-    def spread(self, x: Tensor) -> Tensor:
-        """A plain tensor with the lanes in front, as each lane sees it."""
-        for level, _ in self.maps:
-            x = as_lane(x, level)
-        return x
-
-    def gathered(self, x: Tensor) -> Tensor:
-        """The plain tensor of all lanes, which are in front."""
-        for level, size in reversed(self.maps):
-            x = from_lanes(_without_transforms(x), level, size)
-        return _without_transforms(x)
-
-
-def _without_transforms(x: Tensor) -> Tensor:
-    """Without what other transforms than vmap have put around it."""
-    while is_functorch_wrapped_tensor(x) and not is_batchedtensor(x):
-        x = get_unwrapped(x)
-    return x
+Explain: TypeAlias = "Callable[[Search, str, Tensor], SolverError]"
+"""Explains why the rows of a mask cannot go on, for a reason of `WORDS`."""
 
 
 @dataclass
 class Search:
-    """Where the lanes are, and how they came there.
+    """Where the rows are, and how they came there.
 
-    `y` and `f0` are as each lane sees them, all other tensors plain, `(*lanes,)`: that makes their many small
-    operations cheaper. `rejections` counts the trials that were rejected in a row, the last of `rejected_size`. With
-    `alone`, lanes that fail stop where they are and the others go on; `failure` is that of the first. `room` says whose
-    last step had an error that says nothing (see `rest`), and `rests` whether any had; `slope` is None if nobody asks.
+    `y` and `f0` are states, all other tensors plain, `(*rows,)`: in lanes that makes their many small operations
+    cheaper. `rejections` counts the trials that were rejected in a row, the last of `rejected_size`. With `alone`, rows
+    that fail stop where they are and the others go on; `failure` is that of the first. `room` says whose last step had
+    an error that says nothing (see `rest`), and `rests` whether any had; `slope` is None if nobody asks.
     """
 
     p: Problem
+    rule: StepRule | Adaptive
     control: Adaptive
     limits: Limits
-    lanes: Lanes
+    rows: Rows
+    spans: Spans
+    explain: Explain
     y: Tensor
     f0: Tensor | None
     t: Tensor
     dt: Tensor
-    stops: list[Tensor]
     ratios: list[Tensor]
     rejections: Tensor
     rejected_size: Tensor
@@ -112,29 +72,39 @@ class Search:
     history: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @staticmethod
-    def of(p: Problem, control: Adaptive, alone: bool = False) -> Search:
-        """At the start, where every state and `p.f0` have all lanes."""
-        f0, lanes = p.f0, Lanes.of(p.y0)
+    def of(
+        p: Problem,
+        control: Adaptive,
+        rule: StepRule | Adaptive,
+        rows: Rows,
+        spans: Spans,
+        *,
+        guess: Callable[[Problem, Tensor], Tensor],
+        explain: Explain,
+        alone: bool = False,
+    ) -> Search:
+        """At the start, where every state and `p.f0` have all rows.
+
+        `guess` makes the first step sizes, if the control has none.
+        """
+        f0 = p.f0
         assert f0 is not None
         with torch.no_grad(), forward_grad(False):
             y0, f0 = p.y0.detach(), f0.detach()
             p = replace(p.knowing(f0), y0=y0, log=Log(p.stats))
-            dt0 = lanes.gathered(control.initial_step(p, f0)) if control.dt0 is None else None
-        limits = Limits.of(p, control)
+            dt0 = guess(p, f0) if control.dt0 is None else None
         with plain():
-            t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
+            limits, t = Limits.over(control, y0, abs(spans.end - spans.start), spans.sign), spans.start
             given = max(control.dt0 or 0.0, control.dt_min)
             dt = torch.full_like(t, given) if dt0 is None else first_dt(dt0, t, limits)
-            stops = [torch.full_like(t, stop) for stop in control.stops(p.ts)]
             none, never = torch.zeros_like(t), torch.full_like(t, torch.inf)
             ratios, no = [torch.ones_like(t)] * 2, none.bool()
-        slope = Slope(Slope.unknown(y0).direction, lanes.spread(none)) if looks(p, control) else None
-        return Search(
-            p, control, limits, lanes, y0, f0, t, dt, stops, ratios, none, never, no, no, slope, alone
-        )
+        slope = Slope(Slope.unknown(y0, rows.batch).direction, rows.each(none)) if looks(p, control) else None
+        states = (y0, f0, t, dt, ratios, none, never, no, no, slope)
+        return Search(p, rule, control, limits, rows, spans, explain, *states, alone)
 
     def boundaries(self) -> Tensor:
-        """The times between which each lane steps, padded with its end: `(n, *lanes)`."""
+        """The times between which each row steps, padded with its end: `(n, *rows)`."""
         start, stats = self.t, self.p.stats
         with torch.no_grad(), forward_grad(False):
             while proposed := self._propose():
@@ -151,11 +121,17 @@ class Search:
             boundaries[0] = start
         return boundaries
 
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """How many trials each row has accepted, and how many rejected."""
+        none = torch.zeros_like(self.t, dtype=torch.int64)
+        accepted = sum((success for _, _, success in self.history), none)
+        return accepted, sum((active for _, active, _ in self.history), none) - accepted
+
     def _propose(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Which lanes are on their way, where their next trials end, and which of them a stop cuts short."""
+        """Which rows are on their way, where their next trials end, and which of them a stop cuts short."""
         with plain():
             t = self.t
-            active, stop = (t != self.stops[-1]) & ~self.failed, self._next_stop()
+            active, stop = (t != self.spans.end) & ~self.failed, self._next_stop()
             t1, clipped = propose(t, self.dt, stop, self.limits)
             going = self._going(active, (t1 - t).abs(), t1 == stop)
             if not self.rests:
@@ -164,30 +140,32 @@ class Search:
         return self._propose()
 
     def _bound(self) -> None:
-        """Bound the next steps of lanes at rest; see `rest`. All lanes look, those with room take the answer."""
-        p, known, spread, before = self.p, self.slope, self.lanes.spread, self.before
+        """Bound the next steps of rows at rest; see `rest`. All rows look, those with room take the answer."""
+        p, rows, known, before = self.p, self.rows, self.slope, self.before
         assert known is not None
         assert before is not None
-        motion = self.lanes.gathered(self.control.motion(before, self.y))
+        motion = rows.gathered(self.rule.motion(before, self.y))
         with plain():
             here = self.room & ((motion <= STILL) | (self.ratios[0] <= ROUNDING))
-        t, mine = spread(self.t), spread(here)
+        t = rows.spread(self.t)
         self.f0 = p.f.call(t, self.y) if self.f0 is None else self.f0
-        seen = known.looked(p.f.call, t, self.y, self.f0, self.control.atol, resolution(p))
-        direction = torch.where(mine, seen.direction, known.direction)
-        self.slope = Slope(direction, torch.where(mine, seen.steepness, known.steepness))
-        steepness = self.lanes.gathered(self.slope.steepness)
+        point = (t, self.y, self.f0, self.control.atol, resolution(p))
+        seen = known.looked(p.f.call, *point, batch=rows.batch)
+        direction = torch.where(rows.spread(here), seen.direction, known.direction)
+        self.slope = Slope(direction, torch.where(rows.each(here), seen.steepness, known.steepness))
+        steepness = rows.gathered(self.slope.steepness)
         with plain():
-            span = abs(p.ts.values[-1] - p.ts.values[0])
-            bound = longest(steepness, p.method, span).clamp(min=least(p, self.control))
+            start, end = self.spans.start, self.spans.end
+            bound = longest(steepness, p.method, abs(end - start))
+            bound = torch.maximum(bound, least_between(start, end, self.control))
             self.dt = torch.where(here, torch.minimum(self.dt, bound), self.dt)
             self.room = torch.zeros_like(here)
 
     def _try(self, active: Tensor, t1: Tensor, clipped: Tensor) -> None:
-        """One trial in every lane; the lanes that are not active stay where they are."""
-        control, spread = self.control, self.lanes.spread
+        """One trial in every row; the rows that are not active stay where they are."""
+        control, spread = self.control, self.rows.spread
         step = self.p.step(spread(self.t), spread(t1), self.y, self.f0)
-        ratio = self.lanes.gathered(control.ratio(step))
+        ratio = self.rows.gathered(self.rule.ratio(step))
         with plain():
             ratio, size = ratio.double(), (t1 - self.t).abs()
             forced = control.accept_at_dt_min
@@ -200,48 +178,42 @@ class Search:
             self.rejected_size = size
             self.t = torch.where(success, t1, self.t)
             if self.slope is not None:
-                self.room = success & (ratio <= ROOM) & (t1 != self.stops[-1])
+                self.room = success & (ratio <= ROOM) & (t1 != self.spans.end)
             self.history.append((t1, active, success))
         here, f1, self.before = spread(success), step.hint, self.y
         self.y = torch.where(here, step.y1, self.y)
         self.f0 = None if f1 is None else torch.where(here, f1, step.f0)
 
     def _next_stop(self) -> Tensor:
-        """The nearest time ahead of each lane where a step has to end."""
-        *earlier, stop = self.stops
+        """The nearest time ahead of each row where a step has to end."""
+        *earlier, stop = self.spans.stops
         for one in reversed(earlier):
-            stop = torch.where(self.p.ts.sign * (one - self.t) > 0, one, stop)
+            stop = torch.where(self.spans.sign * (one - self.t) > 0, one, stop)
         return stop
 
     def _going(self, active: Tensor, size: Tensor, lands: Tensor) -> Tensor | None:
-        """Which of the lanes that are on their way can make a trial of that size, None if none is left.
+        """Which of the rows that are on their way can make a trial of that size, None if none is left.
 
-        Reads the device once, also whether a lane rests, and once more where a lane has failed.
+        Reads the device once, also whether a row rests, and once more where a row has failed.
 
         Raises
         ------
         SolverError
-            Where a lane cannot, unless lanes fail alone.
+            Where a row cannot, unless rows fail alone.
         """
         trials, limits = len(self.history), self.limits
         found = refusals(self.t, size, lands, self.rejections, self.rejected_size, trials, limits)
         masks = [active & holds for holds in found.values()]
         goes, self.rests, *fails = torch.stack([active, self.room, *masks]).flatten(1).any(1).tolist()
-        for fails_so, reason, lanes in zip(fails, found, masks, strict=True):
+        for fails_so, reason, mask in zip(fails, found, masks, strict=True):
             if not fails_so:
                 continue
-            failure = self._failure(reason, lanes)
+            failure = self.explain(self, reason, mask)
             if not self.alone:
                 raise failure
             self.failure = self.failure or failure
-            self.failed = self.failed | lanes
+            self.failed = self.failed | mask
         if any(fails):
             active = active & ~self.failed
             goes = bool(active.any())
         return active if goes else None
-
-    def _failure(self, reason: str, lanes: Tensor) -> SolverError:
-        t, dt = self.t[lanes].min().item(), self.dt.max().item()
-        words = WORDS[reason].format(**vars(self.limits))
-        message = f"a lane of vmap stopped at t = {t:.10g}: {words}. try: that lane alone, outside of vmap."
-        return SolverError(KINDS.get(reason, reason), message, t=t, dt=dt, stats=self.p.stats)

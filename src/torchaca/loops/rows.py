@@ -1,0 +1,138 @@
+"""Rows: independent problems that are solved at once, each with steps of its own.
+
+They are lanes of `torch.func.vmap`, or the samples of a batch. What there is one of for each row, such as its time and
+its step size, is a plain tensor `(*shape,)`; the loops compute with those, and `Rows` says how they meet states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..torch_internals import (
+    as_lane,
+    from_lanes,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_bdim,
+    maybe_get_level,
+)
+
+
+class Rows(Protocol):
+    """How numbers of rows, plain tensors `(*shape,)`, meet their states."""
+
+    @property
+    def shape(self) -> list[int]: ...
+    @property
+    def batch(self) -> int:
+        """The number of leading dimensions in which states show the rows."""
+        ...
+
+    def spread(self, x: Tensor) -> Tensor:
+        """The numbers as what broadcasts against states."""
+        ...
+
+    def each(self, x: Tensor) -> Tensor:
+        """The numbers as norms of states are."""
+        ...
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """The inverse of `each`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a batch, in the leading dimension of states that have `ndim` dimensions."""
+
+    size: int
+    ndim: int
+    batch = 1
+
+    @property
+    def shape(self) -> list[int]:
+        return [self.size]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """See `Rows`."""
+        return x.reshape(-1, *[1] * (self.ndim - 1))
+
+    def each(self, x: Tensor) -> Tensor:
+        """See `Rows`."""
+        return x
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """See `Rows`."""
+        return x
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The maps around a solve: level and size of each, the outermost first. States do not show them."""
+
+    maps: list[tuple[int, int]]
+    batch = 0
+
+    @staticmethod
+    def of(x: Tensor) -> Lanes:
+        """Those of a tensor that has all lanes."""
+        maps: list[tuple[int, int]] = []
+        while is_functorch_wrapped_tensor(x):
+            inside = get_unwrapped(x)
+            if is_batchedtensor(x):
+                maps.append((maybe_get_level(x), inside.shape[maybe_get_bdim(x)]))
+            x = inside
+        return Lanes(maps[::-1])
+
+    @property
+    def shape(self) -> list[int]:
+        return [size for _, size in self.maps]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """A plain tensor with the lanes in front, as each lane sees it."""
+        for level, _ in self.maps:
+            x = as_lane(x, level)
+        return x
+
+    def each(self, x: Tensor) -> Tensor:
+        """See `Rows`."""
+        return self.spread(x)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """The plain tensor of all lanes, which are in front."""
+        for level, size in reversed(self.maps):
+            x = from_lanes(_without_transforms(x), level, size)
+        return _without_transforms(x)
+
+
+def _without_transforms(x: Tensor) -> Tensor:
+    """Without what other transforms than vmap have put around it."""
+    while is_functorch_wrapped_tensor(x) and not is_batchedtensor(x):
+        x = get_unwrapped(x)
+    return x
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where rows start, and the times at which their steps have to end, the last of all at the end of the solve.
+
+    `sign` is +1 where time increases, else -1: a number, or one for each row.
+    """
+
+    start: Tensor
+    stops: list[Tensor]
+    sign: float | Tensor
+
+    @property
+    def end(self) -> Tensor:
+        return self.stops[-1]
+
+    @staticmethod
+    def between(start: Tensor, end: Tensor) -> Spans:
+        """Each row from its start to its end."""
+        return Spans(start, [end], torch.where(end < start, -1.0, 1.0).to(start))
