@@ -42,6 +42,7 @@ LAYERS = (
     "compiled",
     "native",
     "executors",
+    "batch",
     "solution",
     "progress",
     "options",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -58,6 +59,25 @@ class GradientError(float):
         return REMEDIES[self.largest]
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What each sample of a batch cost.
+
+    Attributes
+    ----------
+    accepted, rejected : Tensor
+        `(B,)`, steps that became part of its solution, and trials that did not.
+    """
+
+    accepted: Tensor
+    rejected: Tensor
+
+    @staticmethod
+    def none(size: int) -> Samples:
+        """Nothing, for so many samples."""
+        return Samples(torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64))
+
+
 @dataclass
 class Stats:
     """What a solve cost; the only mutable record of the library.
@@ -75,6 +95,9 @@ class Stats:
     reconstruction_error : float
         The largest relative difference between the states that the last backward pass reconstructed and those that the
         forward pass had kept; only the gradient "mali" reconstructs states.
+    samples : Samples or None
+        With `batch=1`: the steps of each sample. `nfe` counts calls on the batch, and `accepted` and `rejected` are
+        those of the samples that have most of them.
     gradient_error : GradientError or None
         The estimated relative error of the gradients of the last backward pass, where `ACA(grad_rtol=...)` asked for
         it: a number, whose parts say where it comes from. None before `backward()`. What it took is in `nfe` and
@@ -93,6 +116,7 @@ class Stats:
     rejected_backward: int = 0
     reconstruction_error: float = 0.0
     gradient_error: GradientError | None = None
+    samples: Samples | None = field(default=None, compare=False)
     executor: str = field(default="", compare=False)
     passed_over: dict[str, str] = field(default_factory=dict, compare=False)
 

@@ -61,6 +61,10 @@ class Options:
     on_failure: str = "raise"
     debug: bool = False
     progress: bool = False
+    batch: int = 0
+    rows: tuple[Any, ...] = ()
+    steps: str = "own"
+    check_rows: bool = True
 
     def request(self, structure: Structure, y0: Tensor) -> Request:
         """What they ask for, in a solve from `y0`.

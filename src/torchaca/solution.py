@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Control, Outcome, Problem, Stats, tolerant
+from .batch import SampleTimes, Solved
+from .core import Control, Outcome, Problem, Stats, Times, tolerant
 from .dense import DenseOutput, detached
 from .errors import SolverError, shorten
 from .events import Course, Occurrences, Pieces, occurrences
 from .going_on import Ended, State
 from .layout import joined, order_cotangent
-from .state import Structure
+from .log import Samples
+from .state import Structure, each
 from .torch_internals import is_functorch_wrapped_tensor, pytree, transformed
 from .trace import Trace
 
@@ -47,6 +50,12 @@ class Solution:
         The method, the tolerances and the gradient, in words.
     events : tuple of Occurrences
         For each of `events=`, in their order: when it happened, and the states just before.
+    mask : Tensor or None
+        With `batch=1`: `(n, B)`, which outputs are real. The others repeat the sample's last state: those behind the
+        end of its own times, and what it did not reach. `ts` is `(n, B)` if samples have times of their own, padded
+        with nan.
+    kinds : tuple of str
+        With `batch=1`: for each sample the kind of its failure, or an empty string.
     """
 
     ts: Tensor
@@ -59,17 +68,21 @@ class Solution:
     settings: str = ""
     events: tuple[Occurrences, ...] = ()
     ended: Ended | None = None
+    mask: Tensor | None = None
+    kinds: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return _describe(self)
 
     @property
-    def status(self) -> str:
-        """'success', 'event' after a terminal one, or the kind of failure.
+    def status(self) -> str | tuple[str, ...]:
+        """'success', 'event' after a terminal one, or the kind of failure; with `batch=1` one for each sample.
 
         'non-finite' where a fixed-step solve ran into nan or inf. Reads the device, which a fixed-step solve itself
         never does.
         """
+        if self.mask is not None:
+            return self._statuses()
         if self.failure is not None:
             return self.failure.kind
         if any(event.terminal and len(event.t) for event in self.events):
@@ -98,6 +111,12 @@ class Solution:
             )
         y = pytree.tree_map(lambda ys: ys[-1], self.ys) if self.ended.y is None else self.ended.y
         return self.ended.state(self.steps[-1], y, self.stats)
+
+    def _statuses(self) -> tuple[str, ...]:
+        leaves = [each(torch.isfinite(x), 2).all(-1).all(0) for x in pytree.tree_leaves(self.ys)]
+        finite = torch.stack(leaves).all(0).tolist()
+        words = ("success" if so else "non-finite" for so in finite)
+        return tuple(kind or word for kind, word in zip(self.kinds, words, strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Solution:
         """The values; a graph belongs to the original alone."""
@@ -156,7 +175,7 @@ class Solution:
         ended = None if failure is not None else Ended(*known)
         if start is not None:
             start.add_to(p.stats)
-        ts, times, settings = _output_times(given_ts, p), tuple(outcome.times), _settings(p)
+        ts, times, settings = _output_times(given_ts, p.ts.values, p), tuple(outcome.times), _settings(p)
         events = () if course is None else occurrences(course, structure, p.y0, ts)
         if course is not None and course.end is not None:
             ts = torch.cat([ts[: n - 1], course.end.to(ts)[None]])
@@ -184,12 +203,50 @@ class Solution:
         ys = ys if kind.plain else kind.unpack(ys)
         return Solution(ts[:n], ys, p.stats, times, failure, dense, p.trace, settings, events, ended)
 
+    def of_batch(self, size: int, ts: Times, reached: int) -> Solution:
+        """The solution of a batch whose samples have had all steps in common, and of whose outputs so many are reached.
 
-def _output_times(given: Any, p: Problem) -> Tensor:
+        The others repeat the last of these, if failures are told by `status`.
+        """
+        n, failure, rows = len(self.ts), self.failure, len(ts)
+        mask = torch.zeros(rows, size, dtype=torch.bool, device=pytree.tree_leaves(self.ys)[0].device)
+        mask[:reached] = True
+        counts = torch.ones(size, dtype=torch.int64)
+        self.stats.samples = Samples(self.stats.accepted * counts, self.stats.rejected * counts)
+        ys, times = self.ys, self.ts
+        if n < rows:
+            ys = pytree.tree_map(lambda x: torch.cat([x, x[-1:].expand(rows - n, *x.shape[1:])]), ys)
+            times = torch.cat([times, torch.tensor(ts.values[n:]).to(times)])
+        kinds = ("" if failure is None else failure.kind,) * size
+        return replace(self, ts=times, ys=ys, mask=mask, kinds=kinds)
+
+    @staticmethod
+    def of_samples(solved: Solved, structure: Structure, given_ts: Any, times: SampleTimes) -> Solution:
+        """The solution that a batch has come to, in the structure of the user's state.
+
+        Raises
+        ------
+        SolverError
+            The failure of a sample, if that is to be raised.
+        """
+        p, ys, failure, real = solved.p, solved.ys, solved.failure, times.real.to(solved.ys.device)
+        mask, missed = real & solved.reached, real & ~solved.reached
+        if p.log.on_failure == "nan" and failure is not None:
+            ys = torch.where(missed.reshape(*missed.shape, *[1] * (ys.ndim - 2)), math.nan, ys)
+        if times.given is None:
+            ts = _output_times(given_ts, times.shared.values if times.shared else (), p)
+        else:
+            ts = times.given
+        kinds = tuple(solved.kinds.get(i, "") for i in range(mask.shape[1]))
+        ys = ys if structure.plain else structure.unpack(ys)
+        return Solution(ts, ys, p.stats, (), failure, None, p.trace, _settings(p), mask=mask, kinds=kinds)
+
+
+def _output_times(given: Any, values: Sequence[float], p: Problem) -> Tensor:
     """The times as they were given; numbers in f's dtype of time, or float64 where that cannot tell them apart."""
     if isinstance(given, Tensor):
         return given
-    values, dtype = p.ts.values, p.y0.dtype.to_real()
+    dtype = p.y0.dtype.to_real()
     if dtype == torch.float32 and len(set(np.asarray(values, np.float32).tolist())) < len(set(values)):
         dtype = torch.float64
     return torch.tensor(values, dtype=dtype, device=p.y0.device)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .batch import (
+    check_door,
+    check_independence,
+    check_sizes,
+    common_times,
+    sample_times,
+    solve_samples,
+)
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
 from .errors import warn
@@ -70,6 +79,10 @@ def solve(
     on_failure: str = "raise",
     debug: bool = False,
     progress: bool = False,
+    batch: int = 0,
+    rows: tuple[Any, ...] = (),
+    steps: str = "own",
+    check_rows: bool = True,
     **unknown: Any,
 ) -> Solution:
     """Solve dy/dt = f(t, y), y(t[0]) = y0, so that the outputs can be differentiated.
@@ -132,6 +145,17 @@ def solve(
     progress : bool
         Show a tqdm bar over time in the forward pass, with evaluations and step size (`pip install
         'torchaca[progress]'`).
+    batch : 0 or 1
+        1: the leading dimension of y0, in each of its tensors, holds independent problems, the samples, each with its
+        own steps, tolerances (rtol and atol may have shape `(B, 1, ..., 1)`) and status. t is `(n,)`, or `(B, n)`
+        padded with nan at the ends of rows, or a list of each sample's times; f gets it as `(B, 1, ..., 1)`. See
+        docs/batches.md.
+    rows : tuple
+        Further arguments of f, after `args`, with one row for each sample; each any nested structure of tensors.
+    steps : "own" or "joint"
+        Whether each sample of a batch has its own steps, or all have the same.
+    check_rows : bool
+        Evaluate f once more at the start of a batch, not counted, and warn if it mixes samples.
 
     Returns
     -------
@@ -157,12 +181,15 @@ def solve(
     options = Options(
         args, method, rtol, atol, gradient, dt, n_steps, grid, dt0, dt_min, dt_max,
         max_steps, jump_ts, norm, at_rest, control, events, compile, dense, save, on_failure, debug, progress,
+        batch, rows, steps, check_rows,
     )
     # fmt: on
     if unknown:
         refuse_unknown(unknown, "solve()")
     if torch.compiler.is_compiling():
         return _in_graph(f, y0, t, options)
+    if batch or steps != "own" or not check_rows or not (isinstance(rows, tuple) and not rows):
+        return _solve_batch(f, y0, t, options)
     start = y0 if isinstance(y0, State) else None
     y0 = y0 if start is None else start.y
     structure = structure_of(y0)
@@ -174,6 +201,31 @@ def solve(
         p = problem_of(f, packed, structure, ts, request, start=start)
         begun, outcome, course = solved(p, request.compile, request.events)
         return Solution.of(begun, outcome, structure, t, course, start)
+
+
+def _solve_batch(f: Callable[..., Any], y0: Any, t: Any, options: Options) -> Solution:
+    """`solve` of a batch."""
+    check_door(options)
+    if isinstance(y0, State):
+        raise NotImplementedError(
+            "a state to go on from is one of a single solve: with batch=1 start from y0 = sol.ys[-1]"
+        )
+    structure = structure_of(y0, 1)
+    packed = structure.pack(y0)
+    request, times = options.request(structure, packed), sample_times(t, len(packed))
+    check_sizes(options.rows, len(packed))
+    request = replace(request, args=(*request.args, *options.rows))
+    if options.steps == "joint" or (not request.control.adaptive and times.shared is not None):
+        ts = common_times(times)
+        p = problem_of(f, packed, structure, ts, request, batch=1)
+        if options.check_rows and len(ts) > 1:
+            check_independence(p)
+        begun, outcome, _ = solved(p, request.compile)
+        return Solution.of(begun, outcome, structure, t).of_batch(len(packed), ts, len(outcome.ts))
+    p = problem_of(
+        f, packed, structure, Times((0.0, 1.0)), request, batch=1
+    )  # times that stand for the samples' own
+    return Solution.of_samples(solve_samples(p, times, check_rows=options.check_rows), structure, t, times)
 
 
 def _in_graph(f: Callable[..., Any], y0: Any, t: Any, options: Options) -> Solution:

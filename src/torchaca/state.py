@@ -163,7 +163,7 @@ class Structure:
         ------
         ValueError
         """
-        most = y0.ndim if self.plain else 0
+        most = y0.ndim if self.plain else len(self.lead)
         if not (isinstance(batch, int) and 0 <= batch <= most):
             raise ValueError(
                 f"batch is how many leading dimensions of y0 are independent problems: with y0 of shape "

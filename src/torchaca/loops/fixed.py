@@ -69,6 +69,31 @@ class FixedSteps:
         kept = [i for i in range(1, len(ts)) if ts.values[i] != ts.values[i - 1]]
         return [first, *(ts[i] for i in kept)]
 
+    def rows(self, times: Tensor) -> Tensor:
+        """All step times `(N + 1, B)` of rows with times of their own, `(n, B)`; a row that is done repeats its end.
+
+        Raises
+        ------
+        NotImplementedError
+            For a grid, which cannot fit all of them.
+        """
+        start, end = times[0], times[-1]
+        if self.grid is not None:
+            raise NotImplementedError(
+                "grid= gives step times of all samples, and these have times of their own: use n_steps= or dt="
+            )
+        if self.n_steps is not None:
+            parts = torch.arange(int(self.n_steps), dtype=times.dtype, device=times.device) / int(
+                self.n_steps
+            )
+            return torch.cat([start + (end - start) * parts[:, None], end[None]])
+        if self.dt is None:
+            return times
+        n = ((end - start).abs() / self.dt * (1 - 1e-12) - 1e-9).ceil().clamp(min=1)
+        i = torch.arange(int(n.max()) + 1, dtype=times.dtype, device=times.device)[:, None]
+        sign = torch.where(end < start, -1.0, 1.0).to(times)
+        return torch.where(i < n, start + sign * self.dt * i, end)
+
     def boundaries(self, ts: Times, taken: Sequence[float]) -> Sequence[Time]:
         """The grid moves with the times it was made from."""
         return self.times(ts)[: len(taken)]

@@ -1,0 +1,17 @@
+"""Batches: the samples in the leading dimension of y0 are independent problems, each with steps of its own."""
+
+from .check import check_independence, check_sizes
+from .door import check_door
+from .run import Solved, solve_samples
+from .times import SampleTimes, common_times, sample_times
+
+__all__ = [
+    "SampleTimes",
+    "Solved",
+    "check_door",
+    "check_independence",
+    "check_sizes",
+    "common_times",
+    "sample_times",
+    "solve_samples",
+]

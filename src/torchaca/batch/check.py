@@ -1,0 +1,70 @@
+"""Whether what belongs to samples has a row for each, and whether f keeps them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import warn
+from ..state import each
+from ..torch_internals import pytree
+
+NUDGE = 0.1
+"""By which part of itself, and by how much, the row is moved that others are not to see."""
+
+
+def check_sizes(rows: Sequence[Any], batch: int) -> None:
+    """Refuse further arguments that have not one row for each sample.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, and both sizes.
+    """
+    for path, x in pytree.tree_flatten_with_path(tuple(rows))[0]:
+        name = f"rows{pytree.keystr(path)}"
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{name} is a {type(x).__name__}, not a tensor with a row for each sample: what all samples share goes "
+                "into args="
+            )
+        if not x.ndim or x.shape[0] != batch:
+            have = f"{x.shape[0]} rows" if x.ndim else "no dimension"
+            raise ValueError(
+                f"batch sizes differ: y0 has {batch} samples and {name}, of shape {tuple(x.shape)}, has {have}. "
+                "What all samples share goes into args="
+            )
+
+
+@torch.no_grad()
+def check_independence(p: Any) -> None:
+    """Warn if f at one sample depends on the state of another: one evaluation at the start, which is not counted.
+
+    Another one if f has not been evaluated there yet.
+    """
+    evaluate, y0 = p.f.call.evaluate, p.y0.detach()
+    if len(y0) < 2 or not y0.numel():
+        return
+    f0 = evaluate(p.ts.values[0], y0) if p.f0 is None else p.f0.detach()
+    row = len(y0) // 2
+    moved = y0.clone()
+    moved[row] = y0[row] * (1 + NUDGE) + NUDGE
+    try:
+        with p.undone():
+            off = each((evaluate(p.ts.values[0], moved) - f0).abs(), 1).amax(1)
+    except Exception:  # whatever f minds there, it is no answer
+        return
+    size = each(f0.abs().nan_to_num(0, 0, 0), 1).amax(1)
+    seen = off > torch.finfo(off.dtype).eps ** 0.75 * torch.maximum(size, size.amax())
+    seen[row] = False
+    if bool(seen.any()):
+        other = int(torch.where(seen, off, 0.0).argmax())
+        warn(
+            f"f mixes the samples of the batch: with sample {row} of y0 moved by a tenth, f at sample {other} changed "
+            f"by {off[other].item():.2g} (BatchNorm in training, a mean over the batch, attention between samples?). "
+            "With batch=1 each sample is at a time of its own, and the solution means nothing then: let f act row by "
+            "row, or leave out batch=1. check_rows=False silences this"
+        )

@@ -1,0 +1,65 @@
+"""Why samples of a batch cannot go on: what can be said of each without solving again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import KINDS as WHAT
+from ..errors import SolverError
+from ..loops.diagnosis import FAST, GROWTH, NEAR
+from ..loops.row_search import KINDS, WORDS, Search
+from ..loops.rule import largest
+from ..state import each
+
+MOST = 5  # samples named in a message
+
+
+class Failures:
+    """Explains failures of samples, and notes their kinds by their numbers."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[int, str] = {}
+
+    def __call__(self, search: Search, reason: str, mask: Tensor) -> SolverError:
+        """The failure of the samples of the mask; see `row_search.Explain`."""
+        failed = mask.nonzero()[:, 0].tolist()
+        kinds = self._kinds(search, KINDS.get(reason, reason))
+        self.kinds |= {i: kinds[i] for i in failed}
+        first = failed[0]
+        t, dt = search.t[first].item(), search.dt[first].item()
+        kind = kinds[first]
+        words = WORDS[reason].format(**vars(search.limits))
+        message = (
+            f"{_named(failed)} stopped at t = {t:.10g}: {words}. {WHAT[kind][0].upper()}{WHAT[kind][1:]}.\n  try: "
+            "on_failure='status', with which the others go on and sol.status says which stopped; or a solve of "
+            f"y0[{first}] alone, which says more."
+        )
+        return SolverError(kind, message, t=t, dt=dt, stats=search.p.stats)
+
+    @staticmethod
+    def _kinds(search: Search, usual: str) -> list[str]:
+        """What can be seen of each sample; one more evaluation of f where they are."""
+        p, y, sign = search.p, search.y, search.spans.sign
+        k = p.f.call(search.rows.spread(search.t), y)
+        passed = (search.t - search.spans.start).abs()
+        size, start, steepest = (largest(x, 1).double() for x in (y, p.y0, k))
+        outwards = sign * each((y.conj() * k).real, 1).sum(1) > 0
+        doubling = size / steepest
+        leaves = (doubling < NEAR * passed) | ((size > GROWTH * start) & (doubling < FAST * passed))
+        found = {
+            "y0": ~each(torch.isfinite(p.y0), 1).all(1),
+            "f": ~each(torch.isfinite(k), 1).all(1),
+            "blow-up": outwards & leaves,
+        }
+        masks = list(zip(*(mask.tolist() for mask in found.values()), strict=True))
+        return [next((kind for kind, so in zip(found, some, strict=True) if so), usual) for some in masks]
+
+
+def _named(samples: Sequence[int]) -> str:
+    if len(samples) == 1:
+        return f"sample {samples[0]}"
+    rest = f" and {len(samples) - MOST} more" if len(samples) > MOST else ""
+    return f"samples {', '.join(map(str, samples[:MOST]))}{rest}"
