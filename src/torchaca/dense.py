@@ -13,7 +13,7 @@ from torch.serialization import add_safe_globals
 
 from .core import Method
 from .layout import joined, ordered, stacked, unstacked
-from .loops.lane_search import Lanes
+from .loops.rows import Lanes
 from .methods import METHODS
 from .methods.interpolants import slopes_of
 from .methods.length import fraction, on_cpu, span

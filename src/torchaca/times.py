@@ -103,7 +103,7 @@ def times_of(t: Any, name: str) -> Times:
             ) from error
         if tensor.ndim != 1:
             hint = " (the order is f, y0, t)" if tensor.ndim else ": write [t0, t1]"
-            hint += "; times per sample, (batch, n), are not supported yet" if tensor.ndim == 2 else ""
+            hint += "; times of each sample, (B, n), need batch=1" if tensor.ndim == 2 else ""
             raise ValueError(f"{name} must be one-dimensional, got shape {tuple(tensor.shape)}{hint}")
         values = tuple(tensor.detach().tolist())
     if not values:
