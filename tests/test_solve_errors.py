@@ -169,7 +169,7 @@ def test_wrong_initial_states(y0, kind, parts):
         ([0.0, math.nan], ValueError, ["t[1] is nan", "finite"]),
         ([math.inf, 1.0], ValueError, ["t[0] is inf", "finite"]),
         ([0.0, 1.0, -math.inf], ValueError, ["t[2] is -inf"]),
-        (torch.zeros(2, 3), ValueError, ["t must be one-dimensional, got shape (2, 3)", "per sample"]),
+        (torch.zeros(2, 3), ValueError, ["t must be one-dimensional, got shape (2, 3)", "batch=1"]),
         (1.0, ValueError, ["t must be one-dimensional, got shape ()"]),
         (torch.zeros(1, 2, 3), ValueError, ["t must be one-dimensional, got shape (1, 2, 3)"]),
         (None, TypeError, ["t must be a list, an array or a tensor of real numbers, got None"]),
