@@ -26,3 +26,4 @@ def seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.float32)

@@ -110,6 +110,7 @@ class ScriptedControl:
     stop_ts: tuple[float, ...] = ()
     rtol: float = 0.0
     atol: float = 1.0
+    tensors: tuple[Tensor, ...] = ()
     asked: list[tuple[tuple[float, ...], bool]] = field(default_factory=list)
 
     def ratio(self, step: ScriptedStep) -> Tensor:

@@ -12,7 +12,8 @@ from problems import BOTH_WAYS, DOUBLE, SPIRAL
 from torch.utils import _pytree as pytree
 
 from torchaca import solve
-from torchaca.state import HALF, rms, structure_of, wide
+from torchaca.norms import rms
+from torchaca.state import HALF, structure_of, wide
 
 Pair = namedtuple("Pair", ["position", "velocity"])
 

@@ -12,7 +12,7 @@ from torchaca.compiled import CannotCompile
 from torchaca.core import Outcome, Problem
 from torchaca.executors import EXECUTORS, PREFERRED, Eager
 from torchaca.options import Options
-from torchaca.solve import run
+from torchaca.solve import problem_of
 from torchaca.state import structure_of
 from torchaca.times import times_of
 
@@ -156,5 +156,5 @@ def test_the_fact_batch_is_checked(batch):
     structure = structure_of(y0)
     asked = Options().request(structure, y0)
     with pytest.raises(ValueError, match=r"batch is how many leading dimensions of y0 .* from 0 to 2, got"):
-        run(lambda t, y: -y, y0, structure, times_of([0, 1], "t"), asked, batch=batch)
-    assert run(lambda t, y: -y, y0, structure, times_of([0, 1], "t"), asked, batch=2).stats.accepted
+        problem_of(lambda t, y: -y, y0, structure, times_of([0, 1], "t"), asked, batch=batch)
+    assert problem_of(lambda t, y: -y, y0, structure, times_of([0, 1], "t"), asked, batch=2).f.batch == 2

@@ -85,7 +85,6 @@ NAMES = {
     "dtmax": "dt_max=",
     "maxiters": "max_steps=",
     "num_steps": "n_steps=",
-    "steps": "n_steps=",
     "parameters": INPUTS,
     "params": INPUTS,
     "p": "args=(p,)",

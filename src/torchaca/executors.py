@@ -24,7 +24,8 @@ from .field.lost import warn_of_kept
 from .field.precision import floored
 from .field.reach import reach
 from .field.sharded import refuse_gathered
-from .gradients import Facts, check_problem, recorded
+from .gradients import Facts
+from .gradients.facts import recorded
 from .layout import stacked
 from .loops.clock import check_clock
 from .loops.lanes import solve_in_lanes, solves_in_lanes
@@ -285,3 +286,15 @@ def prepared(p: Problem, gradient: Gradient) -> Problem:
     if p.effects and p.effects.random:
         warn_of_noise()
     return floored(p, f)
+
+
+def check_problem(gradient: Gradient, p: Problem) -> None:
+    """Let a gradient with a method `check` refuse a problem that it could not differentiate.
+
+    Raises
+    ------
+    ValueError
+    """
+    check = getattr(gradient, "check", None)
+    if check is not None:
+        check(p)

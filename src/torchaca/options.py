@@ -16,9 +16,9 @@ from .core import Control, Gradient, Log, Method, Problem, Stats, Times, toleran
 from .elsewhere import answer
 from .errors import did_you_mean, shorten
 from .events import Event, events_of
-from .executors import chosen
+from .executors import check_problem, chosen
 from .field.field import Field
-from .gradients import GRADIENTS, Facts, check_problem
+from .gradients import GRADIENTS, Facts
 from .loops.rule import Norm
 from .methods import ALIASES, METHODS
 from .numbers import host_times

@@ -21,7 +21,8 @@ from .events import Course, Occurrences, Pieces, occurrences
 from .going_on import Ended, State
 from .layout import joined, order_cotangent
 from .log import Samples
-from .state import Structure, each
+from .norms import each
+from .state import Structure
 from .torch_internals import is_functorch_wrapped_tensor, pytree, transformed
 from .trace import Trace
 

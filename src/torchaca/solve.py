@@ -10,14 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import (
-    check_door,
-    check_independence,
-    check_sizes,
-    common_times,
-    sample_times,
-    solve_samples,
-)
+from .batch import check_door, check_independence, check_sizes, common_times, sample_times, solve_samples
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
 from .errors import warn
@@ -207,9 +200,7 @@ def _solve_batch(f: Callable[..., Any], y0: Any, t: Any, options: Options) -> So
     """`solve` of a batch."""
     check_door(options)
     if isinstance(y0, State):
-        raise NotImplementedError(
-            "a state to go on from is one of a single solve: with batch=1 start from y0 = sol.ys[-1]"
-        )
+        raise NotImplementedError("a State is one of a single solve: with batch=1 start from y0 = sol.ys[-1]")
     structure = structure_of(y0, 1)
     packed = structure.pack(y0)
     request, times = options.request(structure, packed), sample_times(t, len(packed))
@@ -222,9 +213,8 @@ def _solve_batch(f: Callable[..., Any], y0: Any, t: Any, options: Options) -> So
             check_independence(p)
         begun, outcome, _ = solved(p, request.compile)
         return Solution.of(begun, outcome, structure, t).of_batch(len(packed), ts, len(outcome.ts))
-    p = problem_of(
-        f, packed, structure, Times((0.0, 1.0)), request, batch=1
-    )  # times that stand for the samples' own
+    standing_in = Times((0.0, 1.0))  # for the samples' own
+    p = problem_of(f, packed, structure, standing_in, request, batch=1)
     return Solution.of_samples(solve_samples(p, times, check_rows=options.check_rows), structure, t, times)
 
 

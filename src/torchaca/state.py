@@ -8,7 +8,6 @@ memory layouts and dtypes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .errors import shorten
 from .layout import memory_order, permuted, restored
+from .norms import rms
 from .torch_internals import pytree
 
 HALF = (torch.float16, torch.bfloat16)
@@ -193,26 +193,6 @@ def _fits(shape: torch.Size, into: torch.Size) -> bool:
         return torch.broadcast_shapes(shape, into) == into
     except RuntimeError:
         return False
-
-
-def length(x: Tensor, batch: int = 0) -> Tensor:
-    """The Euclidean length, real: of all entries, 0-dim, or of each of the problems in so many leading dimensions."""
-    return torch.linalg.vector_norm(each(x, batch), dim=-1) if batch else torch.linalg.vector_norm(x)
-
-
-def each(x: Tensor, batch: int) -> Tensor:
-    """The entries of each problem in a row: `(*x.shape[:batch], size)`."""
-    return x.flatten(batch) if x.ndim > batch else x[..., None]
-
-
-def size_of(x: Tensor, batch: int = 0) -> int:
-    """The number of entries of each problem, at least 1."""
-    return max(x.shape[batch:].numel(), 1)
-
-
-def rms(x: Tensor, batch: int = 0) -> Tensor:
-    """The root mean square, real: of all entries, 0-dim, or of each of the problems in so many leading dimensions."""
-    return length(x, batch) / math.sqrt(size_of(x, batch))
 
 
 def wide(dtypes: Sequence[torch.dtype]) -> torch.dtype:

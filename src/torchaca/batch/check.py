@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import warn
-from ..state import each
+from ..norms import each
 from ..torch_internals import pytree
 
 NUDGE = 0.1

@@ -12,7 +12,7 @@ from ..errors import SolverError
 from ..loops.diagnosis import FAST, GROWTH, NEAR
 from ..loops.row_search import KINDS, WORDS, Search
 from ..loops.rule import largest
-from ..state import each
+from ..norms import each
 
 MOST = 5  # samples named in a message
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from ..core import Method, Problem, tolerant
 from ..errors import warn
 from ..methods.staged import staged
+from ..norms import each, rms
 from ..numbers import Time, has_lanes
-from ..state import each, rms
 from .dynamics import Dynamics
 
 ROUNDINGS = 8  # inputs, layers and result of one evaluation, each rounded; and to spare

@@ -8,7 +8,7 @@ from .aca import ACA
 from .adjoint import Adjoint
 from .again import differentiate_again
 from .direct import Direct
-from .facts import Facts, check_problem, recorded
+from .facts import Facts
 from .mali import MALI
 from .naive import Naive
 from .passes import Passes, refuse, solve_with
@@ -37,9 +37,7 @@ __all__ = [
     "Replay",
     "Replayed",
     "Store",
-    "check_problem",
     "differentiate_again",
-    "recorded",
     "refuse",
     "solve_with",
     "without_graph",

@@ -151,11 +151,13 @@ class Comparison:
         if lam is None or not levels.outputs or not matters:
             return None
         off, values = levels.outputs
+        carried, lam = lam[len(values) :], lam[: len(values)]
         start, least = len(lam) - len(levels.sizes), torch.finfo(values.dtype).tiny ** 0.5
         whole = [w / max(s, TINY) for w, s in zip(self.weights, levels.sizes, strict=True)]
         slopes = torch.tensor([0.0] * start + whole, dtype=torch.float64, device="cpu").to(values)
         slopes = slopes.reshape(-1, *[1] * (values.ndim - 1))
-        return levels.left * off * torch.minimum(lam.abs() / values.clamp(min=least), slopes)
+        outputs = levels.left * off * torch.minimum(lam.abs() / values.clamp(min=least), slopes)
+        return torch.cat([outputs, torch.zeros_like(carried)]) if len(carried) else outputs
 
     def _settle_outputs(self, swept: Swept, two: Compared) -> None:
         """Learn what the error of the outputs makes of a gradient, which may be small beside its summands.

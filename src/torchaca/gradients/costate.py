@@ -24,8 +24,9 @@ from ..field.inputs import Inputs
 from ..field.replays import check_replay
 from ..layout import ordered
 from ..loops.stepping import steps
+from ..norms import rms
 from ..numbers import Time, combined, value
-from ..state import rms, structure_of, wide
+from ..state import structure_of, wide
 from .drift import Drift
 from .recorded import Recorded
 from .replay import MaybeTensors, Parts, Totals, rebuilt, vjp, without_detours, without_graph

@@ -62,18 +62,6 @@ class Facts:
         return self.exact and (self.records is True or self.substitutable)
 
 
-def check_problem(gradient: Gradient, p: Problem) -> None:
-    """Let a gradient with a method `check` refuse a problem that it could not differentiate.
-
-    Raises
-    ------
-    ValueError
-    """
-    check = getattr(gradient, "check", None)
-    if check is not None:
-        check(p)
-
-
 def recorded(gradient: Gradient) -> Gradient:
     """The gradient inside torch.func transforms, which record what they differentiate themselves.
 

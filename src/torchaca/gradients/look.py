@@ -29,7 +29,7 @@ from ..errors import OURS, GradientWarning, warn
 from ..field.field import Field
 from ..log import SMALL
 from ..methods.stability import stability
-from ..state import rms
+from ..norms import rms
 from ..torch_internals import is_legacy_batchedtensor, transformed
 from .replay import MaybeTensors, rebuilt, vjp
 

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from ..core import Method, Problem, VectorField
 from ..methods.stability import GOOD, SHARE, stability
+from ..norms import length, rms, size_of
 from ..numbers import Numbers, Time, at_least, at_most, column, in_double, on_host, value, where
-from ..state import length, rms, size_of
 from ..torch_internals import plain
 from .pace import TOO_SMALL, ulp
 from .rule import FLAT

@@ -21,8 +21,8 @@ from torch import Tensor
 from ..core import Step, VectorField
 from ..log import Rests
 from ..methods.stability import GOOD, SHARE
+from ..norms import each, length, rms, size_of
 from ..numbers import Numbers, Time, at_least, at_most, clip, column, in_double, where
-from ..state import each, length, rms, size_of
 
 Norm = Callable[[Tensor], Tensor]
 FLAT = 1e-200  # a |J| that is as good as none
