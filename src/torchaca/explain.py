@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .batch import check_door
 from .compiled import CannotCompile
 from .executors import EAGER, chosen, following
 from .options import Options, refuse_unknown
@@ -73,6 +74,9 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
     """
     refuse_unknown(options, "explain()")
     asked = Options(**{"compile": True, **options})
+    if asked.batch:
+        check_door(asked)
+        return Explanation(EAGER)
     structure = structure_of(y0)
     packed = structure.pack(y0)
     request, ts = asked.request(structure, packed), times_of(t, "t")

@@ -54,6 +54,36 @@ def test_each_sample_is_its_own_solve(method, dt0, near):
         torch.testing.assert_close(sol.ys[:, i], own.ys, rtol=near, atol=near)
 
 
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("own", [False, True])
+def test_without_derivatives_no_step_is_made_again(method, own):
+    """The outputs are the same bits, also of samples that fail."""
+
+    def f(t, y, mu):
+        return van_der_pol(t, y, mu) + 0.1 * (y > 1.5) * y**3
+
+    t = [[0.0, 0.1, 0.1, 0.2, 2.0], [1.0, 0.5], [0.5], [0.0, 3.0, 3.0]] if own else T
+    options = {"rows": (MU,), "batch": 1, "method": method, "on_failure": "status", "max_steps": 200}
+    recorded = solve(f, Y0.clone().requires_grad_(), t, **options)
+    alone = solve(f, Y0, t, **options)
+    assert torch.equal(alone.ys, recorded.ys)
+    assert torch.equal(alone.mask, recorded.mask)
+    assert alone.status == recorded.status
+    assert torch.equal(alone.stats.samples.accepted, recorded.stats.samples.accepted)
+    assert (alone.stats.accepted, alone.stats.rejected) == (recorded.stats.accepted, recorded.stats.rejected)
+    trials = alone.stats.accepted + alone.stats.rejected
+    assert alone.stats.nfe < recorded.stats.nfe
+    assert trials > 4
+
+
+def test_the_default_says_what_solves_it():
+    sol = solve(van_der_pol, Y0, T, batch=1, rows=(MU,))
+    assert sol.stats.executor == "eager"
+    assert aca.explain(van_der_pol, Y0, T, batch=1, rows=(MU,), compile=False).executor == "eager"
+    with pytest.raises(NotImplementedError, match="compile=True"):
+        aca.explain(van_der_pol, Y0, T, batch=1, rows=(MU,))
+
+
 FIXED = {"n_steps": {"n_steps": 5}, "dt": {"dt": 0.3}, "from output to output": {"control": aca.FixedSteps()}}
 OWN_TIMES = [[0.0, 0.7, 0.7, 2.0], [1.0, 0.5], [0.5], [3.0, 3.0, 4.5]]
 

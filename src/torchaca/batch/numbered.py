@@ -10,6 +10,7 @@ ended cannot get into the gradients that all samples share.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..core import Method, Problem, Step, VectorField
 from ..loops.rows import Samples
-from ..numbers import Time
+from ..numbers import Time, value
 from .outputs import Places
 
 
@@ -118,6 +119,8 @@ class NumberedStep:
     """One step of all samples, `inner`, in which those of `rest` stay at `y0`; see `torchaca.core.Step`."""
 
     __slots__ = ("_given", "_inner", "_rest", "method", "t0", "t1", "y0", "y1")
+    t0: Time
+    t1: Time
 
     def __init__(
         self,
@@ -152,22 +155,27 @@ class NumberedStep:
         """Nobody knows f(t1, y1) beforehand where samples rest."""
 
     def at(self, times: Sequence[Time]) -> Tensor:
-        places, n = self.method.places, int(self.t0)
-        first = places.numbers.index(float(times[0]))
+        places, n = self.method.places, int(value(self.t0))
+        first = bisect_left(places.numbers, value(times[0]))
         last = first + len(times)
         if not any(places.inside[first:last]):
             return self.y1.expand(len(times), *self.y1.shape)
         start, end = (self.method.times[i].flatten() for i in (n, n + 1))
-        t, size = places.times[first:last], end - start
-        theta = (t - start) / torch.where(size == 0, 1.0, size)
-        weights = self.method.basis_weights(theta.flatten().cpu())
-        weights = weights.to(self.y1.device, self.y1.dtype.to_real()).reshape(*theta.shape, -1)
-        y = _combined(weights, self.basis())
-        done = (t == end).reshape(*t.shape, *[1] * (y.ndim - t.ndim))
-        return torch.where(done, self.y1, y)
+        return interpolated(self.method, self, self.y1, places.times[first:last], start, end)
 
     def basis(self) -> Tensor:
         return self._inner.basis()
+
+
+def interpolated(method: Method, step: Step, y1: Tensor, t: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """The states at times `(k, B)` inside of a step from `start` to `end`, `(B,)`; at its end those are `y1`."""
+    size = end - start
+    theta = (t - start) / torch.where(size == 0, 1.0, size)
+    weights = method.basis_weights(theta.flatten().cpu())
+    weights = weights.to(y1.device, y1.dtype.to_real()).reshape(*theta.shape, -1)
+    y = _combined(weights, step.basis())
+    done = (t == end).reshape(*t.shape, *[1] * (y.ndim - t.ndim))
+    return torch.where(done, y1, y)
 
 
 def _combined(weights: Tensor, basis: Tensor) -> Tensor:

@@ -47,7 +47,6 @@ class Places:
         step = torch.where(start[:, None] == wanted.T, -1, step)
         step = torch.where(end[:, None] == wanted.T, n_steps, step)  # the end, or what was not reached
         step = step.contiguous()
-        reached = sign[:, None] * (end[:, None] - wanted.T) >= 0
         within = (step >= 0) & (step < n_steps)
         rank = torch.arange(step.shape[1], device=step.device) - torch.searchsorted(step, step)
         slots = step.new_zeros(n_steps)
@@ -63,8 +62,14 @@ class Places:
         inside = (times[1:-1] != boundaries[1:][owner]).any(1).tolist()
         numbers = [n + (j + 1) / (m + 1) for n, m in enumerate(slots.tolist()) for j in range(m)]
         found = [0.0, *numbers, float(n_steps)]
-        return Places(found, times, [False, *inside, False], index.T, reached.T)
+        return Places(found, times, [False, *inside, False], index.T, reached_by(wanted, end))
 
     def chosen(self, ys: Tensor) -> Tensor:
         """The outputs that were asked for, `(n, B, ...)`, of those in all places, `(len(numbers), B, ...)`."""
         return ys[self.index, torch.arange(self.index.shape[1], device=ys.device)]
+
+
+def reached_by(wanted: Tensor, end: Tensor) -> Tensor:
+    """Which outputs `(n, B)` lie at or before the times at which samples have ended, `(B,)`."""
+    sign = torch.where(wanted[-1] < wanted[0], -1.0, 1.0).to(wanted)
+    return sign * (end - wanted) >= 0

@@ -1,9 +1,9 @@
 """A solve in which each sample has steps of its own.
 
-Two passes, as in lanes of `torch.func.vmap`. The first searches the step sizes and builds no graph: a trial is made for
-all samples, and each accepts or rejects its own. The second takes the accepted steps again, the n-th ones of all
-samples together (`numbered`), under the gradient that was asked for. So a sample's solution and gradient are those of a
-solve of its own, and no derivative ever meets a rejected trial.
+Two passes, as in lanes of `torch.func.vmap`, if somebody wants a derivative. The first searches the step sizes and
+builds no graph: a trial is made for all samples, and each accepts or rejects its own. The second takes the accepted
+steps again, the n-th ones of all samples together (`numbered`), under the gradient that was asked for. So a sample's
+solution and gradient are those of a solve of its own, and no derivative ever meets a rejected trial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..control import FixedSteps
 from ..core import Problem, Times, tolerant
 from ..errors import SolverError
-from ..executors import Eager, prepared
+from ..executors import EAGER, Eager, check_problem, prepared
 from ..layout import stacked
 from ..log import Samples as Counts
 from ..loops.clock import check_clock
@@ -27,8 +27,9 @@ from .check import check_independence
 from .door import refuse_problem
 from .failures import Failures
 from .numbered import Home, Numbered
-from .outputs import Places
+from .outputs import Places, reached_by
 from .times import SampleTimes, refuse_moving
+from .written import Written
 
 
 @dataclass
@@ -58,6 +59,7 @@ def solve_samples(p: Problem, times: SampleTimes, *, check_rows: bool) -> Solved
     """
     gradient = p.gradient
     assert gradient is not None
+    p.stats.executor = EAGER
     refuse_problem(p)
     refuse_moving(times)
     wanted = times.values.to(p.y0.device)
@@ -72,12 +74,20 @@ def solve_samples(p: Problem, times: SampleTimes, *, check_rows: bool) -> Solved
     refuse_problem(begun)
     if check_rows:
         check_independence(begun)
-    failures, found = Failures(), None
+    failures, found, written = Failures(), None, None
     if begun.control.adaptive:
-        search = _search(begun, samples, spans, failures)
+        inputs = begun.f.inputs
+        if inputs is not None and not inputs.wanted:
+            check_problem(gradient, begun)  # what training will refuse, evaluation refuses as well
+            written = Written(begun.method, begun.y0, wanted)
+        search = _search(begun, samples, spans, failures, written)
         boundaries, failed, found = search.boundaries(), search.failed, search.failure
         p.stats.samples = Counts(*search.counts())
         search.failure = None  # handed over: its traceback would hold the search
+        if written is not None:
+            check_clock(begun, boundaries[:, ~failed].cpu().numpy())
+            reached = reached_by(wanted, search.t)
+            return Solved(begun, written.finished(search.y), reached, found, failures.kinds)
     else:
         control: Any = begun.control
         boundaries, failed = control.rows(wanted), torch.zeros_like(wanted[0], dtype=torch.bool)
@@ -95,7 +105,9 @@ def solve_samples(p: Problem, times: SampleTimes, *, check_rows: bool) -> Solved
     return Solved(begun, places.chosen(outcome.ys), places.reached, found, failures.kinds)
 
 
-def _search(p: Problem, samples: Samples, spans: Spans, failures: Failures) -> Search:
+def _search(
+    p: Problem, samples: Samples, spans: Spans, failures: Failures, written: Written | None
+) -> Search:
     control = tolerant(p.control)
     rule = replace(control.step_rule, batch=1)
     reach = (0.5 * (spans.end - spans.start).abs()).clamp(max=control.dt_max)
@@ -104,8 +116,11 @@ def _search(p: Problem, samples: Samples, spans: Spans, failures: Failures) -> S
         start = samples.spread(spans.start)
         return rule.guessed_step(p.f, start, p.y0, f0, spans.sign, reach, p.method.order)
 
+    watch = None if written is None else written.watch
     alone = p.log.on_failure != "raise"
-    return Search.of(p, control, rule, samples, spans, guess=guess, explain=failures, alone=alone)
+    return Search.of(
+        p, control, rule, samples, spans, guess=guess, explain=failures, alone=alone, watch=watch
+    )
 
 
 def _numbered(p: Problem, boundaries: Tensor, home: Home, places: Places) -> Problem:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from ..core import Log, Problem
+from ..core import Log, Problem, Step
 from ..errors import SolverError
 from ..torch_internals import forward_grad, plain
 from .pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
@@ -36,6 +36,10 @@ KINDS = {"underflow": "step-size", "rejections": "step-size"}
 
 Explain: TypeAlias = "Callable[[Search, str, Tensor], SolverError]"
 """Explains why the rows of a mask cannot go on, for a reason of `WORDS`."""
+
+
+Watch: TypeAlias = Callable[[Step, Tensor, Tensor, Tensor], None]
+"""Sees a trial of all rows: the step, its times, and which rows have accepted it."""
 
 
 @dataclass
@@ -66,6 +70,7 @@ class Search:
     room: Tensor
     slope: Slope | None
     alone: bool = False
+    watch: Watch | None = None
     rests: bool = False
     before: Tensor | None = None
     failure: SolverError | None = None
@@ -82,10 +87,11 @@ class Search:
         guess: Callable[[Problem, Tensor], Tensor],
         explain: Explain,
         alone: bool = False,
+        watch: Watch | None = None,
     ) -> Search:
         """At the start, where every state and `p.f0` have all rows.
 
-        `guess` makes the first step sizes, if the control has none.
+        `guess` makes the first step sizes, if the control has none; `watch` is told of each trial.
         """
         f0 = p.f0
         assert f0 is not None
@@ -101,7 +107,7 @@ class Search:
             ratios, no = [torch.ones_like(t)] * 2, none.bool()
         slope = Slope(Slope.unknown(y0, rows.batch).direction, rows.each(none)) if looks(p, control) else None
         states = (y0, f0, t, dt, ratios, none, never, no, no, slope)
-        return Search(p, rule, control, limits, rows, spans, explain, *states, alone)
+        return Search(p, rule, control, limits, rows, spans, explain, *states, alone, watch)
 
     def boundaries(self) -> Tensor:
         """The times between which each row steps, padded with its end: `(n, *rows)`."""
@@ -176,6 +182,9 @@ class Search:
             self.ratios = [torch.where(success, *pair) for pair in pairwise(ratios)]
             self.rejections = torch.where(success, 0.0, self.rejections + 1)
             self.rejected_size = size
+        if self.watch is not None:
+            self.watch(step, self.t, t1, success)
+        with plain():
             self.t = torch.where(success, t1, self.t)
             if self.slope is not None:
                 self.room = success & (ratio <= ROOM) & (t1 != self.spans.end)
