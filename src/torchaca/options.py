@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batch import check_door
 from .compiled.door import CUDA_GRAPHS, STEPS
 from .control import Adaptive, FixedSteps, check_control
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, tolerant
@@ -79,8 +80,7 @@ class Options:
                 f"args is a tuple of f's further arguments: write args=({shorten(self.args, 20)},)"
             )
         if self.on_failure not in ON_FAILURE:
-            known = ", ".join(map(repr, ON_FAILURE))
-            raise ValueError(f"on_failure must be one of {known}, got {self.on_failure!r}")
+            raise ValueError(f"on_failure must be one of {str(ON_FAILURE)[1:-1]}, got {self.on_failure!r}")
         method = find_method(self.method)
         gradient = find_gradient(self.gradient)
         mode = self.compile if isinstance(self.compile, str) else bool(self.compile)
@@ -274,7 +274,7 @@ def check_options(options: Mapping[str, Any], where: str, f: Callable[..., Any])
     refuse_unknown(options, where)
     y0 = torch.zeros((), dtype=torch.float64, device="cpu")  # stands for any
     steps = {name: of_any_size(options[name]) for name in ("rtol", "atol") if name in options}
-    asked = Options(**{**options, **steps}).request(structure_of(y0), y0)
+    asked = check_door(Options(**{**options, **steps})).request(structure_of(y0), y0)
     gradient = asked.gradient
     trace = Trace(f, (), Stats()) if asked.debug else None
     log = Log(trace=trace)

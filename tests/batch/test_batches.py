@@ -375,7 +375,8 @@ BAD_OPTIONS = {
     "steps alone": ({"steps": "joint"}, ValueError, "steps= has no effect without batch=1"),
     "check_rows alone": ({"check_rows": False}, ValueError, "check_rows= has no effect without batch=1"),
     "batch": ({"batch": 2}, ValueError, "batch=1 says.*got batch=2"),
-    "steps": ({"batch": 1, "steps": "each"}, ValueError, "'own' or 'joint', got 'each'"),
+    "steps": ({"batch": 1, "steps": "each"}, ValueError, "'own' or 'joint'.*got 'each'"),
+    "a number of steps": ({"steps": 4}, ValueError, "got 4. The number of fixed steps is n_steps="),
     "compile": ({"batch": 1, "compile": True}, NotImplementedError, "compile=True.*leave one"),
     "events": ({"batch": 1, "events": aca.Event(lambda t, y: y)}, NotImplementedError, "events.*sample by sample"),
     "dense": ({"batch": 1, "dense": True}, NotImplementedError, "dense=True is not available"),
@@ -412,3 +413,17 @@ def test_what_else_is_refused():
         solve(lambda t, y: y, {"a": torch.ones(2), "b": torch.ones(3)}, [0.0, 1.0], batch=1)
     with pytest.raises(ValueError, match=r"y0\['b'\] is 0-dim"):
         solve(lambda t, y: y, {"a": torch.ones(2), "b": torch.ones(())}, [0.0, 1.0], batch=1)
+
+
+@pytest.mark.parametrize("case", ["steps alone", "a number of steps", "batch", "compile", "events"])
+def test_a_block_refuses_what_its_first_call_would(case):
+    options, error, message = BAD_OPTIONS[case]
+    with pytest.raises(error, match=message):
+        aca.NeuralODE(lambda t, y: -y, **options)
+
+
+def test_a_block_of_samples():
+    y0 = torch.randn(3, 2, dtype=DOUBLE)
+    block = aca.NeuralODE(lambda t, y: -y * t, batch=1)
+    assert torch.equal(block(y0), solve(lambda t, y: -y * t, y0, [0.0, 1.0], batch=1).ys[-1])
+    assert block.stats.samples.accepted.shape == (3,)

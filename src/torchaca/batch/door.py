@@ -12,8 +12,8 @@ from ..torch_internals import transformed
 STEPS = ("own", "joint")
 
 
-def check_door(options: Any) -> None:
-    """Refuse options that a batch cannot have.
+def check_door(options: Any) -> Any:
+    """Return the options of a solve, if they are such as a batch can have, or if there is none and they ask for none.
 
     Raises
     ------
@@ -24,23 +24,28 @@ def check_door(options: Any) -> None:
             "batch=1 says that the leading dimension of y0 holds independent problems; got "
             f"batch={shorten(options.batch)}"
         )
+    if options.steps not in STEPS:
+        raise ValueError(
+            f"steps is 'own' or 'joint', which says whose steps they are in a batch; got {options.steps!r}. The "
+            "number of fixed steps is n_steps="
+        )
     if not options.batch:
         given = {
-            "rows": options.rows != (),
+            "rows": not (isinstance(options.rows, tuple) and not options.rows),
             "steps": options.steps != "own",
             "check_rows": not options.check_rows,
         }
-        name = next(name for name, holds in given.items() if holds)
-        raise ValueError(
-            f"{name}= has no effect without batch=1, which says that the leading dimension of y0 holds samples"
-        )
+        for name, holds in given.items():
+            if holds:
+                raise ValueError(
+                    f"{name}= has no effect without batch=1, which says that the leading dimension of y0 holds samples"
+                )
+        return options
     if not isinstance(options.rows, tuple):
         raise TypeError(
             "rows is a tuple of f's further arguments with one row for each sample: write "
             f"rows=({shorten(options.rows, 20)},)"
         )
-    if options.steps not in STEPS:
-        raise ValueError(f"steps is 'own' or 'joint', got {options.steps!r}")
     if options.events is not None:
         raise NotImplementedError(
             "events are not available with batch=1 yet: solve sample by sample, or without events and look at sol.ys"
@@ -59,6 +64,7 @@ def check_door(options: Any) -> None:
             "batch=1 is not available inside torch.func transforms and forward-mode AD: there, torch.func.vmap over "
             "solve gives each lane its own steps"
         )
+    return options
 
 
 def refuse_problem(p: Problem) -> None:
