@@ -63,7 +63,7 @@ def test_without_derivatives_no_step_is_made_again(method, own):
         return van_der_pol(t, y, mu) + 0.1 * (y > 1.5) * y**3
 
     t = [[0.0, 0.1, 0.1, 0.2, 2.0], [1.0, 0.5], [0.5], [0.0, 3.0, 3.0]] if own else T
-    options = {"rows": (MU,), "batch": 1, "method": method, "on_failure": "status", "max_steps": 200}
+    options = {"rows": (MU,), "batch": 1, "method": method, "on_failure": "status", "max_steps": 80}
     recorded = solve(f, Y0.clone().requires_grad_(), t, **options)
     alone = solve(f, Y0, t, **options)
     assert torch.equal(alone.ys, recorded.ys)
@@ -175,9 +175,9 @@ def test_steps_at_rest_are_those_of_each_sample():
         return -rate * y
 
     rates = torch.tensor([[1.0], [3.0], [20.0]], dtype=DOUBLE)
-    sol = solve(f, y0, [0.0, 30.0], batch=1, rows=(rates,))
+    sol = solve(f, y0, [0.0, 12.0], batch=1, rows=(rates,))
     for i, rate in enumerate(rates):
-        own = solve(f, y0[i], [0.0, 30.0], args=(rate,))
+        own = solve(f, y0[i], [0.0, 12.0], args=(rate,))
         assert sol.stats.samples.accepted[i] == own.stats.accepted
         torch.testing.assert_close(sol.ys[:, i], own.ys, rtol=1e-12, atol=1e-15)
 
@@ -244,8 +244,9 @@ def test_gradients_and_second_ones_against_differences(name):
 STARTS = torch.tensor([0.1, 1.0, 0.2], dtype=DOUBLE)
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
-@pytest.mark.parametrize("on_failure", ["status", "nan"])
+@pytest.mark.parametrize(
+    ("name", "on_failure"), [*((name, "status") for name in GRADIENTS), ("direct", "nan"), ("all", "nan")]
+)
 def test_a_sample_fails_alone(name, on_failure):
     y0, w = STARTS.clone().requires_grad_(), torch.ones((), dtype=DOUBLE, requires_grad=True)
     sol = solve(
@@ -427,3 +428,41 @@ def test_a_block_of_samples():
     block = aca.NeuralODE(lambda t, y: -y * t, batch=1)
     assert torch.equal(block(y0), solve(lambda t, y: -y * t, y0, [0.0, 1.0], batch=1).ys[-1])
     assert block.stats.samples.accepted.shape == (3,)
+
+
+@pytest.mark.parametrize("name", aca.GRADIENTS)
+@pytest.mark.parametrize("steps", ["own", "joint"])
+def test_every_gradient_is_right_or_refused(name, steps):
+    method = "alf" if name == "mali" else "dopri5"
+    options = {"gradient": name, "method": method, "rtol": 1e-6}
+    y0, w = Y0.clone().requires_grad_(), torch.tensor(-0.5, dtype=DOUBLE, requires_grad=True)
+
+    def slopes(**batch):
+        ys = solve(lambda t, y, w: w * y, y0, [0.0, 1.0], args=(w,), **options, **batch).ys
+        return torch.autograd.grad(ys[-1].sum(), [y0, w])
+
+    if steps == "own" and name not in ("aca", "direct"):
+        with pytest.raises(NotImplementedError, match="not available where each sample has steps of its own"):
+            slopes(batch=1)
+        return
+    found, right = slopes(batch=1, steps=steps), torch.exp(w.detach())
+    torch.testing.assert_close(found[0], right.expand(4, 2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[1], Y0.sum() * right, rtol=1e-4, atol=0)
+    if steps == "joint":
+        for x, plain in zip(found, slopes(), strict=True):
+            torch.testing.assert_close(x, plain, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_right_or_refused(method):
+    for options in ({"n_steps": 200}, {"rtol": 1e-6} if METHODS[method].adaptive else {"dt": 0.005}):
+        given = {"batch": 1, "method": method, **options}
+        if method not in ONE_BY_ONE:
+            with pytest.raises(
+                NotImplementedError, match=f"method {method!r} is not available.*steps='joint'"
+            ):
+                solve(lambda t, y: -y, Y0, [[0.0, 1.0], [1.0, 0.5], [0.5], [0.0, 0.3]], **given)
+            continue
+        sol = solve(lambda t, y: -y, Y0, [[0.0, 1.0], [1.0, 0.5], [0.5], [0.0, 0.3]], **given)
+        exact = torch.exp(-torch.tensor([1.0, -0.5, 0.0, 0.3], dtype=DOUBLE))[:, None] * Y0
+        torch.testing.assert_close(sol.ys[-1], exact, rtol=5e-3, atol=1e-6)
