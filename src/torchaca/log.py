@@ -75,7 +75,8 @@ class Samples:
     @staticmethod
     def none(size: int) -> Samples:
         """Nothing, for so many samples."""
-        return Samples(torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64))
+        none = torch.zeros(size, dtype=torch.int64, device="cpu")
+        return Samples(none, none.clone())
 
 
 @dataclass

@@ -212,12 +212,14 @@ class Solution:
         n, failure, rows = len(self.ts), self.failure, len(ts)
         mask = torch.zeros(rows, size, dtype=torch.bool, device=pytree.tree_leaves(self.ys)[0].device)
         mask[:reached] = True
-        counts = torch.ones(size, dtype=torch.int64)
+        counts = torch.ones(size, dtype=torch.int64, device="cpu")
         self.stats.samples = Samples(self.stats.accepted * counts, self.stats.rejected * counts)
         ys, times = self.ys, self.ts
         if n < rows:
             ys = pytree.tree_map(lambda x: torch.cat([x, x[-1:].expand(rows - n, *x.shape[1:])]), ys)
-            times = torch.cat([times, torch.tensor(ts.values[n:]).to(times)])
+            times = torch.cat(
+                [times, torch.tensor(ts.values[n:], dtype=torch.float64, device="cpu").to(times)]
+            )
         kinds = ("" if failure is None else failure.kind,) * size
         return replace(self, ts=times, ys=ys, mask=mask, kinds=kinds)
 

@@ -89,7 +89,9 @@ def dropped(h, g, e, t1, **options):
     )
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "mali" else name for name in EVERY]
+)
 def test_ten_bounces_and_their_derivatives(name):
     h, g, e = leaf(10.0), leaf(9.81), leaf(0.8)
     sol = dropped(h, g, e, 11.4, **{**steps(EVERY[name]), "at_rest": "ignore"})
@@ -179,8 +181,13 @@ def test_two_guards_that_exchange(name):
                 assert x.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"method": "rk4", "n_steps": 60}, FINE], ids=["fixed", "adaptive"])
-@pytest.mark.parametrize("name", ["aca-all", "direct"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("aca-all", {"method": "rk4", "n_steps": 24}),
+        *(pytest.param(name, FINE, marks=pytest.mark.slow) for name in TWICE),
+    ],
+)
 def test_first_and_second_derivatives_by_finite_differences(name, options):
     def path(y0, weight, level, kick, t0):
         times = torch.stack([t0, torch.full_like(t0, 1.3), torch.full_like(t0, 2.0)])

@@ -49,7 +49,7 @@ def sample_times(t: Any, batch: int) -> SampleTimes:
     refuse_lanes(t, "t")
     given = padded(t) if _is_list_of_rows(t) else t
     if not isinstance(given, Tensor) and getattr(given, "ndim", 1) == 2:
-        given = torch.as_tensor(given)
+        given = torch.as_tensor(given, device="cpu")
     if not (isinstance(given, Tensor) and given.ndim == 2):
         ts = times_of(given, "t")
         values = torch.tensor(ts.values, dtype=torch.float64, device="cpu")[:, None].expand(-1, batch)

@@ -41,7 +41,7 @@ def check_span(t: Any) -> None:
 def event_of(event_fn: Callable[..., Any], t0: Tensor, y0: Any) -> Event:
     """The event at which any entry of `event_fn(t, y)` changes its sign."""
     with torch.no_grad():
-        start = torch.as_tensor(event_fn(t0, y0))
+        start = torch.as_tensor(event_fn(t0, y0), device=t0.device)
     if start.numel() == 1:
         return Event(lambda t, y: event_fn(t, y).reshape(()), terminal=True)
     signs = torch.sign(start)

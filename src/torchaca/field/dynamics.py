@@ -95,10 +95,10 @@ class Dynamics:
 
     def _of_samples(self, t: Time) -> Tensor:
         """The time of each sample, which broadcasts against its state."""
-        shape, place = self.structure.time_shape, {"device": self.device, "dtype": self.time_dtype}
+        shape, dtype = self.structure.time_shape, self.time_dtype
         if not isinstance(t, Tensor):
-            t = torch.scalar_tensor(t, **place) if self.start is None else self.start
-        t = t.to(**place)
+            t = torch.scalar_tensor(t, dtype=dtype, device=self.device) if self.start is None else self.start
+        t = t.to(device=self.device, dtype=dtype)
         return t.reshape(shape) if t.ndim else t.expand(shape)
 
     def __call__(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:

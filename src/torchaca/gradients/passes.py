@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
+from ..layout import order_cotangent
 from .replay import Ambience, MaybeTensors, Parts, backward_pass, refuse_derivative, saved_tensors
 
 SAVED = (
@@ -72,7 +73,11 @@ def attach(passes: Passes, outcome: Outcome, kept: Sequence[Tensor]) -> Outcome:
     if outcome.end is not None:
         end, carry = refuse_derivative([outcome.end, outcome.carry], (rows,), SAVED)
         return replace(outcome, end=end, carry=carry)
-    return outcome if outcome.carry is None else replace(outcome, ys=rows[:n], carry=rows[n:])
+    if outcome.carry is None:
+        return outcome
+    if rows.requires_grad:
+        order_cotangent(rows, p.y0)  # which is put together from those of its parts
+    return replace(outcome, ys=rows[:n], carry=rows[n:])
 
 
 def refuse(
