@@ -184,7 +184,7 @@ def test_two_guards_that_exchange(name):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("aca-all", {"method": "rk4", "n_steps": 24}),
+        ("aca-all", {"method": "rk4", "n_steps": 40}),
         *(pytest.param(name, FINE, marks=pytest.mark.slow) for name in TWICE),
     ],
 )
