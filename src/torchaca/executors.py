@@ -173,6 +173,7 @@ def solved(
     ts, gradient = p.ts, p.gradient
     assert gradient is not None
     takers, passed = chosen(mode, p)
+    before = dict(vars(p.stats))  # of the stretches up to the last event
     if not p.y0.numel():
         takers = [(EAGER, Eager())]  # no component, no work
     for name, executor in takers:
@@ -185,7 +186,7 @@ def solved(
                 outcome = executor.finish(begun)
             break
         except CannotCompile as reason:
-            p.stats.__init__()
+            vars(p.stats).update(before)
             p.log.rests.__init__()
             p.log.pace.__init__()
             passed[name] = str(reason)
@@ -270,8 +271,7 @@ def unmoved(p: Problem) -> Outcome:
 def prepared(p: Problem, gradient: Gradient) -> Problem:
     """Check the first evaluation of f, and raise tolerances that f cannot meet: the problem that is solved.
 
-    Every executor's problem goes through here, between its `begin` and its `finish`. `gradient` is the one that was
-    asked for.
+    Every executor's problem goes through here, after its `begin`. `gradient` is the one that was asked for.
 
     Raises
     ------

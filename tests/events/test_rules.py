@@ -307,11 +307,13 @@ def test_a_solution_with_events_is_copied_and_pickled():
 
 @pytest.mark.parametrize("mode", [True, "native", "loops"])
 def test_compiled_executors_leave_events_to_the_eager_loop(mode):
-    event = Event(lambda t, y: y[0] - 0.5, terminal=True)
+    event = Event(lambda t, y: y[0] - 0.5, apply=lambda t, y: y - 0.5)
     with pytest.warns(UserWarning, match="events are found in the eager loop"):
-        sol = solve(clock, start(0.0), [0.0, 1.0], events=event, compile=mode)
-    assert times(sol) == pytest.approx([0.5])
+        sol = solve(clock, start(0.0), [0.0, 1.2], events=event, compile=mode)
+    assert times(sol) == pytest.approx([0.5, 1.0])
     assert sol.stats.executor == "eager"
+    eager = solve(clock, start(0.0), [0.0, 1.2], events=event)
+    assert (sol.stats.nfe, sol.stats.accepted) == (eager.stats.nfe, eager.stats.accepted)
 
 
 @pytest.mark.slow
