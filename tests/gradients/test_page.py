@@ -3,17 +3,20 @@
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from gradient_cases import DOUBLE
 from page_gradients import ROWS, page_classes
+from resting import prey
 from torch import nn
 from torch.func import grad, vmap
 
 from torchaca import NeuralODE, SolverError, check_gradient, solve
-from torchaca.gradients import Facts
+from torchaca.errors import GradientWarning
+from torchaca.gradients import Facts, look
 
 TESTS = Path(__file__).resolve().parents[1]
 CLASSES = {row: page_classes()[name] for row, name in ROWS.items()}
@@ -133,14 +136,26 @@ def test_check_gradient(row):
 
 
 @on_page
-def test_compile_is_refused_where_nothing_may_stand_in(row):
+def test_compile_runs_it_or_says_why_not(row):
     made = CLASSES[row]()
-    if not Facts.of(made).replaceable:
+    facts = Facts.of(made)
+    if facts.replaceable or facts.moves:
+        assert_direct(row, compile=True)
+    else:
         with pytest.raises(ValueError, match="compiled so far"):
             gradients(row, compile=True)
-    if not Facts.of(made).moves:
+    if not facts.moves:
         with pytest.raises(ValueError, match=f"gradient='{made.name}'.*not compiled"):
             gradients(row, compile="steps")
+
+
+@pytest.mark.parametrize("mode", [False, "native"], ids=str)
+def test_a_store_s_steps_are_looked_at(mode, monkeypatch):
+    monkeypatch.setattr(look, "_TOLD", weakref.WeakKeyDictionary())
+    y0 = torch.ones(2, dtype=DOUBLE, requires_grad=True)
+    ys = solve(prey, y0, [0.0, 50.0], gradient=CLASSES["page_halved"](), compile=mode, at_rest="ignore").ys
+    with pytest.warns(GradientWarning, match="resolved for y .* but not for its derivative"):
+        ys.sum().backward()
 
 
 @on_page

@@ -103,9 +103,9 @@ class _Asked:
 
 
 def _asked(field: Field) -> Field:
-    """The field for once more, without steps that may be differentiated only once."""
+    """The field for once more, without steps that may be differentiated only once; those that stay call no user's f."""
     field = field.repeatable()
-    return replace(field, call=_Asked(field.call))
+    return replace(field, call=_Asked(field.call)) if field.stepper is None else field
 
 
 def _product(out: Tensor, wrt: Sequence[Tensor], cotangent: Tensor) -> MaybeTensors:
