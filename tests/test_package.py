@@ -47,6 +47,7 @@ LAYERS = (
     "solution",
     "progress",
     "options",
+    "batched",
     "solve",
     "iterate",
     "integrals",

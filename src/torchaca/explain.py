@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .batch import check_door
+from .batch import passed_over
+from .batched import batch_of
 from .compiled import CannotCompile
-from .executors import EAGER, chosen, following
+from .executors import EAGER, NATIVE, chosen, following
 from .options import Options, refuse_unknown
 from .solve import problem_of
 from .state import structure_of
 from .times import times_of
+from .torch_internals import pytree
 
 INSTEAD = {
     "native": "f and its derivative as C, in loops in C",
@@ -75,8 +77,11 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
     refuse_unknown(options, "explain()")
     asked = Options(**{"compile": True, **options})
     if asked.batch:
-        check_door(asked)
-        return Explanation(EAGER)
+        p, times, _ = batch_of(f, y0, t, asked, problem_of)
+        reason = passed_over(p, times, pytree.tree_leaves(asked.rows)) if asked.compile else None
+        return Explanation(
+            EAGER if reason or not asked.compile else NATIVE, {NATIVE: reason} if reason else {}
+        )
     structure = structure_of(y0)
     packed = structure.pack(y0)
     request, ts = asked.request(structure, packed), times_of(t, "t")

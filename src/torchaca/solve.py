@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .batch import check_door, check_independence, check_sizes, common_times, sample_times, solve_samples
+from .batched import batch_of, solution_of_batch
 from .compiled.traced import can_be_unrolled, outside_graphs, unrolled
 from .core import Control, Gradient, Log, Method, Problem, Stats, Times, Watcher
 from .errors import warn
@@ -182,7 +181,8 @@ def solve(
     if torch.compiler.is_compiling():
         return _in_graph(f, y0, t, options)
     if batch or steps != "own" or not check_rows or not (isinstance(rows, tuple) and not rows):
-        return _solve_batch(f, y0, t, options)
+        p, times, structure = batch_of(f, y0, t, options, problem_of)
+        return solution_of_batch(p, times, structure, t, options)
     start = y0 if isinstance(y0, State) else None
     y0 = y0 if start is None else start.y
     structure = structure_of(y0)
@@ -194,28 +194,6 @@ def solve(
         p = problem_of(f, packed, structure, ts, request, start=start)
         begun, outcome, course = solved(p, request.compile, request.events)
         return Solution.of(begun, outcome, structure, t, course, start)
-
-
-def _solve_batch(f: Callable[..., Any], y0: Any, t: Any, options: Options) -> Solution:
-    """`solve` of a batch."""
-    check_door(options)
-    if isinstance(y0, State):
-        raise NotImplementedError("a State is one of a single solve: with batch=1 start from y0 = sol.ys[-1]")
-    structure = structure_of(y0, 1)
-    packed = structure.pack(y0)
-    request, times = options.request(structure, packed), sample_times(t, len(packed))
-    check_sizes(options.rows, len(packed))
-    request = replace(request, args=(*request.args, *options.rows))
-    if options.steps == "joint" or (not request.control.adaptive and times.shared is not None):
-        ts = common_times(times)
-        p = problem_of(f, packed, structure, ts, request, batch=1)
-        if options.check_rows and len(ts) > 1:
-            check_independence(p)
-        begun, outcome, _ = solved(p, request.compile)
-        return Solution.of(begun, outcome, structure, t).of_batch(len(packed), ts, len(outcome.ts))
-    standing_in = Times((0.0, 1.0))  # for the samples' own
-    p = problem_of(f, packed, structure, standing_in, request, batch=1)
-    return Solution.of_samples(solve_samples(p, times, check_rows=options.check_rows), structure, t, times)
 
 
 def _in_graph(f: Callable[..., Any], y0: Any, t: Any, options: Options) -> Solution:

@@ -80,8 +80,10 @@ def test_the_default_says_what_solves_it():
     sol = solve(van_der_pol, Y0, T, batch=1, rows=(MU,))
     assert sol.stats.executor == "eager"
     assert aca.explain(van_der_pol, Y0, T, batch=1, rows=(MU,), compile=False).executor == "eager"
-    with pytest.raises(NotImplementedError, match="compile=True"):
-        aca.explain(van_der_pol, Y0, T, batch=1, rows=(MU,))
+    assert aca.explain(van_der_pol, Y0, T, batch=1, rows=(MU,)).executor == "native"
+    mixing = aca.explain(lambda t, y: MU[:, None] * y, Y0, T, batch=1)
+    assert mixing.executor == "eager"
+    assert "has to be in rows=" in mixing.passed_over["native"]
 
 
 FIXED = {"n_steps": {"n_steps": 5}, "dt": {"dt": 0.3}, "from output to output": {"control": aca.FixedSteps()}}
@@ -378,7 +380,7 @@ BAD_OPTIONS = {
     "batch": ({"batch": 2}, ValueError, "batch=1 says.*got batch=2"),
     "steps": ({"batch": 1, "steps": "each"}, ValueError, "'own' or 'joint'.*got 'each'"),
     "a number of steps": ({"steps": 4}, ValueError, "got 4. The number of fixed steps is n_steps="),
-    "compile": ({"batch": 1, "compile": True}, NotImplementedError, "compile=True.*leave one"),
+    "compile": ({"batch": 1, "compile": "steps"}, ValueError, "compile='steps'.*which has those of each"),
     "events": ({"batch": 1, "events": aca.Event(lambda t, y: y)}, NotImplementedError, "events.*sample by sample"),
     "dense": ({"batch": 1, "dense": True}, NotImplementedError, "dense=True is not available"),
     "debug": ({"batch": 1, "debug": True}, NotImplementedError, "debug=True is not available"),

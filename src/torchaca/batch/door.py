@@ -1,4 +1,4 @@
-"""What a batch can be asked for, and what not yet: in words, at the door."""
+"""What a batch can be asked for: in words, at the door."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core import Problem, tolerant
 from ..errors import shorten
+from ..executors import NATIVE
 from ..gradients import Facts
 from ..torch_internals import transformed
 
@@ -30,16 +31,7 @@ def check_door(options: Any) -> Any:
             "number of fixed steps is n_steps="
         )
     if not options.batch:
-        given = {
-            "rows": not (isinstance(options.rows, tuple) and not options.rows),
-            "steps": options.steps != "own",
-            "check_rows": not options.check_rows,
-        }
-        for name, holds in given.items():
-            if holds:
-                raise ValueError(
-                    f"{name}= has no effect without batch=1, which says that the leading dimension of y0 holds samples"
-                )
+        _refuse_without_batch(options)
         return options
     if not isinstance(options.rows, tuple):
         raise TypeError(
@@ -55,9 +47,15 @@ def check_door(options: Any) -> Any:
             raise NotImplementedError(
                 f"{name}= is not available with batch=1, where outputs are written sample by sample: drop one of them"
             )
-    if options.compile:
+    if options.steps == "joint" and options.compile:
         raise NotImplementedError(
-            f"compile={options.compile!r} is not available with batch=1 yet: leave one of the two out"
+            f"compile={options.compile!r} is not available with steps='joint', where f gets t as (B, 1, ..., 1): leave "
+            "out batch=1, with f for the whole of y and one t, or steps='joint'"
+        )
+    if options.compile not in (False, True, NATIVE):
+        raise ValueError(
+            f"compile={options.compile!r} compiles steps that all of y takes together: with batch=1 use "
+            f"compile={NATIVE!r}, which has those of each sample"
         )
     if transformed():
         raise NotImplementedError(
@@ -65,6 +63,19 @@ def check_door(options: Any) -> Any:
             "solve gives each lane its own steps"
         )
     return options
+
+
+def _refuse_without_batch(options: Any) -> None:
+    given = {
+        "rows": not (isinstance(options.rows, tuple) and not options.rows),
+        "steps": options.steps != "own",
+        "check_rows": not options.check_rows,
+    }
+    for name, holds in given.items():
+        if holds:
+            raise ValueError(
+                f"{name}= has no effect without batch=1, which says that the leading dimension of y0 holds samples"
+            )
 
 
 def refuse_problem(p: Problem) -> None:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..core import Problem
 from ..errors import KINDS as WHAT
 from ..errors import SolverError
 from ..loops.diagnosis import FAST, GROWTH, NEAR
-from ..loops.row_search import KINDS, WORDS, Search
+from ..loops.pace import Limits
+from ..loops.row_search import KINDS, WORDS
+from ..loops.rows import Rows, Spans
 from ..loops.rule import largest
 from ..norms import each
 
 MOST = 5  # samples named in a message
+
+
+class Where(Protocol):
+    """Where the samples are: a search, or what was left of one."""
+
+    p: Problem
+    y: Tensor
+    t: Tensor
+    dt: Tensor
+    limits: Limits
+    spans: Spans
+
+    @property
+    def rows(self) -> Rows: ...
 
 
 class Failures:
@@ -23,7 +41,7 @@ class Failures:
     def __init__(self) -> None:
         self.kinds: dict[int, str] = {}
 
-    def __call__(self, search: Search, reason: str, mask: Tensor) -> SolverError:
+    def __call__(self, search: Where, reason: str, mask: Tensor) -> SolverError:
         """The failure of the samples of the mask; see `row_search.Explain`."""
         failed = mask.nonzero()[:, 0].tolist()
         kinds = self._kinds(search, KINDS.get(reason, reason))
@@ -40,7 +58,7 @@ class Failures:
         return SolverError(kind, message, t=t, dt=dt, stats=search.p.stats)
 
     @staticmethod
-    def _kinds(search: Search, usual: str) -> list[str]:
+    def _kinds(search: Where, usual: str) -> list[str]:
         """What can be seen of each sample; one more evaluation of f where they are."""
         p, y, sign = search.p, search.y, search.spans.sign
         k = p.f.call(search.rows.spread(search.t), y)

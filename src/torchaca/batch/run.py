@@ -8,7 +8,8 @@ solution and gradient are those of a solve of its own, and no derivative ever me
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from ..control import FixedSteps
 from ..core import Problem, Times, tolerant
-from ..errors import SolverError
 from ..executors import EAGER, Eager, check_problem, prepared
 from ..layout import stacked
 from ..log import Samples as Counts
@@ -26,28 +26,22 @@ from ..loops.rows import Samples, Spans
 from .check import check_independence
 from .door import refuse_problem
 from .failures import Failures
+from .natively import solve_natively, started
 from .numbered import Home, Numbered
 from .outputs import Places, reached_by
+from .solved import Solved
 from .times import SampleTimes, refuse_moving
 from .written import Written
 
 
-@dataclass
-class Solved:
-    """What came out of a batch.
-
-    `ys` is `(n, B, ...)`, where samples that ended earlier repeat their last state; `reached` `(n, B)` says which of
-    the outputs they got to; `kinds` are those of failures by the number of the sample.
-    """
-
-    p: Problem
-    ys: Tensor
-    reached: Tensor
-    failure: SolverError | None = None
-    kinds: dict[int, str] = field(default_factory=dict)
-
-
-def solve_samples(p: Problem, times: SampleTimes, *, check_rows: bool) -> Solved:
+def solve_samples(
+    p: Problem,
+    times: SampleTimes,
+    *,
+    check_rows: bool,
+    mode: bool | str = False,
+    rows: Sequence[Tensor] = (),
+) -> Solved:
     """Solve each sample of a batch between its own times.
 
     Raises
@@ -67,8 +61,9 @@ def solve_samples(p: Problem, times: SampleTimes, *, check_rows: bool) -> Solved
     if not p.y0.numel() or bool((spans.start == spans.end).all()):
         p.stats.samples = Counts.none(len(p.y0))
         return Solved(p, stacked([p.y0] * len(wanted)), torch.ones_like(wanted, dtype=torch.bool))
-    call: Any = p.f.call
-    p = replace(p, f=replace(p.f, call=replace(call, start=samples.spread(spans.start))))
+    p = started(p, times)
+    if mode and (found := solve_natively(p, mode, wanted, spans, rows)) is not None:
+        return found
     eager = Eager()
     begun = prepared(eager.begin(p), gradient)
     refuse_problem(begun)

@@ -134,12 +134,15 @@ def coarse(times: Any, dtype: torch.dtype, *, failed: bool = False) -> Coarse | 
 
 def is_fine(times: Sequence[float], dtype: torch.dtype) -> bool:
     """Whether `dtype` resolves even the shortest of the steps between `times`, as far from zero as any of them."""
-    apart = (
-        math.ulp(max(abs(times[0]), abs(times[-1]))) * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
-    )
     shortest = min(map(abs, map(sub, times[1:], times)), default=0.0)
     if not shortest:
         shortest = min((abs(b - a) for a, b in pairwise(times) if a != b), default=0.0)
+    return resolves(dtype, max(abs(times[0]), abs(times[-1])), shortest)
+
+
+def resolves(dtype: torch.dtype, farthest: float, shortest: float) -> bool:
+    """Whether `dtype` resolves the shortest of some steps, also where times are farthest from zero."""
+    apart = math.ulp(farthest) * torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
     return apart <= COARSE * shortest
 
 

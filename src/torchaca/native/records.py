@@ -60,7 +60,7 @@ class State(ctypes.Structure):
     """Where a forward pass is."""
 
     _fields_ = [
-        *_fields(t__dt__ratio__older__rejected_size__largest__start=REAL),
+        *_fields(t__dt__ratio__older__rejected_size__largest__shortest__start=REAL),
         *_fields(ratios__known__trials__calls__rejections__rejected=WHOLE),
         *_fields(accepted__outputs__stop__slow__next_look__reason=WHOLE),
     ]
@@ -81,7 +81,20 @@ class Back(ctypes.Structure):
     ]
 
 
-LAYOUT = (Graph, Method, Tolerance, Pace, Solve, State, Chunk, Back)
+class Rows(ctypes.Structure):
+    """Independent problems, one after the other."""
+
+    _fields_ = [
+        *_fields(row__last__alone__inputs__most_stops__segments__used__begun__open__taken=WHOLE),
+        *_fields(most_calls__looks=WHOLE, tolerance__pace__rtol__atol__y0=PLACE),
+        *_fields(ts__stops__signs__reach__fallback__spans__least__n_stops__places__strides__bases=PLACE),
+        *_fields(states__of__slots__steps__before__ends__befores__steepness=PLACE),
+        *_fields(ys__state__directions__lam__own__sums__totals=PLACE),
+        *_fields(since__theta__good__total__fading__near__nearest__still__rounding=REAL),
+    ]
+
+
+LAYOUT = (Graph, Method, Tolerance, Pace, Solve, State, Chunk, Back, Rows)
 """In the order of `layout` in driver/types.c."""
 
 

@@ -122,7 +122,7 @@ class Forward:
         self.f0 = work[:n].view(y.shape).copy_(p.f0)  # of each step in turn
         tolerance = pace = None
         if self.control is not None:
-            tolerance, pace = tolerance_of(self.control, y), pace_of(p, self.control)
+            tolerance, pace = tolerance_of(self.control, y, n), pace_of(p, self.control)
             self.rest = Rest(p, self.control)
         solve = records.Solve(
             *(table.address, tolerance and tolerance.address, pace and records.address(pace)),
@@ -138,7 +138,9 @@ class Forward:
         dt, before = (None, ()) if self.control is None else known_pace(self.problem, self.control)
         ratios = (*before, 1.0, 1.0)[:2]
         dt = math.nan if dt is None else dt  # to be guessed
-        state = records.State(self.times[0], dt, *ratios, math.inf, 0.0, self.problem.log.rests.start)
+        state = records.State(
+            self.times[0], dt, *ratios, math.inf, 0.0, math.inf, self.problem.log.rests.start
+        )
         state.ratios = len(before)
         if self.control is not None and self.rest.pending():
             state.dt = min(state.dt, self.rest.bound(self._slope_from(solve), self.times[0], self.y, self.f0))

@@ -91,9 +91,9 @@ def pace_of(p: Problem, control: Adaptive) -> records.Pace:
     )
 
 
-def tolerance_of(control: Adaptive, y: Tensor) -> Held:
-    """How the error of a step is measured."""
-    given, n = (control.rtol, control.atol), y.numel()
+def tolerance_of(control: Adaptive, y: Tensor, n: int) -> Held:
+    """How the error of a step is measured, in a problem of n numbers; y is all of them, or several such problems."""
+    given = control.rtol, control.atol
     rtol, atol = (_numbers(x, y) for x in given)
     strides = [int(isinstance(x, Tensor) and x.numel() > 1) for x in given]
     parts = (records.WHOLE * 1)(n)

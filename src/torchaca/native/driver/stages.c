@@ -118,6 +118,7 @@ static void accept(const Problem *p, State *s, Chunk *c, double t1, T *const *k,
     if (c->rows) memcpy(c->K + c->steps * c->rows * p->n, k[0], p->n * sizeof(T));
     s->known = f1 >= 0 && f1 < known && !(p->n_jumps && jumps_at(p, t1));
     if (s->known) memcpy(p->work, k[f1], p->n * sizeof(T));
+    if (fabs(t1 - s->t) < s->shortest) s->shortest = fabs(t1 - s->t);
     c->times[++c->steps] = s->t = t1;
     s->accepted++;
 }

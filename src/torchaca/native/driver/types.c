@@ -65,7 +65,7 @@ typedef struct {
 /* Where a forward pass is. `known`: the first state in `work` is f(t, y). `slow` steps in a row were short. `start` is
    the norm of y0 in units of its tolerances, where the first step was guessed. */
 typedef struct {
-    double t, dt, ratio, older, rejected_size, largest, start;
+    double t, dt, ratio, older, rejected_size, largest, shortest, start;
     i64 ratios, known, trials, calls, rejections, rejected, accepted, outputs, stop, slow, next_look, reason;
 } State;
 
@@ -76,6 +76,38 @@ typedef struct {
     double *times;
     T *Y, *K, *B;
 } Chunk;
+
+/* Rows: independent problems of n numbers each, those from `row` to `last`, whose steps follow one another in a chunk.
+
+   What each has of its own: `ts` (rows, n_ts), `stops` (rows, most_stops), numbers, a State; of the tensors that f
+   reads, those at `places` among the inputs of its code (one further in those of the product), which start at `bases`
+   and have a row in every so many bytes of `strides`. `method` and so on are those of the Problem. With `alone`, rows go
+   on where another cannot.
+
+   A segment is what a chunk has of a row: which one it is `of`, from which of the `slots` on, how many `steps` and a
+   state more, how many are `before` it, the last of which starts at `befores`, and whether the row `ends` there. `used`
+   slots of the chunk are; the row has `begun`, its segment is `open`, and has `taken` steps, or its last one starts at
+   `since` and ends in `state`.
+
+   Backward, `lam` is the cotangent of all states; `totals` are the sums, `own` says which of them have rows, and `sums`
+   are those for the row in turn. The rest is torchaca.loops.rest. */
+typedef struct {
+    i64 row, last, alone, inputs, most_stops, segments, used, begun, open, taken, most_calls, looks;
+    Tolerance *tolerance;
+    Pace *pace;
+    const T *rtol, *atol, *y0;
+    const double *ts, *stops, *signs, *reach, *fallback, *spans, *least;
+    const i64 *n_stops, *places, *strides;
+    char *const *bases;
+    State *states;
+    i64 *of, *slots, *steps, *before, *ends;
+    double *befores, *steepness;
+    T *ys, *state, *directions, *lam;
+    const i64 *own;
+    T **sums;
+    T *const *totals;
+    double since, theta, good, total, fading, near, nearest, still, rounding;
+} Rows;
 
 enum { REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED, RESTS };
 enum { STEP_SIZE, NO_SMALLER, MAX_STEPS, AT_DT_MIN, REJECTIONS };
@@ -106,6 +138,6 @@ typedef struct {
 /* The size of each of these, by which records are checked. */
 API i64 layout(i64 which) {
     const i64 sizes[] = {sizeof(Graph), sizeof(Method), sizeof(Tolerance), sizeof(Pace), sizeof(Problem),
-                         sizeof(State), sizeof(Chunk), sizeof(Back)};
+                         sizeof(State), sizeof(Chunk), sizeof(Back), sizeof(Rows)};
     return sizes[which];
 }

@@ -1,0 +1,64 @@
+"""A batch from what the user gives to what he gets; `torchaca.batch` solves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from .batch import (
+    SampleTimes,
+    check_door,
+    check_independence,
+    check_sizes,
+    common_times,
+    sample_times,
+    solve_samples,
+)
+from .core import Problem, Times
+from .executors import solved
+from .going_on import State
+from .options import Options
+from .solution import Solution
+from .state import Structure, structure_of
+from .torch_internals import pytree
+
+
+def batch_of(
+    f: Callable[..., Any], y0: Any, t: Any, options: Options, assembled: Callable[..., Problem]
+) -> tuple[Problem, SampleTimes, Structure]:
+    """The problem of a batch, its times, and how its state is made up.
+
+    If all samples have the same steps, its times are theirs, else others stand in for them. `assembled` is
+    `torchaca.solve.problem_of`.
+    """
+    check_door(options)
+    if isinstance(y0, State):
+        raise NotImplementedError("a State is one of a single solve: with batch=1 start from y0 = sol.ys[-1]")
+    structure = structure_of(y0, 1)
+    packed = structure.pack(y0)
+    request, times = options.request(structure, packed), sample_times(t, len(packed))
+    check_sizes(options.rows, len(packed))
+    request = replace(request, args=(*request.args, *options.rows))
+    shared = not request.control.adaptive and times.shared is not None and not request.compile
+    joint = options.steps == "joint" or shared
+    ts = common_times(times) if joint else STANDING_IN
+    return assembled(f, packed, structure, ts, request, batch=1), times, structure
+
+
+STANDING_IN = Times((0.0, 1.0))  # for the samples' own
+
+
+def solution_of_batch(
+    p: Problem, times: SampleTimes, structure: Structure, t: Any, options: Options
+) -> Solution:
+    """Solve what `batch_of` has made, at times that were given as `t`."""
+    if p.ts is not STANDING_IN:
+        ts = p.ts
+        if options.check_rows and len(ts) > 1:
+            check_independence(p)
+        begun, outcome, _ = solved(p)
+        return Solution.of(begun, outcome, structure, t).of_batch(len(p.y0), ts, len(outcome.ts))
+    rows = pytree.tree_leaves(options.rows)
+    solution = solve_samples(p, times, check_rows=options.check_rows, mode=options.compile, rows=rows)
+    return Solution.of_samples(solution, structure, t, times)

@@ -1,0 +1,128 @@
+"""The executor of rows: the samples of a batch as native solves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...compiled import CannotCompile
+from ...compiled.inference import normal, outside_inference
+from ...core import Problem, Times
+from ...gradients import Facts, solve_with
+from ...gradients.fitting import BUDGET
+from ...norms import each
+from .. import records
+from ..codes import codes_of
+from ..door import refuse
+from ..driver import loops_for, started
+from .block import Keep
+from .passes import RowPasses
+from .plan import Ended, Plan
+from .reads import Reads, Rowed, of_one
+
+KEEPS = (
+    "gradient={0!r} with these settings is not one of a native solve of rows, which keeps all states: use 'aca', "
+    "'direct' or ACA('all')"
+)
+ALONE = "f is compiled for one sample alone: what belongs to samples has to be in rows="
+MIXES = (
+    "f of sample {0} alone is not its row of f of the batch: it mixes samples, or reads something of a sample that is "
+    "not in rows="
+)
+
+
+class NativeRows:
+    """Solves the rows of a problem at times `(n, B)`; see `torchaca.executors.Executor`."""
+
+    def __init__(self, wanted: Tensor, rows: Sequence[Tensor]) -> None:
+        self.wanted, self.rows = wanted, rows
+
+    def refusal(self, p: Problem) -> str | None:
+        """What has no native solve; see `torchaca.executors.Executor`."""
+        reason = refuse(p)
+        if reason is None and self._keep(p) is None:
+            assert p.gradient is not None
+            return KEEPS.format(p.gradient.name)
+        return reason
+
+    @staticmethod
+    def _keep(p: Problem) -> Keep | None:
+        """What is kept of each step for the gradient, if that is how it works."""
+        assert p.gradient is not None
+        method: Any = p.method
+        facts = Facts.of(p.gradient)
+        if facts.substeps > 1:
+            return None
+        if facts.replaceable:
+            stages = 0 if facts.records is False else len(method.nodes)
+            return Keep(True, stages, math.inf if facts.records else BUDGET)
+        return Keep(True) if facts.states is not None and facts.states(p, 0) == "all" else None
+
+    def begin(self, p: Problem) -> Problem:
+        """Find the code of f of one sample, and evaluate it where the samples start: it has to be f of the batch.
+
+        Raises
+        ------
+        CannotCompile
+        """
+        f: Any = p.f.call
+        started(p.y0.dtype)  # while f is traced
+        p.stats.nfe += 1
+        with outside_inference():
+            p = replace(p, y0=normal(p.y0))
+            own, whole = of_one(f, self.rows)
+            time = own.time(self.wanted[0, 0].item())
+            try:
+                self.codes = codes_of(own, time, p.y0[:1], timed=False)
+            except CannotCompile as reason:
+                raise CannotCompile(f"{reason} ({ALONE})") from reason
+            self.reads = Reads.of(self.codes.seen.inputs, whole)
+        f.note_precision(self.codes.seen.field.half)
+        with torch.no_grad(), p.undone():
+            k = f.evaluate(f.start, p.y0.detach())
+        p = replace(p, ts=Times(tuple(map(float, range(len(self.wanted))))))
+        return p.knowing(k)
+
+    def finish(self, p: Problem, boundaries: Tensor | None) -> tuple[Tensor, Ended, RowPasses]:
+        """Solve between the boundaries of fixed steps, if there are some: outputs, ends, and what knows the steps."""
+        plan, keep = Plan(p, self.wanted, boundaries), self._keep(p)
+        assert keep is not None
+        with outside_inference():
+            self._compare(plan, p)
+            differentiated = self.codes.pull is not None
+            passes = RowPasses(plan, self.codes, self.reads, keep if differentiated else Keep())
+            if not differentiated:
+                with torch.no_grad():
+                    ys = passes.forward()[0].ys
+            else:
+                ys = solve_with(passes).ys
+        return ys, plan.ended(ys[-1].detach()), passes
+
+    def _compare(self, plan: Plan, p: Problem) -> None:
+        """Compare f of each sample alone with f of the batch, both at the start.
+
+        Raises
+        ------
+        CannotCompile
+        """
+        assert p.f0 is not None
+        tensors = list(records.dense(self.reads.tensors))
+        firsts, (t, y) = self.reads.first(tensors), self.codes.given[:2]
+        called = self.codes.value.called_with([t, y, *firsts], [None])
+        rowed = Rowed(called, firsts, tensors, self.reads.rowed)
+        solve, rows = plan.solve(None, None, called, None), plan.rows((0, plan.size), None, None, rowed)
+        y0, k = p.y0.detach().contiguous(), torch.empty_like(p.f0)
+        rows.y0 = y0.data_ptr()
+        slopes = loops_for(k.dtype).function("slopes_of_rows")
+        slopes(records.address(solve), records.address(rows), k.data_ptr())
+        off = each((k - p.f0).abs().nan_to_num(0, math.inf, math.inf), 1).amax(1)
+        size = each(p.f0.abs().nan_to_num(0, 0, 0), 1).amax(1)
+        wrong = off > torch.finfo(k.dtype).eps ** 0.5 * torch.maximum(size, size.amax())
+        wrong |= each(k.isfinite() != p.f0.isfinite(), 1).any(1)
+        if bool(wrong.any()):
+            raise CannotCompile(MIXES.format(int(wrong.int().argmax())))

@@ -1,0 +1,137 @@
+"""What each row has of its own, as arrays that the loops in C read: times, directions, limits, and where it got to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core import Problem, tolerant
+from ...loops.pace import Limits
+from ...loops.rest import FADING, ROUNDING, STILL, TOTAL, Slope, least_between, looks, resolution
+from ...methods.stability import GOOD, SHARE, stability
+from .. import records
+from ..programs import Called
+from ..tables import Held, pace_of, table_of, tolerance_of
+from .reads import Rowed
+
+STATE = np.dtype(
+    [(field[0], np.float64 if field[1] is records.REAL else np.int64) for field in records.State._fields_]
+)
+
+ENDS = ("t", "dt", "shortest", "accepted", "rejected", "calls", "reason")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Where rows have ended: states, times, next and shortest steps, and what it took; why those failed that did."""
+
+    y: Tensor
+    t: Tensor
+    dt: Tensor
+    shortest: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    calls: Tensor
+    reasons: dict[int, str]
+
+
+class Plan:
+    """The rows of a problem between times `(n, B)`; with fixed steps, which end at the `boundaries`, `(N + 1, B)`."""
+
+    def __init__(self, p: Problem, wanted: Tensor, boundaries: Tensor | None) -> None:
+        self.p, self.size, self.n_ts = p, len(p.y0), len(wanted)
+        y0 = p.y0.detach()
+        self.n, self.shape, self.like = y0[:1].numel(), y0.shape, y0.new_empty(0)
+        self.control = tolerant(p.control) if boundaries is None else None
+        start, end = wanted[0], wanted[-1]
+        span = (end - start).abs()
+        self.sign = torch.where(end < start, -1.0, 1.0).double()
+        self.ts = wanted.T.contiguous()
+        stops = end[None] if boundaries is None else boundaries[1:]
+        self.stops = stops.T.contiguous()
+        self.n_stops = (
+            torch.searchsorted((self.sign * stops).T.contiguous(), (self.sign * end)[:, None])[:, 0] + 1
+        )
+        self.states = np.zeros(self.size, STATE)
+        self.states["dt"], self.states["ratio"], self.states["older"] = math.nan, 1.0, 1.0
+        self.states["rejected_size"] = self.states["shortest"] = math.inf
+        self.states["reason"] = -1
+        self.states["next_look"] = np.iinfo(np.int64).max
+        self.exact = (records.FLAG * self.n_ts)(*[1] * self.n_ts)
+        self.span, self.start, self.end = span, start, end
+        if self.control is not None:
+            self._limits(self.control)
+
+    def _limits(self, control: Any) -> None:
+        p, none = self.p, torch.zeros_like(self.span)
+        if control.dt0 is not None:
+            self.states["dt"] = max(control.dt0, control.dt_min)
+        self.reach = (0.5 * self.span).clamp(max=control.dt_max)
+        self.fallback = torch.as_tensor(Limits.over(control, p.y0, self.span, self.sign).fallback) + none
+        self.least = torch.as_tensor(least_between(self.start, self.end, control)) + none
+        self.looks, self.steepness = looks(p, control), none
+        self.directions = (
+            Slope.unknown(p.y0.detach(), 1).direction.contiguous().clone() if self.looks else self.like
+        )
+
+    def held(self) -> tuple[Held | None, records.Pace | None]:
+        """The tolerance and the pace, for one thread."""
+        if self.control is None:
+            return None, None
+        return tolerance_of(self.control, self.p.y0.detach(), self.n), pace_of(self.p, self.control)
+
+    @property
+    def stages(self) -> int:
+        """How many the method has, those of its interpolant included."""
+        method: Any = self.p.method
+        return len(method.nodes)
+
+    def solve(
+        self, tolerance: Held | None, pace: records.Pace | None, value: Called | None, pull: Called | None
+    ) -> records.Solve:
+        """What all rows have in common as the loops in C see it; the rest is put there for each row."""
+        method: Any = self.p.method
+        graphs = (None if called is None else records.address(called.graph) for called in (value, pull))
+        return records.Solve(
+            *(table_of(method).address, tolerance and tolerance.address, pace and records.address(pace)),
+            *graphs,
+            *(self.n, self.n_ts, 0, 0, 0, 1.0),
+            *(None, None, None, records.address(self.exact)),
+        )
+
+    def rows(
+        self, ends: tuple[int, int], tolerance: Held | None, pace: records.Pace | None, rowed: Rowed
+    ) -> records.Rows:
+        """The rows between two as the loops in C see them."""
+        r = records.Rows()
+        (r.row, r.last), r.most_stops = ends, self.stops.shape[1]
+        r.alone = int(self.p.log.on_failure != "raise")
+        r.ts, r.stops = self.ts.data_ptr(), self.stops.data_ptr()
+        r.signs, r.n_stops, r.states = self.sign.data_ptr(), self.n_stops.data_ptr(), self.states.ctypes.data
+        r.inputs = rowed.count
+        r.places, r.strides, r.bases = map(records.address, (rowed.places, rowed.strides, rowed.bases))
+        if tolerance is not None and pace is not None:
+            self._put_limits(r, tolerance, pace)
+        return r
+
+    def _put_limits(self, r: records.Rows, tolerance: Held, pace: records.Pace) -> None:
+        r.tolerance, r.pace = tolerance.address, records.address(pace)
+        r.rtol, r.atol = tolerance.record.rtol, tolerance.record.atol
+        limits = self.reach, self.fallback, self.span, self.least, self.directions, self.steepness
+        r.reach, r.fallback, r.spans, r.least, r.directions, r.steepness = (x.data_ptr() for x in limits)
+        theta, eps = stability(self.p.method).theta, resolution(self.p)
+        r.theta, r.good, r.fading, r.still, r.rounding = theta, theta / SHARE, FADING, STILL, ROUNDING
+        r.total = TOTAL / GOOD * theta / SHARE
+        r.near, r.nearest, r.looks = max(1e-4, eps**0.5), eps**0.75, int(self.looks)
+
+    def ended(self, y: Tensor) -> Ended:
+        """Where the rows are, with their states."""
+        states = {name: torch.from_numpy(self.states[name].copy()) for name in ENDS}
+        failed = (states["reason"] >= 0).nonzero()[:, 0].tolist()
+        reasons = {i: records.REASONS[int(states["reason"][i])] for i in failed}
+        return Ended(y, **{name: states[name] for name in ENDS[:-1]}, reasons=reasons)

@@ -1,0 +1,248 @@
+"""Rows natively: samples of a batch with steps of their own equal those of the eager loops, and solves of their own."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchaca as aca
+from torchaca import ACA, METHODS, SolverError, solve
+from torchaca.native import build
+from torchaca.native.rows import block, passes
+
+DOUBLE = torch.float64
+MU = torch.tensor([0.5, 1.0, 2.0, 5.0], dtype=DOUBLE)
+Y0 = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.5, 0.0], [2.0, -1.0]], dtype=DOUBLE)
+T = torch.tensor([0.0, 0.7, 0.7, 2.0], dtype=DOUBLE)
+RAGGED = [[0.0, 0.1, 0.1, 0.2, 2.0], [1.0, 0.5], [0.5], [0.0, 3.0, 3.0]]
+TABLES = [name for name, method in METHODS.items() if not hasattr(method, "resume")]
+OPTIONS = {
+    "shared": {},
+    "ragged": {"t": RAGGED},
+    "max norm": {"norm": "max"},
+    "own tolerances": {"rtol": torch.tensor([[1e-4], [1e-6], [1e-8], [1e-5]], dtype=DOUBLE)},
+    "tolerances of entries": {"atol": torch.tensor([1e-3, 1e-8], dtype=DOUBLE)},
+    "first step": {"dt0": 0.3, "dt_max": 0.4},
+    "controller": {"control": aca.Adaptive(rtol=1e-5, pid=aca.PI_CONTROL)}
+    if hasattr(aca, "PI_CONTROL")
+    else {},
+}
+
+
+def van_der_pol(t, y, mu):
+    x, v = y[..., 0], y[..., 1]
+    return torch.stack([v, mu * (1 - x * x) * v - x + torch.cos(t[..., 0])], -1)
+
+
+def results(
+    mode, f: Any = van_der_pol, y0=Y0, rows=(MU,), t: Any = T, wrt=(), at: Any = slice(None), **options
+):
+    y, *own = (x.clone().requires_grad_() for x in (y0, *rows))
+    sol = solve(f, y, t, batch=1, rows=tuple(own), compile=mode, **options)
+    assert sol.stats.executor == (mode or "eager")
+    grads = torch.autograd.grad(sol.ys[:, at].square().sum(), [y, *own, *wrt])
+    return sol, grads
+
+
+def steps_of(sol):
+    """How many each sample has accepted, and how many trials were rejected."""
+    counts: Any = sol.stats.samples
+    return counts.accepted, counts.rejected
+
+
+def assert_same(near=1e-9, **options):
+    (eager, right), (native, own) = (results(mode, **options) for mode in (False, "native"))
+    torch.testing.assert_close(native.ys, eager.ys, rtol=near, atol=near)
+    assert (native.mask == eager.mask).all()
+    assert native.status == eager.status
+    assert all(map(torch.equal, steps_of(native), steps_of(eager)))
+    for mine, its in zip(own, right, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e3 * near, atol=1e3 * near)
+    return native
+
+
+@pytest.mark.parametrize("method", TABLES)
+def test_every_method(method):
+    adaptive = METHODS[method].adaptive
+    assert_same(method=method, t=RAGGED, **({"rtol": 1e-4} if adaptive else {"n_steps": 60}))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_option(options):
+    assert_same(**options)
+
+
+@pytest.mark.parametrize("steps", [{"n_steps": 40}, {"dt": 0.07}], ids=str)
+@pytest.mark.parametrize("t", [T, RAGGED], ids=["shared", "ragged"])
+def test_fixed_steps(steps, t):
+    assert_same(method="rk4", t=t, **steps)
+
+
+@pytest.mark.parametrize("gradient", ["aca", "direct", ACA("all")], ids=str)
+def test_chunks_of_few_steps(gradient, monkeypatch):
+    monkeypatch.setattr(block, "FIRST_CHUNK", 100)
+    monkeypatch.setattr(block, "CHUNK", 100)
+    assert_same(t=RAGGED, gradient=gradient, rtol=1e-8)
+    assert_same(gradient=gradient, rtol=1e-8)
+
+
+def test_stages_beyond_a_budget_are_made_again(monkeypatch):
+    monkeypatch.setattr("torchaca.native.rows.executor.BUDGET", 1000)
+    monkeypatch.setattr(block, "FIRST_CHUNK", 100)
+    monkeypatch.setattr(block, "CHUNK", 100)
+    native = assert_same(rtol=1e-8)
+    assert native.stats.nfe_backward > 0
+
+
+def test_threads(monkeypatch):
+    monkeypatch.setattr(passes, "FEWEST_ROWS", 1)
+    before = torch.get_num_threads()
+    weight = torch.tensor([[0.3, -1.0], [1.0, -0.2]], dtype=DOUBLE, requires_grad=True)
+
+    def f(t, y, mu):
+        return y @ weight.T * mu[:, None] - y**3 + torch.sin(t)
+
+    torch.set_num_threads(3)
+    try:
+        assert_same(f=f, wrt=(weight,), t=RAGGED)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_module_and_a_nested_state():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+    def f(t, state, rate):
+        out = net(torch.cat([state["a"], state["b"], rate], -1))
+        return {"a": out[..., :2], "b": out[..., 2:] + torch.sin(t)}
+
+    start = torch.randn(5, 3, dtype=DOUBLE)
+    rate, t = torch.randn(5, 1, dtype=DOUBLE), [0.0, 0.5, 1.0]
+    found = []
+    for mode in (False, "native"):
+        y, own = start.clone().requires_grad_(), rate.clone().requires_grad_()
+        sol = solve(f, {"a": y[:, :2], "b": y[:, 2:]}, t, batch=1, rows=(own,), compile=mode)
+        loss = sol.ys["a"].square().sum() + sol.ys["b"].sum()
+        found.append([sol.ys["a"], sol.ys["b"], *torch.autograd.grad(loss, [y, own, *net.parameters()])])
+        assert sol.stats.executor == (mode or "eager")
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-9)
+
+
+def test_each_is_its_own_solve_beside_any_other():
+    """63 easy samples do not notice a hard one, and nobody the number of samples."""
+    mu = torch.cat([torch.linspace(0.1, 1, 63, dtype=DOUBLE), torch.tensor([50.0], dtype=DOUBLE)])
+    y0 = torch.tensor([2.0, 0.0], dtype=DOUBLE).expand(64, 2)
+    options = {"t": [0.0, 1.0, 5.0], "rtol": 1e-6, "atol": 1e-8}
+    with_it, grads = results("native", y0=y0, rows=(mu,), **options)
+    without, own = results("native", y0=y0[:63], rows=(mu[:63],), **options)
+    assert torch.equal(with_it.ys[:, :63], without.ys)
+    assert torch.equal(steps_of(with_it)[0][:63], steps_of(without)[0])
+    assert all(torch.equal(g[:63], h) for g, h in zip(grads, own, strict=True))
+    assert steps_of(with_it)[0][63] > 3 * steps_of(without)[0].max()
+
+
+def test_samples_at_rest_are_bounded():
+    def f(t, y, depth):
+        pulse = torch.exp(-(((t - 30) / 0.5) ** 2))
+        return -y + depth[:, None] * pulse
+
+    depth = torch.tensor([1.0, 0.0, 2.0, 0.5], dtype=DOUBLE)
+    y0 = torch.zeros(4, 3, dtype=DOUBLE)
+    sol = assert_same(f=f, y0=y0, rows=(depth,), t=[0.0, 20.0, 60.0], rtol=1e-6, atol=1e-9)
+    ignoring, _ = results(
+        "native", f=f, y0=y0, rows=(depth,), t=[0.0, 20.0, 60.0], rtol=1e-6, atol=1e-9, at_rest="ignore"
+    )
+    assert (steps_of(sol)[0] > steps_of(ignoring)[0]).all()
+
+
+def test_samples_that_fail_alone():
+    def f(t, y, power):
+        return y**2 * power[:, None]
+
+    y0 = torch.tensor([[0.1], [1.0], [0.2]], dtype=DOUBLE)
+    options = {"f": f, "y0": y0, "rows": (torch.ones(3, dtype=DOUBLE),), "t": [0.0, 0.5, 2.0]}
+    (eager, right), (sol, own) = (
+        results(mode, **options, on_failure="status", at=[0, 2]) for mode in (False, "native")
+    )
+    torch.testing.assert_close(sol.ys[:, [0, 2]], eager.ys[:, [0, 2]])
+    torch.testing.assert_close(own, right)
+    assert (sol.mask == eager.mask).all()
+    assert sol.status == ("success", "blow-up", "success")
+    with pytest.raises(SolverError, match=r"sample 1 stopped at t = (1|0.999)"):
+        results("native", **options)
+    blank = solve(f, y0, options["t"], batch=1, rows=options["rows"], on_failure="nan", compile="native")
+    assert blank.ys[-1].isnan()[:, 0].tolist() == [False, True, False]
+
+
+def test_a_start_that_is_not_finite():
+    y0 = Y0.clone()
+    y0[1, 0] = math.nan
+    sol = assert_same_states(y0)
+    assert sol.status[1] == "y0"
+
+
+def assert_same_states(y0):
+    eager, native = (
+        solve(van_der_pol, y0, T, batch=1, rows=(MU,), compile=mode, on_failure="status")
+        for mode in (False, "native")
+    )
+    torch.testing.assert_close(native.ys, eager.ys, equal_nan=True)
+    assert native.status == eager.status
+    return native
+
+
+def test_float32():
+    y0, mu = Y0.float(), MU.float()
+    (eager, right), (native, own) = (
+        results(mode, y0=y0, rows=(mu,), rtol=1e-4) for mode in (False, "native")
+    )
+    torch.testing.assert_close(native.ys, eager.ys, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(own, right, rtol=1e-2, atol=1e-3)
+
+
+def test_nothing_is_compiled_anew(monkeypatch):
+    def f(t, y, mu):
+        return torch.sin(y) * mu[:, None] - y
+
+    results("native", f=f)
+    made = []
+    monkeypatch.setattr(build.Build, "_make", lambda *args: made.append(args))
+    results("native", f=f, t=[0.0, 3.0], rtol=1e-9)
+    results("native", f=f, y0=Y0[:3], rows=(MU[:3],), t=RAGGED[:3], n_steps=3, method="rk4")
+    assert not made
+
+
+CAPTURED = torch.linspace(0.5, 1.0, 4, dtype=DOUBLE)
+UNFIT = {
+    "mixes samples": lambda t, y, mu: y - y.mean(0),
+    "reads rows outside of rows=": lambda t, y, mu: CAPTURED[: len(y), None] * y,
+    "reads all rows": lambda t, y, mu: CAPTURED[:, None] * y,
+}
+
+
+@pytest.mark.parametrize("f", UNFIT.values(), ids=UNFIT)
+def test_an_f_that_is_not_of_one_sample_runs_in_the_eager_loop(f):
+    options = {"batch": 1, "rows": (MU,), "check_rows": False}
+    with pytest.warns(UserWarning, match="this batch runs in the eager loop"):
+        sol = solve(f, Y0, T, compile=True, **options)
+    assert sol.stats.executor == "eager"
+    assert "native" in sol.stats.passed_over
+    torch.testing.assert_close(sol.ys, solve(f, Y0, T, **options).ys)
+
+
+def test_refusals():
+    options = {"batch": 1, "rows": (MU,)}
+    with pytest.raises(ValueError, match="is not one of a native solve of rows"):
+        solve(van_der_pol, Y0, T, compile="native", gradient=ACA(checkpoints=2), **options)
+    with pytest.raises(ValueError, match="which has those of each sample"):
+        solve(van_der_pol, Y0, T, compile="steps", **options)
+    with pytest.raises(NotImplementedError, match="leave out batch=1"):
+        solve(van_der_pol, Y0, T, compile=True, steps="joint", **options)
+    y0 = Y0.clone().requires_grad_()
+    ys = solve(van_der_pol, y0, T, compile="native", **options).ys
+    (grad,) = torch.autograd.grad(ys.sum(), y0, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives of a native solve"):
+        grad.sum().backward()
