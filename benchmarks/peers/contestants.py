@@ -33,6 +33,7 @@ class Contestant:
 
 KEPT = 'torchaca, ACA(checkpoints="none")'
 LANES = "torchaca, vmap"
+BATCH, BATCH_COMPILED = "torchaca, batch=1", "torchaca, batch=1, compile=True"
 COMPILED, COMPILED_KEPT = "torchaca, compile=True", 'torchaca, compile=True, ACA(checkpoints="none")'
 
 BY_HAND = "C by hand"
@@ -43,6 +44,10 @@ CONTESTANTS = (
     Contestant(KEPT, "torchaca", {"gradient": "none"}),
     Contestant("torchaca, adjoint", "torchaca", {"gradient": "adjoint"}, CONTINUOUS),
     Contestant(LANES, "torchaca", {"gradient": "aca", "lanes": True}),
+    Contestant(BATCH, "torchaca", {"gradient": "aca", "lanes": True, "batch": True}),
+    Contestant(
+        BATCH_COMPILED, "torchaca", {"gradient": "aca", "lanes": True, "batch": True, "compile": True}
+    ),
     Contestant('torchaca, compile="steps"', "torchaca", {"gradient": "aca", "compile": "steps"}),
     Contestant('torchaca, compile="loops"', "torchaca", {"gradient": "aca", "compile": "loops"}),
     Contestant(COMPILED, "torchaca", {"gradient": "aca", "compile": True}),

@@ -12,7 +12,7 @@ from torch import Tensor
 import torchaca as aca
 
 from .by_hand import ByHand
-from .fields_torch import oscillator
+from .fields_torch import FORMULAS
 from .protocol import Run
 from .torch_run import TorchRun, prepared
 from .workloads import Counts, Workload
@@ -29,7 +29,9 @@ def versions() -> dict[str, str]:
 
 
 def build(w: Workload, variant: dict[str, Any], device: str) -> Run:
-    """`variant`: `gradient`, `compile`, and `lanes` for the steps of each sample by `torch.func.vmap`; or `by_hand`."""
+    """`variant`: `gradient`, `compile`, and `lanes` for steps of each sample, by `torch.func.vmap` or, with `batch`, by
+    `batch=1`; or `by_hand`.
+    """
     if variant.get("by_hand"):
         return ByHand(w)
     field, _ = prepared(w, device)
@@ -49,16 +51,24 @@ def build(w: Workload, variant: dict[str, Any], device: str) -> Run:
         last[:] = [solution.stats]
         return solution.ys[-1]
 
-    def lane(y0: Tensor, mu: Tensor) -> Tensor:
-        solution = aca.solve(oscillator, y0, [0.0, w.t1], args=(mu,), **options)
+    rows = tuple(field.parameters())
+
+    def lane(y0: Tensor, *own: Tensor) -> Tensor:
+        solution = aca.solve(FORMULAS[w.field], y0, [0.0, w.t1], args=own, **options)
         last[:] = [solution.stats]
         return solution.ys[-1]
 
     def lanes(y0: Tensor) -> Tensor:
-        return torch.func.vmap(lane)(y0, field.mu)
+        return torch.func.vmap(lane)(y0, *rows)
+
+    def batch(y0: Tensor) -> Tensor:
+        solution = aca.solve(FORMULAS[w.field], y0, [0.0, w.t1], batch=1, rows=rows, **options)
+        last[:] = [solution.stats]
+        return solution.ys[-1]
 
     def statistics() -> Counts:
         s = last[-1]
         return Counts(s.nfe, s.nfe_backward, s.accepted, s.rejected)
 
-    return TorchRun(w, field, lanes if variant.get("lanes") else shared, statistics, device)
+    solve = batch if variant.get("batch") else lanes if variant.get("lanes") else shared
+    return TorchRun(w, field, solve, statistics, device)

@@ -43,4 +43,9 @@ def van_der_pol(t, y: jax.Array, p: Arrays) -> jax.Array:
     return jnp.stack([v, p["mu"] * (1 - x**2) * v - x], axis=-1)
 
 
-FIELDS = {"mlp": mlp, "gravity": gravity, "conv": conv, "van_der_pol": van_der_pol}
+def lorenz(t, y: jax.Array, p: Arrays) -> jax.Array:
+    a, b, c = y[..., 0], y[..., 1], y[..., 2]
+    return jnp.stack([10 * (b - a), a * (p["rho"] - c) - b, a * b - 8 / 3 * c], axis=-1)
+
+
+FIELDS = {"mlp": mlp, "gravity": gravity, "conv": conv, "van_der_pol": van_der_pol, "lorenz": lorenz}

@@ -52,6 +52,17 @@ class VanDerPol(Parametrised):
         return oscillator(t, y, self.mu)
 
 
+class Lorenz(Parametrised):
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return lorenz(t, y, self.rho)
+
+
+def lorenz(t: Tensor, y: Tensor, rho: Tensor) -> Tensor:
+    """Lorenz' equations for any number of systems, `y[..., 3]`."""
+    a, b, c = y.unbind(-1)
+    return torch.stack([10 * (b - a), a * (rho - c) - b, a * b - 8 / 3 * c], dim=-1)
+
+
 def oscillator(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:
     """Van der Pol's equation for any number of oscillators, `y[..., 2]`."""
     x, v = y[..., 0], y[..., 1]
@@ -63,7 +74,10 @@ FIELDS: dict[str, Callable[[Arrays], nn.Module]] = {
     "gravity": Gravity,
     "conv": Conv,
     "van_der_pol": VanDerPol,
+    "lorenz": Lorenz,
 }
+FORMULAS = {"van_der_pol": oscillator, "lorenz": lorenz}
+"""Those with a parameter for each sample, as functions of it."""
 
 
 def field_of(w: Workload, device: str = "cpu") -> nn.Module:

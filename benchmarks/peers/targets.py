@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .contestants import BY_HAND, COMPILED, COMPILED_KEPT, CONTINUOUS, KEPT, LANES
+from .contestants import BATCH, BATCH_COMPILED, BY_HAND, COMPILED, COMPILED_KEPT, CONTINUOUS, KEPT, LANES
 from .measure import Row
 
 Tables = dict[str, list[Row]]
@@ -38,7 +38,7 @@ class Verdict:
 
 def verdicts(tables: Tables) -> list[Verdict]:
     """Every promise whose workload was measured."""
-    found = [*_compiled(tables)]
+    found = [*_compiled(tables), *_rows(tables)]
     for name, rows in tables.items():
         found += _eager(name, rows)
     return found
@@ -65,6 +65,27 @@ def _compiled(tables: Tables) -> list[Verdict]:
         ratio = _ratio(tables.get(workload, []), "torchdiffeq odeint", COMPILED, _total)
         promise = f"torchdiffeq odeint's training step, of {COMPILED}'s"
         found.append(Verdict(promise, workload, "torchdiffeq odeint", limit, ratio, at_least=True))
+    return [v for v in found if v.workload in tables]
+
+
+def _rows(tables: Tables) -> list[Verdict]:
+    """Those of samples with steps of their own."""
+    oscillators = tables.get("van-der-pol", [])
+    torchode = min(
+        (r for r in oscillators if r.reason is None and r.contestant.library == "torchode"),
+        key=_total,
+        default=None,
+    )
+    best = "torchode" if torchode is None else torchode.contestant.name
+    found = []
+    for name, whom, other, workload, limit in (
+        (BATCH, "torchode's best", best, "van-der-pol", 0.8),
+        (BATCH_COMPILED, "torchode's best", best, "van-der-pol", 0.1),
+        (BATCH_COMPILED, "diffrax's vmap", "diffrax, vmap", "van-der-pol", 0.25),
+        (BATCH_COMPILED, "joint steps', compiled,", COMPILED, "lorenz", 1.0),
+    ):
+        ratio = _ratio(tables.get(workload, []), name, other, _total)
+        found.append(Verdict(f"{name}: training step, of {whom}", workload, other, limit, ratio))
     return [v for v in found if v.workload in tables]
 
 

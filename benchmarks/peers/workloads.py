@@ -113,6 +113,15 @@ def van_der_pol(batch: int = 1024) -> Workload:
     return Workload("van-der-pol", title, "van_der_pol", mu, y0, 10.0, 1e-6, per_sample=True)
 
 
+def lorenz(batch: int = 4096) -> Workload:
+    """Lorenz systems with rho between 1 and 40, float64: about equally hard, so that own steps save few evaluations."""
+    rng = np.random.default_rng(0)
+    y0 = rng.uniform(-10, 10, (batch, 3)) + np.array([0, 0, 20])
+    title = f"{batch} Lorenz systems, rho from 1 to 40, float64, 1e-06"
+    rho = {"rho": rng.uniform(1, 40, batch)}
+    return Workload("lorenz", title, "lorenz", rho, y0, 1.0, 1e-6, per_sample=True)
+
+
 def workloads() -> dict[str, Workload]:
     """All of them, by name."""
     made = (
@@ -121,6 +130,7 @@ def workloads() -> dict[str, Workload]:
         three_body(),
         conv(),
         van_der_pol(),
+        lorenz(),
     )
     return {w.name: w for w in made}
 

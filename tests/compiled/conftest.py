@@ -1,5 +1,6 @@
 import pytest
 import torch
+from backends import without_code
 
 from torchaca.compiled import capture, compiler
 
@@ -19,17 +20,6 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(compiler, "compiled", lambda function, *, forward: traced(monkeypatch, function))
     yield
     capture._entry.cache_clear()
-
-
-def without_code(backend, monkeypatch):
-    """Have graphs made and guarded, and run as they are."""
-
-    def compiled(function, *, forward):
-        own = compiler.renamed(function, f"{function.__name__}_{next(compiler.COUNT)}")
-        options = {"guard_filter_fn": compiler._kept}
-        return torch.compile(own, fullgraph=True, backend=backend, options=options)
-
-    monkeypatch.setattr(compiler, "compiled", compiled)
 
 
 @pytest.fixture

@@ -158,7 +158,12 @@ def test_errors_are_those_of_the_eager_loop():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "options"), pairs([DOUBLE, torch.float32], [{}, {"method": "rk4", "n_steps": 3}]), ids=str
+    ("dtype", "options"),
+    [
+        (torch.float32, {}),
+        pytest.param(DOUBLE, {"method": "rk4", "n_steps": 3}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_compiled_with_autograd(dtype, options):
     f = Net(dtype=dtype)

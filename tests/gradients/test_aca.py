@@ -540,19 +540,19 @@ def test_memory_is_flat_over_many_iterations(gradient):
     sizes, counts = [], []
     tracemalloc.start()
     try:
-        for i in range(50):
+        for i in range(25):
             optimizer.zero_grad()
             sol = solve(lambda t, y: net(y), x, [0.0, 0.7, 1.0], gradient=gradient, n_steps=2, method="bosh3")
             sol.ys.pow(2).sum().backward()
             optimizer.step()
-            if i in (9, 49):
+            if i in (9, 24):
                 gc.collect()
                 counts.append(live_tensors())
                 sizes.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
     assert counts[1] <= counts[0]
-    assert sizes[1] - sizes[0] < 60_000  # torch keeps a few words an iteration
+    assert sizes[1] - sizes[0] < 30_000  # torch keeps a few words an iteration
 
 
 # --- autocast ---

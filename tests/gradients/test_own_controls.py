@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from backends import without_code
 from covering import pairs
 from gradient_cases import DOUBLE, Everything, assert_same, gradients_of
 from settings import EVERY, options_for
@@ -223,7 +224,8 @@ def test_vmap_runs_or_is_refused(control):
 
 @pytest.mark.parametrize("mode", [mode for mode in EXECUTORS if mode != "cuda-graphs"])
 @pytest.mark.parametrize("control", CONTROLS)
-def test_every_executor_takes_or_refuses_it(control, mode):
+def test_every_executor_takes_or_refuses_it(control, mode, monkeypatch):
+    without_code("aot_eager", monkeypatch)
     y0 = torch.ones(2, dtype=DOUBLE, requires_grad=True)
 
     def grad(**options):
