@@ -47,7 +47,7 @@ def three_numbers(page: str) -> str:
         peer, ours, compiled = (float(by_name[name.lower()][c][TOTAL]) for c in (PEER, OURS, COMPILED))
         lines.append(
             f"- **{peer / compiled:.0f} times** as fast with `compile=True` on {name}: {compiled:.3g} ms, torchdiffeq "
-            f"{peer:.3g} ms; {peer / ours:.1f} times as fast without."
+            f"{peer:,.0f} ms; {peer / ours:.1f} times as fast without."
         )
     conv = by_name["conv block"]
     peer, ours = float(conv[PEER][TOTAL]), float(conv[OURS][TOTAL])
