@@ -17,10 +17,12 @@ from collections.abc import Callable
 import torch
 import torchdiffeq
 from machine import command_line, described, publish, table
+from peers.memory import resident_peak
 from torch import Tensor, nn
 
 from torchaca.core import Stats
 from torchaca.nn import LatentODE
+from torchaca.nn.series import series
 
 SERIES, POINTS, FEATURES, SEEN = 50, 100, 14, 10
 BATCHES = 160
@@ -111,6 +113,47 @@ def encode(model: LatentODE, one_by_one: bool) -> None:
     total.backward()
 
 
+RAGGED = {
+    'steps="joint", to the union of times': {"steps": "joint"},
+    "steps of each series": {"steps": "own"},
+    "steps of each series, compile=True": {"steps": "own", "compile": True},
+}
+
+
+def ragged(units: int, layers: int, rounds: int) -> list[dict[str, object]]:
+    """What a minibatch costs whose series have times of their own: seconds, the peak of memory, outputs computed."""
+    torch.manual_seed(1)
+    times = torch.rand(SERIES, POINTS).sort(1).values
+    values = torch.sin(6 * torch.rand(SERIES, 1, FEATURES) + 10 * times[..., None])
+    runs, made = {}, {}
+    for name, options in RAGGED.items():
+        torch.manual_seed(0)
+        model = LatentODE(FEATURES, units=units, layers=layers, gru_units=50, start=0.0, **OPTIONS, **options)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3)
+
+        def run(model: LatentODE = model) -> None:
+            """The decoder and its ODE alone, from some z0."""
+            torch.manual_seed(2)
+            observed = series(values, times, None, FEATURES)
+            mean = torch.zeros(SERIES, 15, requires_grad=True)
+            model.zero_grad()
+            model._predict(observed, mean, torch.ones(SERIES, 15), None, 3).square().mean().backward()
+
+        runs[name], made[name] = run, model
+    taken = seconds(runs, rounds)
+    return [
+        {
+            "decoder, forward and backward": name,
+            "s per epoch": taken[name] * BATCHES,
+            "peak, MB": (resident_peak(run) or 0) / 1e6,
+            "NFE forward": made[name].stats.nfe,
+        }
+        for name, run in runs.items()
+    ]
+
+
 def seconds(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Medians over interleaved rounds, after a warm-up."""
     for run in runs.values():
@@ -151,7 +194,9 @@ def page(rounds: int, units: int, layers: int, command: str) -> str:
         f"The model of `torchaca run hopper`, {hidden}: loss and gradient of a minibatch of {SERIES} series of "
         f"{POINTS} points, {SEEN} of them seen, times {BATCHES}. All contestants have the same encoder and weights, "
         "and run interleaved in one process; the processor's time, which other processes do not count in, medians of "
-        f"{rounds}.\n\n{table(rows)}\n\n{table(encoder)}\n"
+        f"{rounds}.\n\n{table(rows)}\n\n{table(encoder)}\n\n"
+        f"The same number of series, each of which has {POINTS} times of its own, so that their union has "
+        f"{SERIES * POINTS}: the decoder and its ODE.\n\n{table(ragged(units, layers, rounds))}\n"
     )
 
 

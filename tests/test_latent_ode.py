@@ -82,7 +82,7 @@ def test_what_is_not_observed_has_no_influence():
 
 
 def test_own_times_equal_shared_ones():
-    made, (values, times, mask) = model(), data()
+    made, (values, times, mask) = model(steps="joint"), data()
     options = {"at": torch.linspace(float(times[0]), 2, 5, dtype=DOUBLE), "samples": 2}
     torch.manual_seed(2)
     shared = made(values, times, mask, **options)
@@ -214,3 +214,41 @@ def test_it_learns():
         schedule.step()
     assert found.mse < 0.1 * x.var()
     assert isinstance(made.stats, aca.Stats)
+
+
+# --- steps of each series ---
+
+
+FINE = {"rtol": 1e-9, "atol": 1e-10}
+FIXED = {"rtol": None, "atol": None, "method": "rk4", "n_steps": 40}
+
+
+@pytest.mark.parametrize("options", [FINE, {**FINE, "compile": True}, FIXED], ids=["", "compiled", "fixed"])
+def test_own_steps_give_what_joint_ones_give(options):
+    values, times, mask = data(per_sample=True)
+    found = []
+    for steps in ("own", "joint"):
+        made = model(steps=steps, **options)
+        torch.manual_seed(3)
+        loss = made.loss(values, times, mask, samples=2).loss
+        found.append([loss.detach(), *torch.autograd.grad(loss, [*made.parameters()])])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_a_series_does_not_notice_the_others():
+    made, (values, times, mask) = model(start=-0.5), data(per_sample=True)
+    noise = torch.zeros(1, B, made.dynamics[0].in_features, dtype=DOUBLE)
+
+    def predicted(rows):
+        observed = values[rows], times[rows], mask[rows]
+        mean, _ = made.encode(*observed)
+        z0 = (mean + noise[0, : len(mean)])[:, None]
+        own = torch.cat((torch.full((len(z0), 1), -0.5, dtype=DOUBLE), times[rows]), 1)
+        return made.solved(z0, own, batch=1)
+
+    torch.testing.assert_close(predicted(slice(None))[:, 1:2], predicted(slice(1, 2)), rtol=1e-12, atol=1e-12)
+
+
+def test_steps_are_own_or_joint():
+    with pytest.raises(ValueError, match="steps is 'mine'"):
+        model(steps="mine")

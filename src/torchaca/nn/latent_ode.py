@@ -19,6 +19,7 @@ from ..solve import solve
 from .ode_rnn import ODERNN, mlp
 from .series import Series, series
 
+STEPS = ("own", "joint")
 INIT_STD = 0.1  # of all weights, as in the authors' code
 
 
@@ -66,6 +67,9 @@ class LatentODE(nn.Module):
         The time of z0; the earliest one of a batch where nothing is given. Series with times of their own are then
         reconstructed from where their batch begins: give a time before all of them, and they are independent of
         each other.
+    steps : {"own", "joint"}
+        Whether each series that has times of its own is solved with steps of its own between them (`batch=1` of
+        `solve`), or all of them with the same ones, to the union of their times.
     objective : {"iwae", "elbo"}
         The bound: the logarithm of the mean over samples of the likelihood, or the mean of its logarithm. As in the
         authors' code, both are those of a minibatch, per value and per latent dimension.
@@ -82,7 +86,7 @@ class LatentODE(nn.Module):
     TypeError
         For an option that `solve` does not have.
     ValueError
-        For an unknown objective.
+        For an unknown objective, or unknown steps.
 
     Notes
     -----
@@ -112,16 +116,19 @@ class LatentODE(nn.Module):
         std: float = 1e-3,
         start: float | None = None,
         objective: str = "iwae",
+        steps: str = "own",
         **options: Any,
     ) -> None:
         super().__init__()
         check_options(options, "LatentODE", self._rate)
+        if steps not in STEPS:
+            raise ValueError(f"steps is {steps!r}: it has to be 'own' or 'joint'")
         if objective not in ("iwae", "elbo"):
             raise ValueError(f"objective is {objective!r}: it has to be 'iwae' or 'elbo'")
         if not std > 0:
             raise ValueError(f"std is {std}: the observations' standard deviation has to be above 0")
         self.features, self.std, self.start, self.objective = features, std, start, objective
-        self.options = options
+        self.steps, self.options = steps, options
         self.stats = Stats()
         self.encoder = ODERNN(features, latent, units, layers, state, gru_units)
         self.dynamics = mlp(latent, units, layers)
@@ -211,11 +218,15 @@ class LatentODE(nn.Module):
         z0 = mean + std * noise
         times = observed.times if at is None else torch.as_tensor(at, dtype=mean.dtype, device=mean.device)
         start = self._time_of_z0(observed)
-        union, place = times.unique(return_inverse=True)
-        if union[0] < start:
+        if times.numel() and (first := times.min()) < start:
             raise ValueError(
-                f"the earliest time in `at`, {union[0]:g}, is before that of z0, {start:g}: give `start`"
+                f"the earliest time in `at`, {first:g}, is before that of z0, {start:g}: give `start`"
             )
+        if times.dim() == 2 and self.steps == "own":
+            own = torch.cat((start.expand(len(times), 1), times), 1)
+            ys = self.solved(z0.transpose(0, 1), own, batch=1)[1:]  # (S, B, samples, latent)
+            return self.decoder(ys.permute(2, 1, 0, 3))
+        union, place = times.unique(return_inverse=True)
         grid = torch.cat((start[None], union))
         ys = self.solved(z0, grid)[1:]  # (len(union), samples, B, latent)
         if times.dim() == 1:
@@ -234,9 +245,12 @@ class LatentODE(nn.Module):
             raise ValueError(f"the earliest time, {first:g}, is before `start`, {self.start:g}")
         return torch.full_like(first, self.start)
 
-    def solved(self, z0: Tensor, times: Tensor) -> Tensor:
-        """The latent states `(len(times), *z0.shape)` from z0 at the first of the times on."""
-        solution = solve(self._rate, z0, times, **self.options)
+    def solved(self, z0: Tensor, times: Tensor, **batch: Any) -> Tensor:
+        """The latent states `(n, *z0.shape)` from z0 at the first of the times on, which are `(n,)`.
+
+        With `batch=1`, z0 is `(B, samples, latent)`, and times are `(B, n)`, of each series.
+        """
+        solution = solve(self._rate, z0, times, **self.options, **batch)
         self.stats = solution.stats
         return solution.ys
 
