@@ -1,6 +1,8 @@
 """Rows natively: samples of a batch with steps of their own equal those of the eager loops, and solves of their own."""
 
 import math
+import signal
+import threading
 from typing import Any
 
 import pytest
@@ -246,3 +248,21 @@ def test_refusals():
     (grad,) = torch.autograd.grad(ys.sum(), y0, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivatives of a native solve"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_is_heard(threads, monkeypatch):
+    """Between two slices of time, by all threads."""
+    monkeypatch.setattr(passes, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(block, "SLICE", 1e-3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    try:
+        results("native", t=[0.0, 0.1])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            solve(van_der_pol, Y0, [0.0, 1e9], batch=1, rows=(MU,), compile="native", max_steps=10**9)
+    finally:
+        timer.cancel()
+        torch.set_num_threads(before)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from .. import records
 from ..driver import loops_for
 from ..programs import Called
 from ..records import Status
-from ..run import CHUNK, FEWEST, FIRST_CHUNK, MOST, SLICE
+from ..run import CHUNK, FEWEST, FIRST_CHUNK, MOST, SLICE, Keep
 from .plan import Plan
 from .reads import Rowed, whole
 
@@ -39,15 +39,6 @@ class Steps:
         for name, row in zip(PARTS, self.parts, strict=True):
             setattr(r, name, row.ctypes.data)
         r.befores = self.befores.ctypes.data
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What is kept of each step: its state, and so many `rows` of its stages while they take a `budget` of bytes."""
-
-    states: bool = False
-    rows: int = 0
-    budget: float = math.inf
 
 
 class Forward:
@@ -75,7 +66,7 @@ class Forward:
         self.rows.y0, self.rows.ys = (x.data_ptr() for x in states)
         self.alive = tolerance, pace, called, rowed, work, state, states
 
-    def run(self) -> None:
+    def run(self, stopped: Event) -> None:
         """Solve the rows, or up to one that cannot go on, if failures are to be raised."""
         dtype, nbytes = self.plan.like.dtype, FIRST_CHUNK
         loop, at = loops_for(dtype).function("forward_rows"), [*map(records.address, (self.solve, self.rows))]
@@ -83,7 +74,7 @@ class Forward:
         while status == Status.FULL:
             steps, record, own = self._chunk(nbytes)
             status = Status.PAUSED
-            while status == Status.PAUSED:
+            while status == Status.PAUSED and not stopped.is_set():
                 status = loop(*at, records.address(record), SLICE)
             self._close(steps, own)
             nbytes = CHUNK
@@ -92,7 +83,7 @@ class Forward:
         """A new chunk with room for steps of about so many bytes."""
         y, keep, n = self.plan.like, self.keep, self.plan.n
         if self.left < 0 and keep.rows:
-            self.keep = keep = Keep(keep.states)  # then all steps are made again
+            self.keep = keep = replace(keep, rows=0)  # then all steps are made again
             self.kept = [own[:1] for own in self.kept]
         each = max(1, n * y.element_size()) * (int(keep.states) + keep.rows) + 8
         room = min(MOST, max(FEWEST, nbytes // each))
@@ -150,7 +141,7 @@ class Backward:
         back.sums, back.counts = records.address(sums), records.address(counts)
         self.alive = value, pull, rowed, lam, ys, f1, work, sums, all_sums, counts, flags, parts
 
-    def run(self, chunks: Sequence[Steps], kept: Sequence[Sequence[Tensor]]) -> None:
+    def run(self, chunks: Sequence[Steps], kept: Sequence[Sequence[Tensor]], stopped: Event) -> None:
         """Go over the chunks, the last one first."""
         loop = loops_for(self.plan.like.dtype).function("backward_rows")
         at = [*map(records.address, (self.solve, self.back, self.rows))]
@@ -160,5 +151,5 @@ class Backward:
             rows = own[1].shape[1] if len(own) > 1 else 0
             places = [x.data_ptr() for x in (steps.times, *own)]
             record = records.Chunk(len(steps.times), 0, 1, rows, *places)
-            while loop(*at, records.address(record), SLICE) == Status.PAUSED:
+            while loop(*at, records.address(record), SLICE) == Status.PAUSED and not stopped.is_set():
                 pass

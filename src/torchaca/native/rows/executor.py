@@ -20,7 +20,7 @@ from .. import records
 from ..codes import codes_of
 from ..door import refuse
 from ..driver import loops_for, started
-from .block import Keep
+from ..run import Keep
 from .passes import RowPasses
 from .plan import Ended, Plan
 from .reads import Reads, Rowed, of_one

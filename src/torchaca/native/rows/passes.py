@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from itertools import pairwise
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from .. import records
 from ..codes import Codes
 from ..door import SECOND
 from ..passes import SEVERAL
-from .block import Backward, Forward, Keep, Steps
+from ..run import SLICE, Keep
+from .block import Backward, Forward, Steps
 from .plan import Plan
 from .reads import Reads, Rowed
 
@@ -90,7 +93,7 @@ class RowPasses:
         pieces = [*self._pieces(kept)]
         side_by_side(
             [
-                lambda one=one, chunks=chunks, piece=piece: one.run(chunks, piece)
+                partial(one.run, chunks, piece)
                 for one, chunks, piece in zip(parts, self.chunks, pieces, strict=True)
             ]
         )
@@ -138,11 +141,18 @@ def ranges(size: int) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def side_by_side(works: Sequence[Callable[[], None]]) -> None:
-    """Do all of it at once: the loops in C leave Python to the others."""
+def side_by_side(works: Sequence[Callable[[Event], None]]) -> None:
+    """Do all of it at once: the loops in C leave Python to the others. Ctrl-C stops them all."""
+    stopped = Event()
     if len(works) == 1:
-        works[0]()
+        works[0](stopped)
         return
     with ThreadPoolExecutor(len(works)) as pool:
-        for one in [pool.submit(work) for work in works]:
-            one.result()
+        try:
+            parts = [pool.submit(work, stopped) for work in works]
+            while wait(parts, SLICE).not_done:  # and hear Ctrl-C
+                pass
+            for one in parts:
+                one.result()
+        finally:
+            stopped.set()
