@@ -87,10 +87,23 @@ def test_blocks_take_it(bars):
     assert bars.closed
 
 
-def test_compiled_solves_refuse_it():
-    with pytest.raises(ValueError, match=r"progress=True, (have no native solves|are not compiled)"):
-        solve(f, Y0, [0.0, 1.0], progress=True, compile=True)
-    assert explain(f, Y0, [0.0, 1.0], compile=False, progress=True).executor == "eager"
+def test_native_steps_show_it(bars):
+    y0 = Y0.clone().requires_grad_()
+    sol = solve(f, y0, [0.0, 3.0], progress=True, compile=True)
+    assert sol.stats.executor == "native"
+    assert len(bars.shown) == sol.stats.accepted + sol.stats.rejected + 1
+    other = solve(f, y0, [0.0, 3.0])
+    torch.testing.assert_close(sol.ys, other.ys, rtol=0, atol=1e-13)
+    grads = (torch.autograd.grad(x.ys[-1].sum(), y0)[0] for x in (sol, other))
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_loops_refuse_it():
+    with pytest.raises(ValueError, match=r"progress=True, are not compiled"):
+        solve(f, Y0, [0.0, 1.0], progress=True, compile="loops")
+    said = explain(f, Y0, [0.0, 1.0], progress=True)
+    assert said.executor == "native"
+    assert "which looks at each step" in str(said)
 
 
 def test_the_real_one(capsys):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .batch import passed_over
 from .batched import batch_of
 from .compiled import CannotCompile
+from .events import watch_for
 from .executors import EAGER, NATIVE, chosen, following
+from .going_on import State
 from .options import Options, refuse_unknown
 from .solve import problem_of
 from .state import structure_of
@@ -24,6 +26,11 @@ INSTEAD = {
     EAGER: "the loop in Python, operation by operation",
 }
 """What each executor is, in a line; a stranger's is its name alone."""
+WATCHED = {
+    **INSTEAD,
+    NATIVE: "f, its derivative and each step as C, in the loop in Python, which looks at each step",
+}
+"""The same where there are events, or a bar."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,16 @@ class Explanation:
         Its name, as in `Stats.executor`.
     passed_over : dict of str to str
         Which executors were asked before it, and why they cannot, with what to write instead where that is known.
+    watched : bool
+        Whether somebody looks at each step: for events, or to show how far the solve is.
     """
 
     executor: str
     passed_over: dict[str, str] = field(default_factory=dict)
+    watched: bool = False
 
     def __str__(self) -> str:
-        about = INSTEAD.get(self.executor, "an executor of your own")
+        about = (WATCHED if self.watched else INSTEAD).get(self.executor, "an executor of your own")
         lines = [f"runs as {self.executor!r}: {about}"]
         lines += [f"not as {name!r}: {why}" for name, why in self.passed_over.items()]
         return "\n".join(lines)
@@ -82,10 +92,14 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
         return Explanation(
             EAGER if reason or not asked.compile else NATIVE, {NATIVE: reason} if reason else {}
         )
+    start = y0 if isinstance(y0, State) else None
+    y0 = y0 if start is None else start.y
     structure = structure_of(y0)
     packed = structure.pack(y0)
     request, ts = asked.request(structure, packed), times_of(t, "t")
-    p = problem_of(f, packed, structure, ts, request)
+    p = problem_of(f, packed, structure, ts, request, start=start)
+    p = replace(p, events=watch_for(p, request.events))
+    watched = p.events is not None or p.watch is not None
     takers, passed = chosen(request.compile, p)
     for name, executor in takers:
         try:
@@ -94,5 +108,5 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
             passed[name] = str(reason)
             takers += [] if reason.final else following(request.compile, name, p, passed)
         else:
-            return Explanation(name, passed)
-    return Explanation(EAGER, passed)
+            return Explanation(name, passed, watched)
+    return Explanation(EAGER, passed, watched)

@@ -305,25 +305,6 @@ def test_a_solution_with_events_is_copied_and_pickled():
         assert other.status == "event"
 
 
-@pytest.mark.parametrize("mode", [True, "native", "loops"])
-def test_compiled_executors_leave_events_to_the_eager_loop(mode):
-    event = Event(lambda t, y: y[0] - 0.5, apply=lambda t, y: y - 0.5)
-    with pytest.warns(UserWarning, match="events are found in the eager loop"):
-        sol = solve(clock, start(0.0), [0.0, 1.2], events=event, compile=mode)
-    assert times(sol) == pytest.approx([0.5, 1.0])
-    assert sol.stats.executor == "eager"
-    eager = solve(clock, start(0.0), [0.0, 1.2], events=event)
-    assert (sol.stats.nfe, sol.stats.accepted) == (eager.stats.nfe, eager.stats.accepted)
-
-
-@pytest.mark.slow
-def test_compiled_steps_meet_events():
-    event = Event(lambda t, y: y[0] - 0.5, terminal=True)
-    sol = solve(wave, start(0.0, 1.0), [0.0, 1.0], events=event, compile="steps", **FINE)
-    assert times(sol) == pytest.approx([math.pi / 6])
-    assert sol.stats.executor == "steps"
-
-
 @pytest.mark.parametrize("name", EVERY)
 def test_gradient_of_an_output_after_an_event_counts_the_times(name):
     """y' = 1, at y = c it is doubled: y(1) = 2 c + (1 - t*), t* = c - y0."""

@@ -127,6 +127,11 @@ def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
         q = _stretch(p, _times(p, parts.done, first), state, None if jumps else crossing.size)
 
 
+def watch_for(p: Problem, events: Sequence[Event]) -> Watch | None:
+    """Return what watches the steps of the first stretch; None if there are no events."""
+    return Watch(guards_of(p, tuple(events))) if events else None
+
+
 def _stretch(p: Problem, ts: Times, y: Tensor, dt0: float | None) -> Problem:
     """The problem from one event on, of which nothing is known; `dt0` is a first step size."""
     control, own = p.control.within(ts.values[0], ts.values[-1]), tolerant(p.control)

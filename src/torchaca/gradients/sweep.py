@@ -87,7 +87,7 @@ class Replay:
         self.moments = moments or Moments(None)
         self.p = rebuilt(problem, leaves, inputs)
         self.plain = without_graph(self.p)
-        if stagewise:
+        if stagewise and self.p.f.stepper is None:  # whose steps hold no graph of a stage
             self.p = self.p.calling(evaluated_stagewise(self.p))
         with torch.enable_grad():
             self.boundaries = list(self.p.control.boundaries(self.p.ts, times))

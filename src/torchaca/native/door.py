@@ -29,7 +29,6 @@ def refuse(p: Problem) -> str | None:
         (p.y0.device.type != "cpu", "the device {device!r} has no native solves"),
         (p.y0.dtype not in C_TYPES, "states of {dtype} have no native solves"),
         (p.trace is not None, "debug=True has no native solves"),
-        (p.watch is not None, "callbacks of f, and progress=True, have no native solves"),
         (p.one_sided, "a solve on one side of all jumps has no native one"),
         (transformed(), "a solve inside a torch.func transform has no native one"),
         (control.adaptive and not ruled, "a control of your own ({control}) has no native loop"),

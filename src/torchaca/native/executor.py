@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compiled import CannotCompile
-from ..compiled.failure import EVENTS
 from ..compiled.inference import normal, outside_inference
 from ..core import Outcome, Problem
 from ..field.inputs import Inputs
 from ..gradients import Facts, solve_with
 from ..gradients.checkpoints import States
 from ..gradients.fitting import BUDGET
+from ..loops.outputs import gather
+from ..loops.stepping import steps
 from .codes import codes_of
 from .door import inside_steps, is_timed, refuse
 from .driver import started
 from .passes import NativePasses
+from .programs import Code
 from .run import Forward, Keep
 from .steps import with_native_steps
 
@@ -36,8 +37,6 @@ class Native:
     def begin(self, p: Problem) -> Problem:
         """Ask PyTorch's tracer, by its guards, which graph of f is current, and evaluate the code of that graph."""
         f: Any = p.f.call
-        if p.events is not None:
-            raise CannotCompile(EVENTS)
         started(p.y0.dtype)  # while f is traced
         start, end = p.ts.values[0], p.ts.values[-1]
         p.stats.nfe += 1
@@ -62,19 +61,36 @@ class Native:
         """Solve; see `torchaca.executors.Executor`."""
         assert p.gradient is not None
         facts, pull = Facts.of(p.gradient), self.pull
+        watched = p.events is not None or p.watch is not None
         with outside_inference():
             if pull is None:
                 with torch.no_grad():
-                    return Forward(p, self.called).run()
+                    return self._stepwise(p) if watched else Forward(p, self.called).run()
+            if watched or not (facts.replaceable or facts.states):
+                return self._differentiated(p, pull, facts)
             codes = self.value, pull
-            if not facts.replaceable and facts.states is None:
-                wanted = [x for x, want in zip(self.seen.inputs, self.wanted.inputs, strict=True) if want]
-                inputs = Inputs(args=tuple(wanted), graph_bytes=pull.workspace(self.given))
-                return p.gradient(with_native_steps(p, codes, self.seen.inputs, self.wanted), inputs)
             forward, inputs = Forward(p, self.called, self._kept(p, facts)), Inputs(args=self.seen.inputs)
             return solve_with(
                 NativePasses(p, self.seen.field, inputs, forward, codes, self.wanted, facts.substeps)
             )
+
+    def _stepwise(self, p: Problem) -> Outcome:
+        """Solve by steps in Python, which somebody looks at one by one."""
+        p = with_native_steps(p, (self.value, None), self.seen.inputs, self.wanted)
+        return gather(p, steps(p))
+
+    def _differentiated(self, p: Problem, pull: Code, facts: Facts) -> Outcome:
+        """Solve by steps in Python under the gradient itself."""
+        gradient = p.gradient
+        assert gradient is not None
+        wanted = [x for x, want in zip(self.seen.inputs, self.wanted.inputs, strict=True) if want]
+        p = with_native_steps(p, (self.value, pull), self.seen.inputs, self.wanted)
+        attached = facts.records is not False
+        if attached:  # f at the start has to be a part of the graph of the steps
+            p.stats.nfe -= 1
+            p = p.knowing(p.slope(p.ts[0], p.ts[len(p.ts) - 1], p.y0))
+        inputs = Inputs(args=tuple(wanted), graph_bytes=pull.workspace(self.given), attached=attached)
+        return gradient(p, inputs)
 
     def _kept(self, p: Problem, facts: Facts) -> Keep:
         """What the forward pass keeps: stages, so that f is not evaluated again, or states, or some of them."""

@@ -1,6 +1,7 @@
 """Native steps for a solve in Python: each is one call of native code, and so is its vector-Jacobian product.
 
-For gradients that go from step to step by themselves, try some of them several times, and compare what they find.
+For gradients that go from step to step by themselves, try some of them several times, and compare what they find; and
+where somebody looks at each step: for events, or to show how far the solve is.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .graphs import Wanted
 from .programs import Called, Code
 from .tables import table_of
 
-Codes: TypeAlias = "tuple[Code, Code]"
-"""Those of f and of its vector-Jacobian product."""
+Codes: TypeAlias = "tuple[Code, Code | None]"
+"""Those of f and of its vector-Jacobian product, which nobody needs where nothing is differentiated."""
 
 
 def with_native_steps(p: Problem, codes: Codes, inputs: Sequence[Tensor], wanted: Wanted) -> Problem:
@@ -73,7 +74,9 @@ class Bound:
         self.parts = [torch.empty_like(x) for x in chosen]
         self.lead = 2 if self.timed else 1
         self.value: Called = self.code.called_with([t, y, *given], [None])
-        self.pull: Called = self.product.called_with([t, y, y, *given], [*[None] * self.lead, *self.parts])
+        self.pull: Called | None = None
+        if self.product is not None:
+            self.pull = self.product.called_with([t, y, y, *given], [*[None] * self.lead, *self.parts])
 
     def evaluated(self, t: Tensor, y: Tensor) -> Tensor:
         """f(t, y)."""
@@ -85,6 +88,8 @@ class Bound:
 
     def pulled(self, t: Tensor, y: Tensor, k: Tensor) -> list[Tensor | None]:
         """The products of a cotangent of f(t, y) with its derivatives by t, y and the tensors that are wanted."""
+        assert self.product is not None
+        assert self.pull is not None
         t, y, k = t.detach(), y.detach().contiguous(), k.contiguous()
         found = torch.empty_like(y)
         by_time = torch.zeros_like(t) if self.timed else None
@@ -158,7 +163,7 @@ class Solve:
 
     def __init__(self, steps: NativeSteps, p: Problem, bound: Bound, y: Tensor) -> None:
         n, rows, jumps = y.numel(), len(steps.method.nodes), steps.jumps
-        graphs = (records.address(x.graph) for x in (bound.value, bound.pull))
+        graphs = (x and records.address(x.graph) for x in (bound.value, bound.pull))
         self.work = y.new_empty((rows + 1) * n, requires_grad=False)
         self.bound, self.alive = bound, (steps.table, jumps)
         self.solve = records.Solve(
