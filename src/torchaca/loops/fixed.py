@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import End, Problem, Step, Times
-from ..numbers import Time, value
+from ..numbers import Time, host_times, value
 from .stepping import march
 
 
@@ -147,13 +147,18 @@ class FixedSteps:
         return kept
 
     def within(self, start: float, end: float) -> FixedSteps:
-        """Take the steps of the solve that lie in a stretch of it, in its direction."""
+        """Take the steps of the solve that lie in a stretch of it, in its direction; a grid moves with its own."""
         if self.ts is None:
             return self
         low, high = min(start, end), max(start, end)
-        inside = [t for t in map(value, self.times(self.ts)) if low < t < high]
+        inside = [t for t in self.times(self.ts) if low < value(t) < high]
         sign = 1.0 if end > start else -1.0
-        grid = Times((start, *sorted(inside, key=lambda t: sign * t), end))
+        times = [start, *sorted(inside, key=lambda t: sign * value(t)), end]
+        moving = None
+        if self.tensors:
+            with torch.enable_grad():  # also in a forward pass that goes without a graph
+                moving = host_times(times)
+        grid = Times((*map(value, times),), moving)
         return FixedSteps(grid=grid, ts=Times((start, end)))
 
 
