@@ -168,13 +168,20 @@ class Pace:
     before: Tensor | None = None
 
 
+@dataclass
+class Held:
+    """How many bytes the graphs take that a solve has recorded by the choice of its gradient, of all its stretches."""
+
+    nbytes: int = 0
+
+
 @dataclass(frozen=True)
 class Log:
     """What is noted of a solve, and who is told.
 
     `watch` is called at every trial; `trace` is told of every step of the backward pass; `on_failure` is the option of
     `torchaca.solve`: of lanes of vmap, one that fails raises for all, or fails alone. `rests` is what gradients look at
-    after a solve, `pace` what another one can go on with.
+    after a solve, `pace` what another one can go on with; `held` belongs to a gradient that records within a budget.
     """
 
     stats: Stats = field(default_factory=Stats)
@@ -183,3 +190,4 @@ class Log:
     on_failure: str = "raise"
     rests: Rests = field(default_factory=Rests)
     pace: Pace = field(default_factory=Pace)
+    held: Held = field(default_factory=Held)

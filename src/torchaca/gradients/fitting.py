@@ -43,7 +43,7 @@ class Budget:
     def __init__(self, p: Problem, inputs: Inputs) -> None:
         self.p, self.each = p, inputs.graph_bytes
         self.step = step_bytes(p, inputs, p.method.stages)
-        self.left, self.outputs = BUDGET, 0
+        self.left, self.outputs = BUDGET - p.log.held.nbytes, 0
         self.spent = self.left < self.step
 
     def watch(self, accepted: Iterator[Step]) -> Iterator[Step]:
@@ -71,6 +71,7 @@ def record_while_it_fits(p: Problem, inputs: Inputs, passes: Replayed) -> Outcom
     with torch.set_grad_enabled(not budget.spent):
         outcome = gather(p, passes.watch(p, budget.watch(looking.over(observed(p)))))
     if not budget.spent:
+        p.log.held.nbytes = BUDGET - budget.left
         looking.close(outcome, inputs)
         if inputs.late and outcome.ys.requires_grad:
             outcome = replace(outcome, ys=_Reached.apply(outcome.ys, *inputs.late))
