@@ -1,7 +1,8 @@
 """Whole programs of torchdiffeq's users, with what they pass, set and catch: they run on both libraries.
 
-FFJORD's training script (Grathwohl et al. 2019), a neural CDE by torchcde's `cdeint` (Kidger et al. 2020), and the
-sampler of an interpolant transport model with its likelihood (as in SiT, Ma et al. 2024).
+FFJORD's training script (Grathwohl et al. 2019), a neural CDE by torchcde's `cdeint` (Kidger et al. 2020), the sampler
+of an interpolant transport model with its likelihood (as in SiT, Ma et al. 2024), and the physics of a bouncing ball
+that is learned through its bounces (as in torchdiffeq's examples, Chen et al. 2021).
 """
 
 import warnings
@@ -244,3 +245,61 @@ def test_a_sampler_whose_program_watches_for_underflow():
         theirs, ours = (solved(library, torch.ones(2, dtype=F64)) for library in LIBRARIES)
     assert ours[1:] == theirs[1:]
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-2, atol=0)
+
+
+class Ball(nn.Module):
+    """A ball whose gravity, radius and restitution are learned from where it is; what ends the last solve is a time."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.odeint, self.odeint_event = library.odeint, library.odeint_event
+        self.gravity, self.radius = (nn.Parameter(torch.tensor([x], dtype=F64)) for x in (-7.0, 0.6))
+        self.restitution = nn.Parameter(torch.tensor([0.5], dtype=F64))
+        self.height, self.speed = (nn.Parameter(torch.tensor([x], dtype=F64)) for x in (10.0, 0.0))
+
+    def dynamics(self, t, state):
+        return state[1], self.gravity * torch.ones_like(state[1]), torch.zeros_like(state[2])
+
+    def simulate(self, times):
+        def event_fn(t, state):
+            if t > times[-1] + 1e-7:
+                return torch.zeros_like(t)
+            return state[0] - state[2].reshape_as(state[0]) ** 2
+
+        t0, state = torch.zeros(1, dtype=F64), (self.height, self.speed, self.radius)
+        heights, bounces = [self.height[None]], []
+        while t0 < times[-1]:
+            t, solution = self.odeint_event(
+                self.dynamics, state, t0, event_fn=event_fn, atol=1e-8, rtol=1e-8, method="dopri5"
+            )
+            within = times[(times > t0) & (times <= t)]
+            stops = torch.cat([t0.reshape(-1), within])
+            heights.append(self.odeint(self.dynamics, state, stops, atol=1e-8, rtol=1e-8)[0][1:])
+            if t < times[-1]:
+                position, velocity, radius = (x[-1] for x in solution)
+                velocity = -torch.sigmoid(self.restitution) * velocity
+                state = position + 1e-7 * velocity, velocity, radius
+                bounces.append(t)
+            t0 = t
+        return torch.cat(heights).reshape(-1), bounces
+
+
+def test_a_ball_learns_its_physics_through_its_bounces():
+    times, fitted = torch.linspace(0, 4, 30, dtype=F64), []
+    drop = 10 - 4.9 * times**2
+    target = torch.where(drop > 0.09, drop, 2.0)
+    for library in LIBRARIES:
+        ball, losses = Ball(library), []
+        optimizer = torch.optim.Adam(ball.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            heights, bounces = ball.simulate(times)
+            loss = ((heights - target) / (target + 1e-3)).abs().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert len(bounces) > 1
+        fitted.append([losses, [p.item() for p in ball.parameters()], [t.item() for t in bounces]])
+    theirs, ours = fitted
+    for x, y in zip(theirs, ours, strict=True):
+        assert y == pytest.approx(x, rel=1e-4)

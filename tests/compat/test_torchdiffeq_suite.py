@@ -311,6 +311,34 @@ class TestNorms:
         assert calls[1] <= calls[0]
 
 
+class TestEvents:
+    """The solve ends where the sum over the distances from a later state of the solution changes its sign."""
+
+    @pytest.mark.parametrize(
+        ("method", "ode", "dtype", "reverse"),
+        covering(FIXED + ADAPTIVE, [Constant, Sine], [F32, F64], [False, True], strength=2),
+    )
+    def test_odeint(self, method, ode, dtype, reverse):
+        f, y0, t, exact = problem(ode, dtype, reverse)
+        options = {"step_size": 0.01, "interp": "cubic"} if method in FIXED else {}
+        found, ys = aca.odeint(
+            f, y0, t[:2], event_fn=lambda t, y: (y - exact[2]).sum(), method=method, options=options
+        )
+        bound = 5e-3 if method == "euler" else 1e-4
+        assert relative_error(exact[2], ys[-1]) < bound
+        assert relative_error(t[2].detach(), found) < bound
+
+    def test_adjoint(self):
+        f, y0, t, exact = problem(Constant)
+        found, ys = aca.odeint_adjoint(
+            f, y0, t[:2], event_fn=lambda t, y: (y - exact[-1]).sum(), method="dopri5"
+        )
+        assert relative_error(exact[-1], ys[-1]) < 1e-4
+        assert relative_error(t[-1].detach(), found) < 1e-4
+        found.backward(retain_graph=True)
+        ys[-1].sum().backward()
+
+
 class TestGradients:
     @pytest.mark.parametrize("method", ["midpoint", "rk4", "dopri5", "bosh3", "adaptive_heun", "dopri8"])
     @pytest.mark.parametrize("reverse", [False, True])
