@@ -198,7 +198,7 @@ def solved(
         outcome = executor.finish(begun)
     p.stats.executor, p.stats.passed_over = name, passed
     if p.save is not None and outcome.end is None:
-        outcome = p.save.after(p, outcome)
+        outcome = p.save.after(ts, outcome)
     if p.events is None and outcome.failure is None and outcome.ts.values[-1] != ts.values[-1]:
         raise RuntimeError(
             f"the control {type(p.control).__name__} ended its steps at t = {outcome.times[-1]:g}, before the last "

@@ -87,7 +87,7 @@ class Options:
         control = self._control(method, structure, y0)
         if self.save is not None and (isinstance(self.save, type) or not callable(self.save)):
             raise TypeError(f"save is a function, called as save(t, y), got {shorten(self.save)}")
-        events = () if self.events is None else events_of(self.events, debug=self.debug, save=self.save)
+        events = () if self.events is None else events_of(self.events)
         last = self.dense, self.save, self.on_failure, self.debug, Bar() if self.progress else None, events
         return Request(method, control, gradient, self.args, mode, *last)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import shorten
-from .numbers import Time, host_times
+from .numbers import Time, host_times, value
 from .transforms import is_differentiated, refuse_lanes
 
 
@@ -69,15 +69,16 @@ class Times:
             return self
         return Times(self.values[:n], None if self.tensor is None else self.tensor[:n], moving=self.moving)
 
-    def ending(self, n: int, t: float) -> Times:
-        """The first `n` of them, and a last one, which is constant."""
+    def ending(self, n: int, t: Time) -> Times:
+        """The first `n` of them, and another last one."""
         tensor = self.tensor
-        if tensor is not None:
+        if tensor is not None or isinstance(t, Tensor):
             with (
                 torch.enable_grad()
             ):  # a forward pass that goes without a graph ends the problem that has one
-                tensor = torch.cat([tensor[:n], tensor.new_tensor([t])])
-        return Times((*self.values[:n], t), tensor, moving=self.moving)
+                first = host_times(self.values[:n]) if tensor is None else tensor[:n]
+                tensor = torch.cat([first, host_times(t).reshape(1)])
+        return Times((*self.values[:n], value(t)), tensor, moving=self.moving)
 
     def detached(self) -> Times:
         return Times(self.values, moving=self.moving) if self.tensor is not None else self
@@ -108,9 +109,9 @@ def times_of(t: Any, name: str) -> Times:
         values = tuple(tensor.detach().tolist())
     if not values:
         raise ValueError(f"{name} is empty: give at least the initial time, usually [t0, t1]")
-    for i, value in enumerate(values):
-        if not math.isfinite(value):
-            raise ValueError(f"{name}[{i}] is {value}: times must be finite")
+    for i, time in enumerate(values):
+        if not math.isfinite(time):
+            raise ValueError(f"{name}[{i}] is {time}: times must be finite")
     times = Times(values, tensor if tensor is not None and is_differentiated(tensor) else None)
     for i in range(1, len(values)):
         if times.sign * values[i] < times.sign * values[i - 1]:

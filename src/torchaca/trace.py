@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -51,6 +52,16 @@ class Point:
     shares: dict[str, float]
 
 
+@dataclass
+class _Told:
+    """What the parts of a solve have told: how many steps it has, the last backward pass, and how much it has grown."""
+
+    n_steps: int = 0
+    points: list[Point] = field(default_factory=list)
+    gain: float = 1.0
+    highest: float = 1.0
+
+
 class Trace:
     """The last backward pass of a solution, step by step; empty before it.
 
@@ -63,9 +74,23 @@ class Trace:
     def __init__(self, f: Callable[..., Any], args: tuple[Any, ...], stats: Stats) -> None:
         self.names = {id(tensor): label(path) for path, tensor in reversed(reach(f, args).tensors)}
         self.stats = stats
-        self.n_steps = 0
-        self.points: list[Point] = []
-        self._gain, self._highest = 1.0, 1.0
+        self.before = 0
+        self._told = _Told()
+
+    def behind(self, n_steps: int) -> Trace:
+        """The same trace, for a part of the solve that has so many steps before it: theirs are told as well."""
+        part = copy(self)
+        part.before = n_steps
+        return part
+
+    def reaches(self, n_steps: int) -> None:
+        """Note that this part of the solve has at least so many steps."""
+        self._told.n_steps = max(self._told.n_steps, self.before + n_steps)
+
+    @property
+    def points(self) -> list[Point]:
+        """The steps; see the class."""
+        return self._told.points
 
     @property
     def ts(self) -> list[float]:
@@ -93,7 +118,7 @@ class Trace:
         Parameters
         ----------
         step, span
-            The step's number, and its two times.
+            The step's number in this part of the solve, and its two times.
         cotangents
             Of its end state (first), and of its other outputs.
         grad_y
@@ -106,8 +131,9 @@ class Trace:
         SolverError
             Of kind "gradient", where one of them is not finite.
         """
-        if not self.points or step >= self.points[-1].step:
-            self.points, self._gain, self._highest = [], 1.0, 1.0
+        step, told = self.before + step, self._told
+        if not told.points or step >= told.points[-1].step:
+            told.points, told.gain, told.highest = [], 1.0, 1.0
         norm, onward = _norm(cotangents[0]), 0.0 if grad_y is None else _norm(grad_y)
         shares = {self._name(x): _norm(grad) for x, grad in grads if grad is not None}
         growth = onward / norm if norm else 0.0
@@ -119,9 +145,9 @@ class Trace:
             raise self._stopped("the cotangent of y became nan or inf", _listed(bad))
         if bad:
             raise self._stopped("a gradient became nan or inf, that of y did not", _listed(bad))
-        self._gain = max(self._gain, 1.0) * growth
-        self._highest = max(self._highest, self._gain)
-        if step == 0 and self._highest > EXPLODED:
+        told.gain = max(told.gain, 1.0) * growth
+        told.highest = max(told.highest, told.gain)
+        if step == 0 and told.highest > EXPLODED:
             self._warn()
 
     def _name(self, tensor: Tensor) -> str:
@@ -129,7 +155,7 @@ class Trace:
 
     def _where(self, point: Point) -> str:
         low, high = sorted((point.t0, point.t1))
-        return f"in step {point.step + 1} of {self.n_steps}, t in [{low:.6g}, {high:.6g}]"
+        return f"in step {point.step + 1} of {self._told.n_steps}, t in [{low:.6g}, {high:.6g}]"
 
     def _stopped(self, what: str, tensors: str) -> SolverError:
         point = self.points[-1]
@@ -149,7 +175,7 @@ class Trace:
         worst = max(self.points, key=lambda point: point.growth)
         share = max(worst.shares, key=lambda name: worst.shares[name], default="")
         warn(
-            f"the gradient exploded: |dL/dy| grew {self._highest:.1e}-fold on the way back, most "
+            f"the gradient exploded: |dL/dy| grew {self._told.highest:.1e}-fold on the way back, most "
             f"{self._where(worst)} ({worst.growth:.2g}-fold)"
             + (f"; {share} got most of that step's gradients" if share else "")
         )

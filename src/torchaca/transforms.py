@@ -11,7 +11,9 @@ from torch.autograd import forward_ad
 
 from .numbers import has_lanes
 from .torch_internals import (
+    TransformType,
     forward_level,
+    get_interpreter_stack,
     get_unwrapped,
     innermost_tangent,
     is_batchedtensor,
@@ -32,6 +34,16 @@ def is_differentiated(x: Tensor) -> bool:
             return True
         x = get_unwrapped(x)
     return _has_tangent(x) or (x.requires_grad and torch.is_grad_enabled())
+
+
+def orders(x: Tensor) -> int:
+    """How many derivatives of x may be taken, one after the other, by the transforms around and by autograd."""
+    levels = get_interpreter_stack() or ()
+    found = sum(level.key() in (TransformType.Grad, TransformType.Jvp) for level in levels)
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    forward = not levels and forward_level() >= 0
+    return found + forward + (x.requires_grad and torch.is_grad_enabled())
 
 
 def _has_tangent(x: Tensor) -> bool:

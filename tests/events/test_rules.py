@@ -319,3 +319,69 @@ def test_gradient_of_an_output_after_an_event_counts_the_times(name):
     assert sol.ys[-1].item() == pytest.approx(1.6)
     found = torch.autograd.grad(sol.ys[-1], (y0, c, t1))
     assert [x.item() for x in found] == pytest.approx([1.0, 1.0, 1.0])
+
+
+def bounce_of(i):
+    def apply(t, y):
+        return torch.cat([y[:i], y[i : i + 1], -0.7 * y[i + 1 : i + 2] - 0.1 * t, y[i + 2 :]])
+
+    return Event(lambda t, y: y[i], direction=-1, apply=apply)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_gradients_of_simultaneous_events_are_those_of_one_after_the_other(name):
+    """Independent stones that meet the ground at the same time: each has the gradient that it has alone."""
+
+    def end(y0, events):
+        sol = solve(
+            lambda t, y: torch.cat([y[1:2], -9.81 - 0 * y[:1], y[3:], -9.81 - 0 * y[2:3]]),
+            y0,
+            [0.0, 2.0],
+            events=events,
+            **options_for(EVERY[name], **({} if name == "mali" else FINE)),
+        )
+        return sol.ys[-1], *(x.t for x in sol.events)
+
+    both = start(10.0, 0.0, 10.0, 0.0).requires_grad_()
+    ys, *t = end(both, [bounce_of(0), bounce_of(2)])
+    assert [len(x) for x in t] == [1, 1]
+    weights = start(0.3, 1.0, -0.2, 0.7)
+    (found,) = torch.autograd.grad(ys @ weights + t[0].sum() - 2 * t[1].sum(), both)
+    apart = start(10.0, 0.0, 10.0 + 1e-4, 0.0).requires_grad_()
+    ys, *t = end(apart, [bounce_of(0), bounce_of(2)])
+    (right,) = torch.autograd.grad(ys @ weights + t[0].sum() - 2 * t[1].sum(), apart)
+    torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("apart", [0.0, 1e-9, 3e-7, 1e-5, 1e-3])
+def test_events_that_almost_coincide_both_happen(apart, dtype):
+    y0 = torch.tensor([1.0, 1.0 + apart], dtype=dtype)
+    found = [Event(lambda t, y, i=i: y[i], apply=lambda t, y: y + 0) for i in (0, 1)]
+    sol = solve(lambda t, y: -torch.ones_like(y), y0, [0.0, 2.0], n_steps=3, method="rk4", events=found)
+    assert [len(x.t) for x in sol.events] == [1, 1]
+    ended = solve(
+        lambda t, y: -torch.ones_like(y),
+        y0,
+        [0.0, 2.0],
+        n_steps=3,
+        events=[found[1], Event(lambda t, y: y[0])],
+    )
+    assert [len(x.t) for x in ended.events] == [1, 1]
+
+
+def test_a_deadline_in_g_is_a_constant_time():
+    """Where g jumps by t alone; where it jumps by y, its time has a derivative that nobody can know."""
+    y0 = start(0.0).requires_grad_()
+
+    def until(t, y):
+        return torch.zeros_like(t) if t > 0.7 else 2 - y[0]
+
+    sol = solve(clock, y0, [0.0, 1.0], events=Event(until, terminal=True), rtol=1e-3)
+    assert times(sol) == pytest.approx([0.7], abs=1e-12)
+    assert torch.autograd.grad(sol.ys[-1].sum(), y0)[0].item() == pytest.approx(1.0)
+    by_state = Event(lambda t, y: torch.where(y[0] > 0.7, -1.0, 1.0), terminal=True)
+    with torch.no_grad():
+        assert times(solve(clock, y0, [0.0, 1.0], events=by_state)) == pytest.approx([0.7], abs=1e-12)
+    with pytest.raises(aca.SolverError, match="only grazes zero"):
+        solve(clock, y0, [0.0, 1.0], events=by_state)

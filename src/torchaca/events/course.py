@@ -19,19 +19,20 @@ from ..core import Outcome, Problem, Times, tolerant
 from ..dense import DenseOutput
 from ..errors import SolverError
 from ..layout import joined
-from ..numbers import Time
+from ..loops.saving import Saving
+from ..numbers import Time, on_host
 from ..state import Structure
+from ..transforms import is_differentiated
 from .event import Event, Occurrences
 from .failures import stopped
 from .guard import Guard, guards_of
-from .moment import Moment, moment_of
+from .moment import Moment, following, moment_of
 from .pieces import Pieces, pieces_of
 from .watch import ROUNDING, Crossing, Watch
 
 Solve: TypeAlias = Callable[[Problem], "tuple[Problem, Outcome, Course | None]"]
 """Solves a stretch: the problem as it was prepared, what came out, and the events on the way, of which none is left."""
 
-TINY = 1e-300
 Stretch: TypeAlias = "tuple[Sequence[Time], Sequence[Tensor], Tensor]"
 """What dense output is made of: the boundaries of the steps, their interpolants, and the first state."""
 
@@ -63,8 +64,9 @@ class Course:
 
 @dataclass
 class _Parts:
-    """The parts of an outcome, from stretch to stretch."""
+    """The parts of an outcome, from stretch to stretch; `save` has its turn when there are all of them."""
 
+    save: Saving | None = None
     ys: list[Tensor] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     stretches: list[Stretch] = field(default_factory=list)
@@ -83,9 +85,10 @@ class _Parts:
         """All of it as one outcome; `ended` adds an output."""
         ts = p.ts if self.done == len(p.ts) else p.ts.first(self.done)
         if ended is not None:
-            ts = p.ts.ending(self.done, ended.value)
+            ts = p.ts.ending(self.done, ended.t if is_differentiated(ended.t) else ended.value)
             self.ys.append(ended.y[None])
-        return Outcome(joined(self.ys, p.y0), ts, failure, self.times)
+        outcome = Outcome(joined(self.ys, p.y0), ts, failure, self.times)
+        return outcome if self.save is None else self.save.after(ts, outcome)
 
 
 def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
@@ -96,7 +99,7 @@ def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
     solve : callable
         Solves one stretch, up to the first event that `Problem.events` sees.
     """
-    guards, parts = guards_of(p, tuple(events)), _Parts()
+    guards, parts, p = guards_of(p, tuple(events)), _Parts(p.save), replace(p, save=None)
     moments: list[list[Moment]] = [[] for _ in guards]
     watch, q, instants = Watch(guards), _stretch(p, p.ts, p.y0, None), 0
     while True:
@@ -107,7 +110,10 @@ def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
             parts.add(begun, outcome, len(outcome.ys) - skip, [outcome.ys[skip:]])
             return Course(events, parts.outcome(p, outcome.failure, None), moments, parts.stretches)
         y = outcome.ys[-1]
-        fired = [_moment(begun, crossing, guard, y) for guard in crossing.guards]
+        fired = [
+            moment_of(begun, guard, crossing.t, y, crossing.slope, *crossing.sizes(guard))
+            for guard in crossing.guards
+        ]
         first = fired[0]
         instants = instants + 1 if _instant(q.ts, first.value) else 0
         parts.add(begun, outcome, *_outputs(p, begun, crossing, outcome, first, parts.done, skip))
@@ -115,16 +121,20 @@ def solve_through(p: Problem, events: Sequence[Event], solve: Solve) -> Course:
         if instants >= MOST_INSTANTS:
             failure = _zeno(p, crossing, first.value)
             return Course(events, parts.outcome(p, failure, None), moments, parts.stretches)
-        state = first.y
-        for guard, moment in zip(crossing.guards, fired, strict=True):
-            moments[guard.index].append(replace(moment, y=state) if moment is not first else moment)
+        now = first
+        for guard, own in zip(crossing.guards, fired, strict=True):
+            at = own.t
+            if own is not first:
+                now, at = following(begun, guard, own, now, *crossing.sizes(guard))
+            moments[guard.index].append(Moment(at, now.y))
             if guard.event.terminal:
-                end = Moment(first.t, state)
-                return Course(events, parts.outcome(p, None, end), moments, parts.stretches, first.t)
-            state = guard.applied(first.t, state)
-        watch = Watch(guards, _zeros(begun, crossing, first, state))
+                return Course(events, parts.outcome(p, None, now), moments, parts.stretches, now.t)
+            now = Moment(now.t, guard.applied(now.t, now.y))
+        watch = Watch(guards, _zeros(begun, guards, crossing, first, now.y))
         jumps = any(guard.event.apply is not None for guard in crossing.guards)
-        q = _stretch(p, _times(p, parts.done, first), state, None if jumps else crossing.size)
+        q = _stretch(p, _times(p, parts.done, now), now.y, None if jumps else crossing.size)
+        if p.trace is not None:
+            q = replace(q, log=replace(q.log, trace=p.trace.behind(len(parts.times) - 1)))
 
 
 def watch_for(p: Problem, events: Sequence[Event]) -> Watch | None:
@@ -144,17 +154,11 @@ def _stretch(p: Problem, ts: Times, y: Tensor, dt0: float | None) -> Problem:
 def _times(p: Problem, done: int, start: Moment) -> Times:
     """The times of a stretch: the event, and the outputs that are left."""
     values = (start.value, *p.ts.values[done:])
-    if p.ts.tensor is None and not start.t.requires_grad:
+    if p.ts.tensor is None and not is_differentiated(start.t):
         return Times(values)
     rest = p.ts.tensor
     left = torch.tensor(values[1:], dtype=torch.float64, device="cpu") if rest is None else rest[done:]
     return Times(values, torch.cat([start.t[None], left]))
-
-
-def _moment(p: Problem, crossing: Crossing, guard: Guard, y: Tensor) -> Moment:
-    return moment_of(
-        p, guard, crossing.t, y, crossing.slope, crossing.size, max(crossing.scales[guard.index], TINY)
-    )
 
 
 def _outputs(
@@ -175,15 +179,22 @@ def _outputs(
     return before, ys
 
 
-def _zeros(p: Problem, crossing: Crossing, moment: Moment, state: Tensor) -> dict[int, float]:
-    """How small g is still zero, for the events that have just happened and are not to happen again at once."""
-    eps = torch.finfo(p.y0.dtype.to_real()).eps
-    with torch.no_grad():
-        left = [guard(moment.value, moment.y.detach()).abs().item() for guard in crossing.guards]
-    return {
-        guard.index: 4 * g + ROUNDING * eps * crossing.scales[guard.index]
-        for guard, g in zip(crossing.guards, left, strict=True)
-    }
+def _zeros(
+    p: Problem, guards: Sequence[Guard], crossing: Crossing, moment: Moment, state: Tensor
+) -> dict[int, float]:
+    """How small g is still zero: for the events that have just happened and are not to happen again at once.
+
+    Nothing is zero for an event that is about to happen, if the jump of another has not changed its g.
+    """
+    eps, zeros = torch.finfo(p.y0.dtype.to_real()).eps, {}
+    for guard in guards:
+        with torch.no_grad():
+            before, after = on_host(*(guard(moment.value, y.detach()).double() for y in (moment.y, state)))
+        if guard in crossing.guards:
+            zeros[guard.index] = 4 * abs(before) + ROUNDING * eps * crossing.scales[guard.index]
+        elif before == after:
+            zeros[guard.index] = 0.0
+    return zeros
 
 
 def _instant(ts: Times, t: float) -> bool:

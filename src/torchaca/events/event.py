@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..dense import detached
 from ..errors import shorten
-from ..torch_internals import transformed
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,31 +84,16 @@ class Occurrences:
         return replace(self, t=self.t.detach().clone(), y=detached(self.y))
 
 
-def events_of(
-    given: Event | Sequence[Event], *, debug: bool = False, save: Callable[..., Any] | None = None
-) -> tuple[Event, ...]:
-    """The events as they were given: one or a list; `debug` and `save` are the options of the same solve.
+def events_of(given: Event | Sequence[Event]) -> tuple[Event, ...]:
+    """The events as they were given: one or a list.
 
     Raises
     ------
     TypeError
         If they are none.
-    NotImplementedError
-        Where there can be none.
     """
     several: tuple[Any, ...] = tuple(given) if isinstance(given, list | tuple) else (given,)
     for event in several:
         if not isinstance(event, Event):
             raise TypeError(f"events is an aca.Event or a list of them, got {shorten(event)}")
-    reasons = {
-        "events are not available inside torch.func transforms and forward-mode AD, which hide the numbers that say "
-        "where a solve stops: differentiate with torch.autograd, and loop over lanes": transformed(),
-        "debug=True follows one solve from its last step to its first, and events make several of it: solve up to the "
-        "event that is of interest (terminal=True), and debug a solve that ends there": debug,
-        "save= takes the place of the states at the outputs, which events need: apply it to sol.ys": save
-        is not None,
-    }
-    for reason, holds in reasons.items():
-        if several and holds:
-            raise NotImplementedError(reason)
     return several

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..core import Problem
 from ..errors import shorten
 from ..field.dynamics import Dynamics
-from ..numbers import Time
-from ..torch_internals import pytree
+from ..loops.lanes import LANES
+from ..numbers import Time, has_lanes, on_host, value
+from ..torch_internals import pytree, transformed
 from .event import Event
 
 
@@ -46,6 +47,8 @@ class Guard:
             raise TypeError(
                 f"{self.name}: g(t, y) must be a real floating-point number, whose sign changes; got {given.dtype}"
             )
+        if has_lanes(given):
+            raise NotImplementedError(LANES)
         return given
 
     @property
@@ -79,8 +82,35 @@ class Guard:
                 )
         return structure.pack(pytree.tree_unflatten(leaves, structure.tree))
 
-    def slopes(self, t: Time, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """g, and its derivatives by t and y (None if it does not depend on y), without a graph."""
+    def rate(self, t: Time, y: Tensor, slope: Tensor, size: float) -> tuple[float, float]:
+        """g, and how fast it changes along the solution, where dy/dt is `slope`, in a step of that `size`."""
+        if (
+            torch.is_inference_mode_enabled()
+        ):  # where nothing can be differentiated, and nobody wants more than this
+            return self._difference(value(t), y, slope, size)
+        found, by_t, by_y = self._slopes_in_transform(t, y) if transformed() else self._slopes(t, y)
+        along = by_t.double() if by_y is None else by_t.double() + inner(by_y, slope)
+        g, rate = on_host(found.double(), along)
+        return g, rate
+
+    def _difference(self, t: float, y: Tensor, slope: Tensor, size: float) -> tuple[float, float]:
+        """The same by a difference."""
+        off = torch.finfo(y.dtype.to_real()).eps ** (1 / 3) * size
+        before, now, after = on_host(
+            *(self(t + part, y + part * slope).double() for part in (-off, 0.0, off))
+        )
+        return now, (after - before) / (2 * off)
+
+    def _slopes_in_transform(self, t: Time, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """g, and its derivatives by t and y, inside a torch.func transform."""
+        time = self.field.time(t).detach()
+        with torch.enable_grad():
+            found, pulled, *_ = torch.func.vjp(self, time, y.detach())
+            by_t, by_y = pulled(torch.ones_like(found))
+        return found.detach(), by_t.detach(), by_y.detach()
+
+    def _slopes(self, t: Time, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same outside of them; the last one is None if g does not depend on y."""
         with torch.enable_grad():
             state = y.detach().clone().requires_grad_()
             time = self.field.time(t).detach().clone().requires_grad_()
@@ -89,13 +119,6 @@ class Guard:
                 return found.detach(), torch.zeros_like(found), None
             by_t, by_y = torch.autograd.grad(found, [time, state], allow_unused=True)
         return found.detach(), torch.zeros_like(time) if by_t is None else by_t, by_y
-
-    def rate(self, t: Time, y: Tensor, slope: Tensor) -> tuple[float, float]:
-        """g, and how fast it changes along the solution, where dy/dt is `slope`."""
-        found, by_t, by_y = self.slopes(t, y)
-        along = by_t.double() if by_y is None else by_t.double() + inner(by_y, slope)
-        g, rate = torch.stack([found.double(), along]).tolist()
-        return g, rate
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

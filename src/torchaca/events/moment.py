@@ -20,12 +20,23 @@ from torch import Tensor
 
 from ..core import Problem
 from ..gradients.replay import refuse_derivative
+from ..numbers import Time, on_host, value
+from ..torch_internals import transformed
+from ..transforms import is_differentiated, orders
 from .failures import stopped
 from .guard import Guard, inner
 
 GRAZING = 1e-8
 """Of the largest g in a step: if g changes by less in the time of the step, its zero has no derivative."""
+TOUCHING = 1e-6
+"""Of the largest g in a step: what another event's jump has moved by less is where it was."""
+JUMPS = 1e-3
+"""Of a step: how far beside an event g is looked at to see by what it jumps."""
+MOST_ORDERS = 2
 THIRD = "third derivatives through events are not available"
+FREEZE = (
+    "if one of them is that of parameters, which nobody wants, freeze them by module.requires_grad_(False)"
+)
 
 
 @dataclass(frozen=True)
@@ -58,19 +69,71 @@ def moment_of(
     SolverError
         If a derivative is wanted and there is none: of kind "grazing".
     """
-    g, rate = guard.rate(t, y, slope)
+    g, rate = guard.rate(t, y, slope, size)
     shift = -g / rate if g != 0.0 and crosses(rate, size, scale) else 0.0
     shift = shift if abs(shift) <= size else 0.0
     at = torch.tensor(t + shift, dtype=torch.float64, device="cpu")
     state = y.detach() + shift * slope if shift else y.detach()
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() or transformed()):
         return Moment(at, state)
     seen = guard(t, y)
-    if not (seen.requires_grad or y.requires_grad):
+    if not (is_differentiated(seen) or is_differentiated(y)):
         return Moment(at, state)
-    delta, moved = _shifted(p, guard, t, y, seen, (size, scale))
+    if not is_differentiated(seen) and is_deadline(guard, t, y, slope, size):
+        return Moment(at, state + (y - y.detach()))
+    slope = p.between(p.ts.values[0], t)(t, y)  # on this side of a jump of f
+    _, rate = guard.rate(t, y, slope.detach(), size)
+    if not crosses(rate, size, scale):
+        what = f"{guard.name} only grazes zero: g does not change along the solution, so its time has no derivative"
+        advice = "a g that crosses zero with a slope, or torch.no_grad() if the values are all that is wanted"
+        raise stopped(p, "grazing", t, size, what, advice)
+    delta, moved = _shifted(p, guard, t, y, seen, slope, rate)
     delta = delta.double().cpu()
     return Moment(at + (delta - delta.detach()), state + (moved - moved.detach()))
+
+
+def following(
+    p: Problem, guard: Guard, own: Moment, now: Moment, size: float, scale: float
+) -> tuple[Moment, Tensor]:
+    """Return the moment of an event that happens at the same time as others before it, and its own time.
+
+    Where those have left its g at zero, it happens a little behind them, along f as they have left the state: its
+    derivatives know of this delta of value zero. Where they have moved it elsewhere, it happens with them.
+
+    Parameters
+    ----------
+    own : Moment
+        As if it had happened alone.
+    now : Moment
+        The time of the others, and the state behind them.
+    """
+    t, y = now.t, now.y
+    if not (torch.is_grad_enabled() or transformed()):
+        return now, own.t
+    seen, before = guard(t, y), guard(own.value, own.y.detach())
+    if not (is_differentiated(seen) or is_differentiated(y)):
+        return now, own.t
+    slope = p.between(p.ts.values[0], t)(t, y)
+    g, rate = guard.rate(now.value, y, slope.detach(), size)
+    if abs(g) > abs(value(before)) + TOUCHING * scale or not crosses(rate, size, scale):
+        return now, own.t
+    delta, moved = _shifted(p, guard, t, y, seen, slope, rate)
+    delta = delta.double().cpu()
+    later = t + (delta - delta.detach())
+    return Moment(later, y.detach() + (moved - moved.detach())), own.t.detach() + (later - later.detach())
+
+
+def is_deadline(guard: Guard, t: float, y: Tensor, slope: Tensor, size: float) -> bool:
+    """Whether g, which cannot be differentiated, jumps by t alone: so its time is a constant.
+
+    It is asked at times on one side of the event with states of the other side, off by a part of the step's `size`.
+    """
+    off = JUMPS * size
+    with torch.no_grad():
+        early, late = y.detach() - off * slope, y.detach() + off * slope
+        values = on_host(*(guard(at, x).double() for at in (t - off, t + off) for x in (early, late)))
+    before, before_late, after_early, after = ((x > 0) - (x < 0) for x in values)
+    return before == before_late != after_early == after
 
 
 def crosses(rate: float, size: float, scale: float) -> bool:
@@ -79,17 +142,14 @@ def crosses(rate: float, size: float, scale: float) -> bool:
 
 
 def _shifted(
-    p: Problem, guard: Guard, t: float, y: Tensor, seen: Tensor, sizes: tuple[float, float]
+    p: Problem, guard: Guard, t: Time, y: Tensor, seen: Tensor, slope: Tensor, rate: float
 ) -> tuple[Tensor, Tensor]:
-    """Delta and the state there, for their derivatives alone: delta has the value zero."""
+    """Delta and the state there, for their derivatives alone: delta has the value zero.
+
+    `seen` is g there, `slope` is f, and `rate` how fast g changes along it.
+    """
     f: Any = p.f.call
     time = f.time(t)
-    slope = p.between(p.ts.values[0], t)(t, y)  # on this side of a jump of f
-    _, rate = guard.rate(t, y, slope.detach())
-    if not crosses(rate, *sizes):
-        what = f"{guard.name} only grazes zero: g does not change along the solution, so its time has no derivative"
-        advice = "a g that crosses zero with a slope, or torch.no_grad() if the values are all that is wanted"
-        raise stopped(p, "grazing", t, sizes[0], what, advice)
     delta = -(seen - seen.detach()) / rate
     moved = _along(p, t, y, slope, delta)
     again = guard(time + delta.to(time.dtype), moved)
@@ -97,10 +157,41 @@ def _shifted(
     return delta, _along(p, t, y, slope, delta)
 
 
-def _along(p: Problem, t: float, y: Tensor, slope: Tensor, delta: Tensor) -> Tensor:
+def _along(p: Problem, t: Time, y: Tensor, slope: Tensor, delta: Tensor) -> Tensor:
     """The state a time delta of value zero later."""
     own = delta.to(y.dtype.to_real())
-    return y + own * slope + _Bend.apply(p, t, y.detach(), own)
+    bend = (
+        _bend_in_transform(p, value(t), y, own)
+        if transformed()
+        else _Bend.apply(p, value(t), y.detach(), own)
+    )
+    return y + own * slope + bend
+
+
+def _bend_in_transform(p: Problem, t: float, y: Tensor, delta: Tensor) -> Tensor:
+    """delta^2 / 2 df/dt inside torch.func transforms, which look into every function; only where it matters.
+
+    Raises
+    ------
+    NotImplementedError
+        For a third derivative.
+    """
+    order = orders(y + delta)
+    if order > MOST_ORDERS:
+        raise NotImplementedError(f"{THIRD}: {FREEZE}")
+    if order < MOST_ORDERS:
+        return torch.zeros_like(y)
+    f: Any = p.f.call
+    time, state = f.time(t).detach(), y.detach()
+    with p.undone(), torch.enable_grad():
+        slope, pulled, *_ = torch.func.vjp(f, time, state)
+
+        def along(dual: Tensor) -> Tensor:
+            by_t, by_y = pulled(dual)
+            return by_t.double() + inner(by_y, slope)
+
+        bend = torch.func.grad(along)(torch.zeros_like(slope))
+    return 0.5 * delta * delta * bend.detach()
 
 
 class _Bend(torch.autograd.Function):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 MOST = 100
 RESOLVED = 4 * 2.0**-52
 """Of the interval: where the root of a smooth function is bracketed as closely as numbers allow."""
+LEAST = -5e-324
+"""Stands for zero: the root is where a function becomes zero, also one that then stays zero."""
 
 
 def leave_zero(phi: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
@@ -29,13 +31,11 @@ def root(phi: Callable[[float], float], low: float, high: float) -> float:
     derivatives", Advances in Engineering Software 28 (1997): inverse quadratic interpolation where it is safe.
     """
     a, b, c = high, low, low
-    fa, fb = phi(a), phi(b)
+    fa, fb = phi(a) or LEAST, phi(b)
     fc, theta = fb, 0.5
     for _ in range(MOST):
         x = a + theta * (b - a)
-        fx = phi(x)
-        if fx == 0.0:
-            return x
+        fx = phi(x) or LEAST
         if (fx > 0) == (fa > 0):
             c, fc = a, fa
         else:

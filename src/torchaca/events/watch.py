@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core import End, Problem, Step
-from ..numbers import combined, value
+from ..numbers import combined, on_host, value
 from .failures import stopped
 from .guard import Guard
 from .roots import leave_zero, root
@@ -27,7 +27,9 @@ PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROUNDING = 64
 """Roundings of the largest g in a step: a smaller one is zero."""
 TOGETHER = 1e-9
-"""Of a step: events that are no farther apart happen at once, in the order of the list."""
+"""Of a step: events that are no farther apart happen at once, in the order of the list; nor are those within rounding.
+"""
+TINY = 1e-300
 
 
 @dataclass
@@ -44,6 +46,10 @@ class Crossing:
     scales: Mapping[int, float]
     slope: Tensor
 
+    def sizes(self, guard: Guard) -> tuple[float, float]:
+        """The sizes of the step and of g in it."""
+        return self.size, max(self.scales[guard.index], TINY)
+
 
 class Watch:
     """Watches the steps from one event to the next.
@@ -52,7 +58,7 @@ class Watch:
     ----------
     guards : sequence of Guard
     zeros : mapping
-        By index of the events that have just happened: how small a g is still the zero that they left.
+        By index of some events: how small a g is zero at the start, if that is not a matter of rounding.
     """
 
     def __init__(self, guards: Sequence[Guard], zeros: Mapping[int, float] = MappingProxyType({})) -> None:
@@ -108,8 +114,8 @@ class Watch:
                 self.sides[i] = now
         if not found:
             return None
-        first = min(theta for theta, _ in found)
-        guards = [guard for theta, guard in found if theta - first <= TOGETHER]
+        first, eps = min(theta for theta, _ in found), torch.finfo(p.y0.dtype.to_real()).eps
+        guards = [guard for theta, guard in found if theta - first <= max(TOGETHER, ROUNDING * eps)]
         t = value(step.t1) if first == 1.0 else t0 + first * h
         return Crossing(t, guards, abs(h), scales, _slope(step, first))
 
@@ -126,7 +132,7 @@ class Watch:
         points = [step.y0.detach(), *inside, step.y1.detach()]
         times = [t0, *(t0 + part * (t1 - t0) for part in PARTS[1:-1]), t1]
         read = [guard(t, y).double() for guard in self.guards for t, y in zip(times, points, strict=True)]
-        flat, n = torch.stack(read).tolist(), len(PARTS)
+        flat, n = [*on_host(*read)], len(PARTS)
         values = [flat[i : i + n] for i in range(0, len(flat), n)]
         for guard, seen in zip(self.guards, values, strict=True):
             for t, g in zip(times, seen, strict=True):
@@ -139,11 +145,12 @@ class Watch:
     def _start(self, p: Problem, step: Step, guard: Guard, g: float, scale: float) -> int:
         """On which side of zero an event starts; where it starts at zero, on the side to which it leaves."""
         eps = torch.finfo(p.y0.dtype.to_real()).eps
-        zero = max(ROUNDING * eps * scale, self.zeros.get(guard.index, 0.0))
+        zero = self.zeros.get(guard.index, ROUNDING * eps * scale)
         if abs(g) > zero:
             return _sign(g)
         slope = step.f0 if p.f0 is None else p.f0
-        _, rate = guard.rate(step.t0, step.y0, slope.detach())
+        size = abs(value(step.t1) - value(step.t0))
+        _, rate = guard.rate(step.t0, step.y0, slope.detach(), size)
         return _sign(rate * p.ts.sign) if math.isfinite(rate) else 0
 
 

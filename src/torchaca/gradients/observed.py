@@ -35,7 +35,7 @@ def observed(p: Problem) -> Iterator[Step]:
     again = Again(alone, p.trace, inputs, Ambience.here(p.y0), moments)
     start = p.first
     for n, step in enumerate(moments.watch(steps(p))):
-        p.trace.n_steps = n + 1
+        p.trace.reaches(n + 1)
         end = p.handed(step)
         if end.requires_grad:
             end.register_hook(again.hook(n, step, start))

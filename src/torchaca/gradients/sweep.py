@@ -197,7 +197,8 @@ class Replay:
     def _tell(
         self, trace: Trace, n: int, cotangents: list[Tensor], grad_y: Tensor | None, grads: MaybeTensors
     ) -> None:
-        trace.n_steps, tensors = self.n_steps, self.inputs.tensors
+        trace.reaches(self.n_steps)
+        tensors = self.inputs.tensors
         span = (self.times[n], self.times[n + 1])
         trace.passed(n, span, cotangents, grad_y, list(zip(tensors, grads, strict=True)))
 

@@ -30,6 +30,11 @@ from .rows import Lanes, Spans
 if TYPE_CHECKING:
     from .adaptive import Adaptive
 
+LANES = (
+    "events inside torch.func.vmap would end or cut each lane at a time of its own, and the lanes of a solve share its "
+    "times: loop over the lanes"
+)
+
 
 def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
     """Whether an adaptive solve inside vmap depends on a tensor that differs between the lanes.
@@ -44,6 +49,8 @@ def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
     in_lanes = [x for x in (p.y0, *tensors) if has_lanes(x)] if _mapped() else []
     if not (p.control.adaptive and in_lanes):
         return False
+    if p.events is not None:
+        raise NotImplementedError(LANES)
     if any(0 in Lanes.of(x).shape for x in in_lanes):
         raise ValueError("torch.func.vmap over no lanes: there is nothing to solve, skip the call")
     unavailable = {

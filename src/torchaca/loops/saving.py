@@ -73,10 +73,10 @@ class Saving:
         """Return the values at the first n outputs, which are y0, each `(1, *shape)`."""
         return [self(p.ts[i], p.y0)[None] for i in range(n)]
 
-    def after(self, p: Problem, outcome: Outcome) -> Outcome:
-        """Put the values in the place of the states of a solve that is done."""
+    def after(self, ts: Times, outcome: Outcome) -> Outcome:
+        """Put the values in the place of the states of a solve that is done, whose output times start with `ts`."""
         ys = outcome.ys.unbind()
-        return replace(outcome, ys=stacked([self(p.ts[i], y) for i, y in enumerate(ys)]), end=ys[-1])
+        return replace(outcome, ys=stacked([self(ts[i], y) for i, y in enumerate(ys)]), end=ys[-1])
 
 
 def _structure_of(found: Any) -> Structure:
