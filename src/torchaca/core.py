@@ -151,17 +151,22 @@ class Problem:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors beside y0, the times and f's that may be differentiated: the control's, and what was carried."""
-        own = tuple(self.control.tensors)
+        """The tensors beside y0, the times and f's that may be differentiated.
+
+        They are the control's, the method's if it has some, and what was carried.
+        """
+        own = (*self.control.tensors, *getattr(self.method, "tensors", ()))
         return own if self.start is None or self.start.carry is None else (*own, self.start.carry)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Problem:
         """Exchange `tensors` for others of the same values."""
-        start = self.start
-        if start is None or start.carry is None:
-            return replace(self, control=self.control.with_tensors(tensors))
-        *own, carry = tensors
-        return replace(self, control=self.control.with_tensors(own), start=replace(start, carry=carry))
+        start, n = self.start, len(self.control.tensors)
+        if start is not None and start.carry is not None:
+            *tensors, carry = tensors
+            start = replace(start, carry=carry)
+        p = replace(self, control=self.control.with_tensors(tensors[:n]), start=start)
+        own: Any = self.method
+        return replace(p, method=own.with_tensors(tensors[n:])) if len(tensors) > n else p
 
     @cached_property
     def step(self) -> Callable[..., Step]:
