@@ -89,6 +89,7 @@ class ACA:
     substeps: int = 1
     # Facts that follow from these settings.
     exact: bool = field(init=False, repr=False, compare=False)
+    divides: bool = field(init=False, repr=False, compare=False)
     records: bool | None = field(init=False, repr=False, compare=False)
     substitutable: bool = field(init=False, repr=False, compare=False)
     wants_graph_size: bool = field(init=False, repr=False, compare=False)
@@ -119,6 +120,7 @@ class ACA:
         records = None if self.checkpoints == "auto" and plain else self.checkpoints == "none"
         put = object.__setattr__
         put(self, "exact", exact)
+        put(self, "divides", not exact)
         put(self, "records", records)
         put(self, "substitutable", plain and self.checkpoints in ("auto", "all", "none"))
         budgeted = self.memory_budget is not None or self._holds_graphs

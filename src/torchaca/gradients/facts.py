@@ -17,6 +17,8 @@ class Facts:
     ----------
     exact : bool
         Its gradient is that of the computed solution, step sizes held constant: the one of `direct`.
+    divides : bool
+        If it is not exact: it differentiates each accepted step all the same, as several.
     records : bool or None
         Autograd records the steps (True), so that nobody has to find the tensors that f depends on; or they have no
         graph (False), and `p.f0` has none either. None: it decides in the solve, and gets both, `p.f0` as a part of the
@@ -41,6 +43,7 @@ class Facts:
     """
 
     exact: bool = False
+    divides: bool = False
     records: bool | None = None
     moves: bool = False
     substitutable: bool = False

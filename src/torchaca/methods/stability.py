@@ -51,12 +51,15 @@ def stability(method: Method) -> Stability:
     Parameters
     ----------
     method : Method
-        Any, also one of your own: its step is taken for y' = lambda y.
+        Any, also one of your own: its step is taken for y' = lambda y, unless it has a `stability`.
 
     Returns
     -------
     Stability
     """
+    own: Stability | None = getattr(method, "stability", None)
+    if own is not None:
+        return own
     known = _MEASURED.get(id(method))
     if known is not None and known[0]() is method:
         return known[1]
