@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -34,7 +34,7 @@ class Dynamics:
     state, also while the solver builds no graph. If f writes `y.requires_grad = True`, it gets tensors that allow it
     even if they are not leaves. `fit` takes what f returns. What the first evaluation showed: `gathered` names a
     parameter that f gathers from other processes for each evaluation, `detached` says whether a derivative by the state
-    that f took itself has no graph (None: it took none).
+    that f took itself has no graph (None: it took none). The last `rows` arguments have one for each sample.
     """
 
     func: Callable[..., Any]
@@ -47,10 +47,12 @@ class Dynamics:
     detached: bool | None = None
     gathered: str = ""
     start: Tensor | None = None
+    rows: int = 0
     _caller: Callable[..., Any] | None = None
     _asked: Time = math.nan
     _last: tuple[float | None, Tensor | None] = (None, None)
     _returned: tuple[weakref.ref[Tensor], int] | None = None
+    _some: tuple[Tensor, Dynamics] | None = None
 
     @cached_property
     def time_dtype(self) -> torch.dtype:
@@ -67,8 +69,24 @@ class Dynamics:
         if not swap:
             return self
         other = copy(self)
-        other.dtypes = self.dtypes  # what one evaluation shows holds for both
+        other.dtypes, other._some = self.dtypes, None  # what one evaluation shows holds for both
         other.args = pytree.tree_map(lambda leaf: swap.get(id(leaf), leaf), self.args)
+        return other
+
+    def fewer(self, index: Tensor) -> Dynamics:
+        """The same f of some samples of a batch, those of the index."""
+        if self._some is not None and self._some[0] is index:
+            return self._some[1]
+        other, n = copy(self), len(self.args) - self.rows
+        other.dtypes, other._some = self.dtypes, None
+        other.structure = replace(self.structure, lead=(len(index),))
+        other.start = None if self.start is None else self.start[index]
+        rows = self.args[n:]
+        with torch.enable_grad():  # whoever evaluates it later may want a graph
+            some = pytree.tree_map(lambda x: x.index_select(0, index), rows)
+        other.args = (*self.args[:n], *some)
+        if not any(x.requires_grad for x in pytree.tree_leaves(rows)):
+            self._some = index, other  # else it may belong to the graph of one step
         return other
 
     def time(self, t: Time, nudge: Time | None = None) -> Tensor:

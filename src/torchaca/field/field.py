@@ -97,6 +97,11 @@ class Field:
         own: Any = self.call
         return replace(self, call=own.with_tensors(swap)) if hasattr(own, "with_tensors") and swap else self
 
+    def fewer(self, index: Tensor) -> Field:
+        """The field of some samples of a batch."""
+        own: Any = self.call
+        return replace(self, call=own.fewer(index))
+
     def repeatable(self) -> Field:
         """The field whose steps may be differentiated several times: without those that allow it only once."""
         return self if getattr(self.stepper, "repeatable", False) else replace(self, stepper=None)

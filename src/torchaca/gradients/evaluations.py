@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Problem, VectorField
+from ..core import VectorField
+from ..field.effects import Effects
 from ..field.inputs import Inputs
 from ..field.replays import check_replay
 from ..numbers import Time, value
@@ -38,14 +40,21 @@ class Evaluations:
     def __init__(self, f: Callable[..., Tensor], inputs: Inputs, parts: Parts, timed: bool) -> None:
         self.f, self.inputs, self.timed = f, inputs, timed
         self.args, self.captured = parts.args, parts.captured
-        self.known: dict[tuple[float, bool | None], Evaluation] = {}
+        self.known: dict[tuple[Any, Any], Evaluation] = {}
 
     def forget_all_but(self, t: float) -> None:
         """Drop the evaluations at other times than `t`."""
-        self.known = {key: known for key, known in self.known.items() if key[0] == t}
+        for key in [key for key in self.known if key[0] != t]:
+            del self.known[key]
+
+    def fewer(self, index: Tensor) -> Evaluations:
+        """The same of some samples of a batch, who know what all know."""
+        other, own = copy(self), cast("Any", self.f)
+        other.f = own.fewer(index)
+        return other
 
     def __call__(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
-        key = value(t), None if nudge is None else value(nudge) > value(t)
+        key = _numbers(t), None if nudge is None else _numbers(torch.sign(torch.as_tensor(nudge - t)))
         nudged = {} if nudge is None else {"nudge": nudge}
         if not torch.is_grad_enabled():
             if key not in self.known:
@@ -62,13 +71,18 @@ class Evaluations:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             if self.timed:
-                t = torch.tensor(value(t), dtype=torch.float64, requires_grad=True, device="cpu")
+                t = torch.as_tensor(t, dtype=torch.float64).detach().clone().requires_grad_()
             k = self.f(t, y, **nudged)
         if self.inputs.watched:
             own = (y, t if isinstance(t, Tensor) else None, *self.args)
-            span = f"that has f at t = {value(t):g}"
+            span = f"that has f at t = {_numbers(t)}"
             check_replay([k], self.inputs, own, span, complete=True)
         return Evaluation(k, t, y)
+
+
+def _numbers(t: Time) -> Any:
+    """A time as what can be looked up: a number, or those of all samples."""
+    return tuple(t.flatten().tolist()) if isinstance(t, Tensor) and t.ndim else value(t)
 
 
 class _Known(torch.autograd.Function):
@@ -83,7 +97,7 @@ class _Known(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         known: Evaluation = ctx.known
         f: Evaluations = ctx.f
-        t = known.t if isinstance(known.t, Tensor) else None
+        t = known.t if isinstance(known.t, Tensor) and known.t.requires_grad else None
         grads = vjp([known.k], [t, known.y, *f.args, *f.captured], cotangents, keep=f.inputs.shared)
         others = len(grads) - len(f.captured)
         # What reaches one captured tensor through another flows there on its own.
@@ -91,19 +105,26 @@ class _Known(torch.autograd.Function):
         return (None, None, grads[0] if ctx.needs_input_grad[2] else None, *grads[1:])
 
 
-def evaluated_stagewise(p: Problem) -> VectorField:
+@dataclass(frozen=True)
+class Stagewise:
     """f of a problem so that each evaluation's graph is made when it is differentiated, at the moment of the first."""
-    if p.effects is None:
-        return partial(checkpoint, p.f, use_reentrant=False, preserve_rng_state=False)
-    effects = p.effects
 
-    def f(t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
+    f: VectorField
+    effects: Effects | None
+
+    def __call__(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
+        evaluate: Any = self.f if nudge is None else partial(cast("Any", self.f), nudge=nudge)
+        effects = self.effects
+        if effects is None:
+            return checkpoint(evaluate, t, y, use_reentrant=False, preserve_rng_state=False)
         mark = effects.mark()
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), effects.back_at(mark)
 
-        evaluate: Any = p.f if nudge is None else partial(cast("Any", p.f), nudge=nudge)
         return checkpoint(evaluate, t, y, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
-    return f
+    def fewer(self, index: Tensor) -> Stagewise:
+        """The same f of some samples of a batch."""
+        own: Any = self.f
+        return Stagewise(own.fewer(index), self.effects)

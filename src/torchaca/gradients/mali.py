@@ -159,7 +159,7 @@ class Undoing:
     ) -> None:
         self.method, self.settings, self.carries = method, settings, carries
         self.times, self.stats = replay.times, replay.p.stats
-        timed = any(isinstance(t, Tensor) for t in replay.boundaries)
+        timed = any(isinstance(t, Tensor) for t in replay.boundaries) or bool(getattr(method, "tensors", ()))
         self.f = Evaluations(replay.p.f, replay.inputs, replay.parts, timed)
         replay.evaluate(self.f)
         replay.drift = None  # starts are compared here
@@ -207,7 +207,8 @@ class Undoing:
         self.worst = self.stats.reconstruction_error = max(self.worst, error)
         if error <= self.tolerance or not self.finite:
             return
-        growth = self.method.growth
+        growth, place = self.method.growth, getattr(self.method, "place", None)
+        where = f"t = {t0:.10g}" if place is None else place(t0)
         cause = (
             f"{self.method!r} amplifies every rounding error {growth:.3g}-fold a step that it undoes"
             if growth > 1
@@ -216,7 +217,7 @@ class Undoing:
         )
         raise SolverError(
             "reconstruction",
-            f"the state at t = {t0:.10g}, reconstructed from later ones, is off by {error:.1e} of its size, "
+            f"the state at {where}, reconstructed from later ones, is off by {error:.1e} of its size, "
             f"more than the tolerance of {self.tolerance:.1e}: {cause}.\n  try: gradient='aca' (the same gradient, one "
             "state a step), MALI(anchors=...) with more states, a float64 state, or a larger MALI(tolerance=...)",
             t=t0,

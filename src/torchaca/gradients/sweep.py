@@ -19,7 +19,7 @@ from ..loops.outputs import inside
 from ..numbers import Time
 from ..trace import Trace
 from .drift import Drift
-from .evaluations import evaluated_stagewise
+from .evaluations import Stagewise
 from .inner import Inner
 from .made import Made, Taken, on_leaves
 from .replay import MaybeTensors, Parts, rebuilt, totals_for, vjp, without_graph
@@ -88,7 +88,7 @@ class Replay:
         self.p = rebuilt(problem, leaves, inputs)
         self.plain = without_graph(self.p)
         if stagewise and self.p.f.stepper is None:  # whose steps hold no graph of a stage
-            self.p = self.p.calling(evaluated_stagewise(self.p))
+            self.p = self.p.calling(Stagewise(self.p.f.call, self.p.effects))
         with torch.enable_grad():
             self.boundaries = list(self.p.control.boundaries(self.p.ts, times))
         self.ys_grad, self.dense_grad, self.inner = cotangents[0], cotangents[1:], inner
