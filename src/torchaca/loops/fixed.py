@@ -69,6 +69,11 @@ class FixedSteps:
         kept = [i for i in range(1, len(ts)) if ts.values[i] != ts.values[i - 1]]
         return [first, *(ts[i] for i in kept)]
 
+    @property
+    def by_outputs(self) -> bool:
+        """Whether steps end at the outputs."""
+        return self.dt is None and self.n_steps is None and self.grid is None
+
     def rows(self, times: Tensor) -> Tensor:
         """All step times `(N + 1, B)` of rows with times of their own, `(n, B)`; a row that is done repeats its end.
 
@@ -88,7 +93,13 @@ class FixedSteps:
             )
             return torch.cat([start + (end - start) * parts[:, None], end[None]])
         if self.dt is None:
-            return times
+            again = times[1:] == times[:-1]
+            if not bool(again.any()):
+                return times
+            # Steps end at the first of several outputs at a time, as in `times`.
+            first = torch.cat([torch.zeros_like(again[:1]), again]).logical_not().long()
+            number = torch.arange(len(times), device=times.device)[:, None] * first
+            return times.gather(0, number.cummax(0).values)
         n = ((end - start).abs() / self.dt * (1 - 1e-12) - 1e-9).ceil().clamp(min=1)
         i = torch.arange(int(n.max()) + 1, dtype=times.dtype, device=times.device)[:, None]
         sign = torch.where(end < start, -1.0, 1.0).to(times)
