@@ -21,7 +21,6 @@ from .going_on import State
 from .options import Options
 from .solution import Solution
 from .state import Structure, structure_of
-from .torch_internals import pytree
 
 
 def batch_of(
@@ -59,6 +58,4 @@ def solution_of_batch(
             check_independence(p)
         begun, outcome, _ = solved(p)
         return Solution.of(begun, outcome, structure, t).of_batch(len(p.y0), ts, len(outcome.ts))
-    rows = pytree.tree_leaves(options.rows)
-    solution = solve_samples(p, times, check_rows=options.check_rows, mode=options.compile, rows=rows)
-    return Solution.of_samples(solution, structure, t, times)
+    return Solution.of_samples(solve_samples(p, times, options), structure, t, times)

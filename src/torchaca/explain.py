@@ -16,7 +16,6 @@ from .options import Options, refuse_unknown
 from .solve import problem_of
 from .state import structure_of
 from .times import times_of
-from .torch_internals import pytree
 
 INSTEAD = {
     "native": "f and its derivative as C, in loops in C",
@@ -88,7 +87,7 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
     asked = Options(**{"compile": True, **options})
     if asked.batch:
         p, times, _ = batch_of(f, y0, t, asked, problem_of)
-        reason = passed_over(p, times, pytree.tree_leaves(asked.rows)) if asked.compile else None
+        reason = passed_over(p, times, asked) if asked.compile else None
         return Explanation(
             EAGER if reason or not asked.compile else NATIVE, {NATIVE: reason} if reason else {}
         )

@@ -66,6 +66,7 @@ class Options:
     rows: tuple[Any, ...] = ()
     steps: str = "own"
     check_rows: bool = True
+    deterministic: bool = False
 
     def request(self, structure: Structure, y0: Tensor) -> Request:
         """What they ask for, in a solve from `y0`.

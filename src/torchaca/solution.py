@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import SampleTimes, Solved
+from .batch import SampleDense, SampleTimes, Solved
 from .core import Control, Outcome, Problem, Stats, Times, tolerant
 from .dense import DenseOutput, detached
 from .errors import SolverError, shorten
@@ -64,7 +64,7 @@ class Solution:
     stats: Stats
     steps: tuple[float, ...] = ()
     failure: SolverError | None = None
-    dense: DenseOutput | Pieces | None = None
+    dense: DenseOutput | Pieces | SampleDense | None = None
     trace: Trace | None = None
     settings: str = ""
     events: tuple[Occurrences, ...] = ()
@@ -242,7 +242,9 @@ class Solution:
             ts = times.given
         kinds = tuple(solved.kinds.get(i, "") for i in range(mask.shape[1]))
         ys = ys if structure.plain else structure.unpack(ys)
-        return Solution(ts, ys, p.stats, (), failure, None, p.trace, _settings(p), mask=mask, kinds=kinds)
+        return Solution(
+            ts, ys, p.stats, (), failure, solved.dense, p.trace, _settings(p), mask=mask, kinds=kinds
+        )
 
 
 def _output_times(given: Any, values: Sequence[float], p: Problem) -> Tensor:

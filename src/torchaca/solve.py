@@ -42,6 +42,8 @@ __all__ = [
     "times_of",
 ]
 
+SINGLE, NO_ROWS = (0, "own", True, False), ()
+
 
 def solve(
     f: Callable[..., Any],
@@ -75,6 +77,7 @@ def solve(
     rows: tuple[Any, ...] = (),
     steps: str = "own",
     check_rows: bool = True,
+    deterministic: bool = False,
     **unknown: Any,
 ) -> Solution:
     """Solve dy/dt = f(t, y), y(t[0]) = y0, so that the outputs can be differentiated.
@@ -148,6 +151,8 @@ def solve(
         Whether each sample of a batch has its own steps, or all have the same.
     check_rows : bool
         Evaluate f once more at the start of a batch, not counted, and warn if it mixes samples.
+    deterministic : bool
+        Hand f all samples of a batch in each call, also those that are done, so that none changes others' rounding.
 
     Returns
     -------
@@ -173,14 +178,14 @@ def solve(
     options = Options(
         args, method, rtol, atol, gradient, dt, n_steps, grid, dt0, dt_min, dt_max,
         max_steps, jump_ts, norm, at_rest, control, events, compile, dense, save, on_failure, debug, progress,
-        batch, rows, steps, check_rows,
+        batch, rows, steps, check_rows, deterministic,
     )
     # fmt: on
     if unknown:
         refuse_unknown(unknown, "solve()")
     if torch.compiler.is_compiling():
         return _in_graph(f, y0, t, options)
-    if batch or steps != "own" or not check_rows or not (isinstance(rows, tuple) and not rows):
+    if rows is not NO_ROWS or (batch, steps, check_rows, deterministic) != SINGLE:
         p, times, structure = batch_of(f, y0, t, options, problem_of)
         return solution_of_batch(p, times, structure, t, options)
     start = y0 if isinstance(y0, State) else None

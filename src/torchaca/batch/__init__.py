@@ -1,13 +1,14 @@
 """Batches: the samples in the leading dimension of y0 are independent problems, each with steps of its own."""
 
 from .check import check_independence, check_sizes
+from .dense import SampleDense
 from .door import check_door
-from .natively import passed_over
-from .run import solve_samples
+from .run import passed_over, solve_samples
 from .solved import Solved
 from .times import SampleTimes, common_times, sample_times
 
 __all__ = [
+    "SampleDense",
     "SampleTimes",
     "Solved",
     "check_door",

@@ -1,16 +1,19 @@
-"""What a batch can be asked for: in words, at the door."""
+"""What a batch can be asked for, and what not: in words, at the door."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..core import Problem, tolerant
+from ..core import Gradient, Problem
 from ..errors import shorten
 from ..executors import NATIVE
 from ..gradients import Facts
 from ..torch_internals import transformed
+from .clock import Clock
 
 STEPS = ("own", "joint")
+NEEDED = {True: "step_rule", False: "rows"}
+"""What a control has that is adaptive, or that is not, and works on samples."""
 
 
 def check_door(options: Any) -> Any:
@@ -40,7 +43,8 @@ def check_door(options: Any) -> Any:
         )
     if options.events is not None:
         raise NotImplementedError(
-            "events are not available with batch=1 yet: solve sample by sample, or without events and look at sol.ys"
+            "with batch=1 an event would end the steps of all samples: solve sample by sample, "
+            "[solve(f, y, t, events=...) for y in y0]; or with dense=True, and look for roots of sol(t)"
         )
     for name in ("save", "progress"):
         if getattr(options, name):
@@ -70,6 +74,7 @@ def _refuse_without_batch(options: Any) -> None:
         "rows": not (isinstance(options.rows, tuple) and not options.rows),
         "steps": options.steps != "own",
         "check_rows": not options.check_rows,
+        "deterministic": bool(options.deterministic),
     }
     for name, holds in given.items():
         if holds:
@@ -86,20 +91,37 @@ def refuse_problem(p: Problem) -> None:
     NotImplementedError
     """
     assert p.gradient is not None
-    control = tolerant(p.control) if p.control.adaptive else getattr(p.control, "rows", None)
+    control, facts = p.control, Facts.of(p.gradient)
+    ours = getattr(control, NEEDED[control.adaptive], None) is not None
     unavailable = {
-        f"a control of your own ({type(p.control).__name__}) is": control is None
-        or (p.control.adaptive and control.step_rule is None),
-        "jump_ts is": bool(p.jumps) or p.one_sided,
-        "dense=True is": p.dense,
-        "debug=True is": p.trace is not None,
-        f"method {p.method.name!r} is": p.carrying is not None,
-        f"gradient={p.gradient.name!r} with these settings is": not Facts.of(p.gradient).exact,
-        "an f that draws random numbers or moves buffers is": p.effects is not None,
+        f"a control of your own ({type(p.control).__name__}) chooses steps for all samples at once": not ours,
+        "debug=True tells of steps by their times, and the n-th step of each sample has its own": p.trace
+        is not None,
+        f"gradient={p.gradient.name!r} does not differentiate the accepted steps one by one, which is all that samples "
+        "with steps of their own have in common": not (facts.exact or facts.divides),
+        "an f that draws random numbers or moves buffers leaves behind what a rejected trial of one sample cannot undo "
+        "without undoing the accepted ones of others": p.effects is not None,
     }
-    for what, wanted in unavailable.items():
+    for why, wanted in unavailable.items():
         if wanted:
             raise NotImplementedError(
-                f"{what} not available where each sample has steps of its own: use steps='joint', or method='dopri5', "
-                "gradient='aca' or 'direct' without grad_rtol and substeps"
+                f"{why}: use steps='joint', which gives all samples the same steps, or gradient='aca' or 'direct' and "
+                "tolerances or n_steps"
             )
+
+
+def refuse_outputs(gradient: Gradient, clock: Clock) -> None:
+    """Refuse outputs inside of steps to a gradient that goes over others, which it chooses later.
+
+    Raises
+    ------
+    NotImplementedError
+    """
+    facts, t = Facts.of(gradient), clock.wanted
+    if facts.exact or facts.substeps > 1 or not bool(((t != t[0]) & (t != t[-1])).any()):
+        return
+    raise NotImplementedError(
+        f"gradient={gradient.name!r} with these settings refines steps until gradients agree, and an output inside of "
+        "them lies in another part of each sample's: give the first and the last time of each sample alone, or use "
+        "steps='joint' or ACA(substeps=...)"
+    )

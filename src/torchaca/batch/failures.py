@@ -22,7 +22,7 @@ MOST = 5  # samples named in a message
 
 
 class Where(Protocol):
-    """Where the samples are: a search, or what was left of one."""
+    """Where samples are, those of the `index` alone if there is one: a search, or what was left of one."""
 
     p: Problem
     y: Tensor
@@ -30,6 +30,7 @@ class Where(Protocol):
     dt: Tensor
     limits: Limits
     spans: Spans
+    index: Tensor | None
 
     @property
     def rows(self) -> Rows: ...
@@ -43,12 +44,12 @@ class Failures:
 
     def __call__(self, search: Where, reason: str, mask: Tensor) -> SolverError:
         """The failure of the samples of the mask; see `row_search.Explain`."""
-        failed = mask.nonzero()[:, 0].tolist()
-        kinds = self._kinds(search, KINDS.get(reason, reason))
-        self.kinds |= {i: kinds[i] for i in failed}
-        first = failed[0]
-        t, dt = search.t[first].item(), search.dt[first].item()
-        kind = kinds[first]
+        found = mask.nonzero()[:, 0].tolist()
+        numbers = range(len(mask)) if search.index is None else search.index.tolist()
+        failed, kinds = [numbers[i] for i in found], self._kinds(search, KINDS.get(reason, reason))
+        self.kinds |= {numbers[i]: kinds[i] for i in found}
+        first, kind = failed[0], kinds[found[0]]
+        t, dt = search.t[found[0]].item(), search.dt[found[0]].item()
         words = WORDS[reason].format(**vars(search.limits))
         message = (
             f"{_named(failed)} stopped at t = {t:.10g}: {words}. {WHAT[kind][0].upper()}{WHAT[kind][1:]}.\n  try: "
@@ -61,14 +62,15 @@ class Failures:
     def _kinds(search: Where, usual: str) -> list[str]:
         """What can be seen of each sample; one more evaluation of f where they are."""
         p, y, sign = search.p, search.y, search.spans.sign
+        y0 = p.y0 if search.index is None else p.y0[search.index]
         k = p.f.call(search.rows.spread(search.t), y)
         passed = (search.t - search.spans.start).abs()
-        size, start, steepest = (largest(x, 1).double() for x in (y, p.y0, k))
+        size, start, steepest = (largest(x, 1).double() for x in (y, y0, k))
         outwards = sign * each((y.conj() * k).real, 1).sum(1) > 0
         doubling = size / steepest
         leaves = (doubling < NEAR * passed) | ((size > GROWTH * start) & (doubling < FAST * passed))
         found = {
-            "y0": ~each(torch.isfinite(p.y0), 1).all(1),
+            "y0": ~each(torch.isfinite(y0), 1).all(1),
             "f": ~each(torch.isfinite(k), 1).all(1),
             "blow-up": outwards & leaves,
         }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +17,13 @@ from ..loops.clock import check_clock, resolves
 from ..loops.pace import Limits
 from ..loops.rows import Samples, Spans
 from ..native.rows import Ended, NativeRows
+from ..torch_internals import pytree
+from .clock import Clock
 from .failures import Failures
 from .outputs import reached_by
 from .solved import Solved
-from .times import SampleTimes
+
+WHOLE = "{0} of samples are made by the eager loop, from the steps that all of them have taken: leave out compile="
 
 
 @dataclass
@@ -35,11 +37,10 @@ class Stopped:
     rows: Samples
     spans: Spans
     limits: Limits
+    index: Tensor | None = None
 
 
-def solve_natively(
-    p: Problem, mode: bool | str, wanted: Tensor, spans: Spans, rows: Sequence[Tensor]
-) -> Solved | None:
+def solve_natively(p: Problem, clock: Clock, spans: Spans, options: Any) -> Solved | None:
     """Solve natively, if that can be; else None, and `stats.passed_over` says why.
 
     Raises
@@ -49,9 +50,9 @@ def solve_natively(
     SolverError
         If a sample cannot go on, and failures are to be raised.
     """
-    gradient, executor = p.gradient, NativeRows(wanted, rows)
+    gradient, wanted, mode = p.gradient, clock.wanted, options.compile
     assert gradient is not None
-    reason = executor.refusal(p)
+    executor, reason = _asked(p, clock, options)
     if reason is not None and mode == NATIVE:
         raise ValueError(reason)
     before = dict(vars(p.stats))
@@ -76,11 +77,21 @@ def solve_natively(
     return None
 
 
-def passed_over(p: Problem, times: SampleTimes, rows: Sequence[Tensor]) -> str | None:
+def _asked(p: Problem, clock: Clock, options: Any) -> tuple[NativeRows, str | None]:
+    """The executor, and why it does not take the problem, as far as can be said before anything is evaluated."""
+    executor = NativeRows(clock.wanted, pytree.tree_leaves(options.rows))
+    elsewhere = {
+        "dense output": p.dense,
+        "jumps of f": clock.jumps is not None,
+        "derivatives with respect to times": clock.moves,
+    }
+    what = next((what for what, wanted in elsewhere.items() if wanted), None)
+    return executor, executor.refusal(p) if what is None else WHOLE.format(what)
+
+
+def why_not(p: Problem, clock: Clock, options: Any) -> str | None:
     """Say why a batch would not be solved natively; None if it would."""
-    p, wanted = started(p, times), times.values
-    executor = NativeRows(wanted, rows)
-    reason = executor.refusal(p)
+    executor, reason = _asked(p, clock, options)
     if reason is not None:
         return reason
     try:
@@ -88,13 +99,6 @@ def passed_over(p: Problem, times: SampleTimes, rows: Sequence[Tensor]) -> str |
     except CannotCompile as cause:
         return str(cause)
     return None
-
-
-def started(p: Problem, times: SampleTimes) -> Problem:
-    """The problem whose f knows where samples start."""
-    call: Any = p.f.call
-    start = Samples(len(p.y0), p.y0.ndim).spread(times.values[0].to(p.y0.device))
-    return replace(p, f=replace(p.f, call=replace(call, start=start)))
 
 
 def _solved(p: Problem, spans: Spans, wanted: Tensor, ys: Tensor, ended: Ended) -> Solved:

@@ -1,48 +1,43 @@
 """A solve in which each sample has steps of its own.
 
-Two passes, as in lanes of `torch.func.vmap`, if somebody wants a derivative. The first searches the step sizes and
-builds no graph: a trial is made for all samples, and each accepts or rejects its own. The second takes the accepted
-steps again, the n-th ones of all samples together (`numbered`), under the gradient that was asked for. So a sample's
-solution and gradient are those of a solve of its own, and no derivative ever meets a rejected trial.
+Two passes, as in lanes of `torch.func.vmap`, if somebody wants a derivative or dense output. The first searches the
+step sizes and builds no graph: a trial is made for all samples, and each accepts or rejects its own. The second takes
+the accepted steps again, the n-th ones of all samples together (`numbered`), under the gradient that was asked for. So
+a sample's solution and gradient are those of a solve of its own, and no derivative ever meets a rejected trial.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..control import FixedSteps
-from ..core import Problem, Times, tolerant
+from ..core import Problem, VectorField, tolerant
 from ..executors import EAGER, Eager, check_problem, prepared
 from ..layout import stacked
 from ..log import Samples as Counts
 from ..loops.clock import check_clock
 from ..loops.row_search import Search
-from ..loops.rows import Samples, Spans
+from ..loops.rows import Rows, Samples, Spans
+from ..loops.rule import StepRule
+from .assembly import numbered
 from .check import check_independence
-from .door import refuse_problem
+from .clock import Clock
+from .dense import SampleDense
+from .door import refuse_outputs, refuse_problem
 from .failures import Failures
-from .natively import solve_natively, started
-from .numbered import Home, Numbered
-from .outputs import Places, reached_by
+from .gathering import Gathering
+from .natively import solve_natively, why_not
+from .outputs import reached_by
 from .solved import Solved
-from .times import SampleTimes, refuse_moving
+from .times import SampleTimes
 from .written import Written
 
 
-def solve_samples(
-    p: Problem,
-    times: SampleTimes,
-    *,
-    check_rows: bool,
-    mode: bool | str = False,
-    rows: Sequence[Tensor] = (),
-) -> Solved:
-    """Solve each sample of a batch between its own times.
+def solve_samples(p: Problem, times: SampleTimes, options: Any) -> Solved:
+    """Solve each sample of a batch between its own times, with the options of `torchaca.solve`.
 
     Raises
     ------
@@ -54,73 +49,150 @@ def solve_samples(
     gradient = p.gradient
     assert gradient is not None
     p.stats.executor = EAGER
-    refuse_problem(p)
-    refuse_moving(times)
-    wanted = times.values.to(p.y0.device)
-    samples, spans = Samples(len(p.y0), p.y0.ndim), Spans.between(wanted[0], wanted[-1])
+    p, clock, samples, spans = _placed(p, times, options)
     if not p.y0.numel() or bool((spans.start == spans.end).all()):
-        p.stats.samples = Counts.none(len(p.y0))
-        return Solved(p, stacked([p.y0] * len(wanted)), torch.ones_like(wanted, dtype=torch.bool))
-    p = started(p, times)
-    if mode and (found := solve_natively(p, mode, wanted, spans, rows)) is not None:
+        return _unmoved(p, clock, samples)
+    if options.compile and (found := solve_natively(p, clock, spans, options)) is not None:
         return found
     eager = Eager()
     begun = prepared(eager.begin(p), gradient)
     refuse_problem(begun)
-    if check_rows:
+    if options.check_rows:
         check_independence(begun)
-    failures, found, written = Failures(), None, None
-    if begun.control.adaptive:
-        inputs = begun.f.inputs
-        if inputs is not None and not inputs.wanted:
-            check_problem(gradient, begun)  # what training will refuse, evaluation refuses as well
-            written = Written(begun.method, begun.y0, wanted)
-        search = _search(begun, samples, spans, failures, written)
-        boundaries, failed, found = search.boundaries(), search.failed, search.failure
-        p.stats.samples = Counts(*search.counts())
-        search.failure = None  # handed over: its traceback would hold the search
-        if written is not None:
-            check_clock(begun, boundaries[:, ~failed].cpu().numpy())
-            reached = reached_by(wanted, search.t)
-            return Solved(begun, written.finished(search.y), reached, found, failures.kinds)
-    else:
-        control: Any = begun.control
-        boundaries, failed = control.rows(wanted), torch.zeros_like(wanted[0], dtype=torch.bool)
-        p.stats.samples = Counts(
-            (boundaries[1:] != boundaries[:-1]).sum(0), torch.zeros_like(wanted[0]).long()
+    gathering = Gathering(begun, samples, wanted=not options.deterministic)
+    written, inputs = None, begun.f.inputs
+    if inputs is not None and not inputs.wanted:
+        check_problem(gradient, begun)  # what training will refuse, evaluation refuses as well
+        if begun.control.adaptive and not p.dense:
+            written = Written(begun.method, begun.y0, clock.wanted)
+    run = _Run(begun, clock, samples, spans, gathering)
+    if not begun.control.adaptive:
+        return run.replayed(run.fixed())
+    search = run.search(written)
+    boundaries = search.boundaries()
+    p.stats.samples = Counts(*search.trials.counts())
+    if written is None:
+        return run.replayed(boundaries, search)
+    check_clock(begun, boundaries[:, ~search.failed].cpu().numpy())
+    reached = reached_by(clock.wanted, search.t)
+    return Solved(begun, written.finished(search.y), reached, search.failure, run.failures.kinds)
+
+
+def passed_over(p: Problem, times: SampleTimes, options: Any) -> str | None:
+    """Say why a batch would not be solved natively; None if it would."""
+    p, clock, _, _ = _placed(p, times, options)
+    return why_not(p, clock, options)
+
+
+def _placed(p: Problem, times: SampleTimes, options: Any) -> tuple[Problem, Clock, Samples, Spans]:
+    """The problem at the times of its samples, if it is one that this can do."""
+    refuse_problem(p)
+    clock, samples = Clock.of(times, p), Samples(len(p.y0), p.y0.ndim)
+    assert p.gradient is not None
+    refuse_outputs(p.gradient, clock)
+    spans = Spans.between(clock.wanted[0], clock.wanted[-1], clock.jumps)
+    return _starting(p, clock, samples, len(options.rows)), clock, samples, spans
+
+
+def _starting(p: Problem, clock: Clock, samples: Samples, rows: int) -> Problem:
+    """The problem at the times at which the samples start, where f jumps for none of them."""
+    call: Any = p.f.call
+    start = clock.start(call.time_dtype)
+    f = replace(call, start=samples.spread(start), rows=rows)
+    return replace(p, f=replace(p.f, call=f, jumps=frozenset()), ts=clock.standing_in(start))
+
+
+def _unmoved(p: Problem, clock: Clock, samples: Samples) -> Solved:
+    """What comes of samples that all end where they start."""
+    p.stats.samples = Counts.none(samples.size)
+    ys = clock.along(stacked([p.y0] * len(clock.wanted)), p)
+    dense = SampleDense.of(p, clock, clock.ends[:1], ()) if p.dense else None
+    return Solved(p, ys, torch.ones_like(clock.wanted, dtype=torch.bool), dense=dense)
+
+
+@dataclass
+class _Run:
+    """One solve of a problem that has begun."""
+
+    p: Problem
+    clock: Clock
+    samples: Samples
+    spans: Spans
+    gathering: Gathering
+    failures: Failures = field(default_factory=Failures)
+
+    def search(self, written: Written | None) -> Search:
+        """The search for the steps of all samples, who looks after the outputs if they are to be written."""
+        p, spans = self.p, self.spans
+        control = tolerant(p.control)
+        rule = replace(control.step_rule, batch=1)
+        reach = (0.5 * (spans.stops[0] - spans.start).abs()).clamp(max=control.dt_max)
+
+        def guess(p: Problem, f0: Tensor) -> Tensor:
+            start = self.samples.spread(spans.start)
+            return rule.guessed_step(p.f, start, p.y0, f0, spans.sign, reach, p.method.order)
+
+        def fewer(index: Tensor) -> tuple[VectorField, StepRule, Rows, Tensor | float] | None:
+            call = self.gathering.of(index)
+            if call is None:
+                return None
+            rtol, atol = (_of_some(x, index, p.y0) for x in (rule.rtol, rule.atol))
+            some = Samples(len(index), p.y0.ndim)
+            return call, replace(rule, rtol=rtol, atol=atol), some, atol
+
+        return Search.of(
+            p,
+            control,
+            rule,
+            self.samples,
+            spans,
+            guess=guess,
+            explain=self.failures,
+            alone=p.log.on_failure != "raise",
+            watch=None if written is None else written.watch,
+            jumps=self.clock.jumps,
+            fewer=fewer,
         )
-    check_clock(begun, boundaries[:, ~failed].cpu().numpy())
-    places, home = Places.of(wanted, boundaries), Home.of(begun, samples, spans.start)
-    if len(boundaries) == 1:  # every sample has failed at once
-        return Solved(begun, stacked([p.y0] * len(wanted)), places.reached, found, failures.kinds)
-    outcome = eager.finish(_numbered(home.started(begun), boundaries, home, places))
-    p.stats.accepted, p.stats.rejected = (
-        int(x.max()) for x in (p.stats.samples.accepted, p.stats.samples.rejected)
-    )
-    return Solved(begun, places.chosen(outcome.ys), places.reached, found, failures.kinds)
+
+    def fixed(self) -> Tensor:
+        """The boundaries of steps that do not look at the solution."""
+        control: Any = self.p.control
+        boundaries = control.rows(self.clock.wanted)
+        n = (boundaries[1:] != boundaries[:-1]).sum(0)
+        self.p.stats.samples = Counts(n, torch.zeros_like(n))
+        return boundaries
+
+    def replayed(self, boundaries: Tensor, search: Search | None = None) -> Solved:
+        """Make these steps under the gradient; they are those of a search, or fixed ones."""
+        p, clock, failure = self.p, self.clock, None
+        times = boundaries.cpu().numpy()
+        if search is not None:
+            failure, search.failure = search.failure, None  # handed over: its traceback would hold the search
+            times = times[:, ~search.failed.cpu().numpy()]
+        check_clock(p, times)
+        moving = self.moving(boundaries)
+        reached = reached_by(clock.wanted, boundaries[-1])
+        if len(boundaries) == 1:  # every sample has failed at once
+            ys, bases = stacked([p.y0] * len(clock.wanted)), ()
+        else:
+            q, chosen = numbered(p, clock, boundaries, moving, self.gathering)
+            outcome = Eager().finish(q)
+            ys, bases = clock.along(chosen(outcome.ys), p), outcome.bases
+        accepted, rejected = (int(x.max()) for x in vars(p.stats.samples).values())
+        p.stats.accepted, p.stats.rejected = accepted, rejected
+        ends = boundaries if moving is None else moving
+        dense = SampleDense.of(p, clock, ends, bases) if p.dense else None
+        return Solved(p, ys, reached, failure, self.failures.kinds, dense)
+
+    def moving(self, boundaries: Tensor) -> Tensor | None:
+        """The boundaries with derivatives, if somebody differentiates with respect to times."""
+        control: Any = self.p.control
+        if control.adaptive:
+            return self.clock.boundaries(boundaries)
+        return None if self.clock.moving is None else control.rows(self.clock.moving)
 
 
-def _search(
-    p: Problem, samples: Samples, spans: Spans, failures: Failures, written: Written | None
-) -> Search:
-    control = tolerant(p.control)
-    rule = replace(control.step_rule, batch=1)
-    reach = (0.5 * (spans.end - spans.start).abs()).clamp(max=control.dt_max)
-
-    def guess(p: Problem, f0: Tensor) -> Tensor:
-        start = samples.spread(spans.start)
-        return rule.guessed_step(p.f, start, p.y0, f0, spans.sign, reach, p.method.order)
-
-    watch = None if written is None else written.watch
-    alone = p.log.on_failure != "raise"
-    return Search.of(
-        p, control, rule, samples, spans, guess=guess, explain=failures, alone=alone, watch=watch
-    )
-
-
-def _numbered(p: Problem, boundaries: Tensor, home: Home, places: Places) -> Problem:
-    """The problem whose time is the number of the step."""
-    times = boundaries.reshape(*boundaries.shape, *[1] * (p.y0.ndim - 1))
-    method = Numbered(p.method, times, home, places)
-    grid = Times(tuple(map(float, range(len(boundaries)))))
-    return replace(p, method=method, ts=Times(tuple(places.numbers)), control=FixedSteps(grid=grid))
+def _of_some(tolerance: float | Tensor, index: Tensor, y: Tensor) -> Any:
+    """A tolerance, of some samples if it has one for each."""
+    of_each = isinstance(tolerance, Tensor) and tolerance.ndim == y.ndim and len(tolerance) == len(y)
+    return tolerance[index] if of_each and isinstance(tolerance, Tensor) else tolerance

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core import Problem
 from ..errors import SolverError
+from .dense import SampleDense
 
 
 @dataclass
@@ -23,3 +24,4 @@ class Solved:
     reached: Tensor
     failure: SolverError | None = None
     kinds: dict[int, str] = field(default_factory=dict)
+    dense: SampleDense | None = None

@@ -30,12 +30,20 @@ class SampleTimes:
         `(n, B)` as they were given, padded with nan; None if all samples share their times.
     shared : Times or None
         Those of all samples.
+    moving : Tensor or None
+        `values` with derivatives, if somebody differentiates with respect to them.
     """
 
     values: Tensor
     real: Tensor
     given: Tensor | None = None
     shared: Times | None = None
+    moving: Tensor | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """Which output is the end of each sample, `(B,)`."""
+        return self.real.sum(0) - 1
 
 
 def sample_times(t: Any, batch: int) -> SampleTimes:
@@ -53,19 +61,16 @@ def sample_times(t: Any, batch: int) -> SampleTimes:
     if not (isinstance(given, Tensor) and given.ndim == 2):
         ts = times_of(given, "t")
         values = torch.tensor(ts.values, dtype=torch.float64, device="cpu")[:, None].expand(-1, batch)
-        return SampleTimes(values, torch.ones_like(values, dtype=torch.bool), None, ts)
-    if is_differentiated(given):
-        raise NotImplementedError(
-            "derivatives with respect to times of each sample, t of shape (B, n), are not available: pass t.detach(), "
-            "or let f scale time, dy/ds = (t1 - t0) f(t0 + s (t1 - t0), y) for s from 0 to 1, with t0 and t1 in rows="
-        )
+        moving = None if ts.tensor is None else ts.tensor[:, None].expand(-1, batch)
+        return SampleTimes(values, torch.ones_like(values, dtype=torch.bool), None, ts, moving)
     if len(given) != batch:
         raise ValueError(
             f"batch sizes differ: y0 has {batch} samples and t has {len(given)} rows (t of shape (B, n) has one "
             "for each)"
         )
-    values, real = _filled(host_times(given.detach()))
-    return SampleTimes(values.T.contiguous(), real.T.contiguous(), given.detach().T)
+    filled, real = _filled(host_times(given))
+    moving = filled.T if is_differentiated(given) else None
+    return SampleTimes(filled.detach().T.contiguous(), real.T.contiguous(), given.T, moving=moving)
 
 
 def _is_list_of_rows(t: Any) -> bool:
@@ -124,20 +129,6 @@ def _filled(values: Tensor) -> tuple[Tensor, Tensor]:
             f"t[{row}, {i}] = {filled[row, i]:g}: sort it"
         )
     return filled, real
-
-
-def refuse_moving(times: SampleTimes) -> None:
-    """Refuse times that are differentiated, where each sample has steps of its own.
-
-    Raises
-    ------
-    NotImplementedError
-    """
-    if times.shared is not None and times.shared.tensor is not None:
-        raise NotImplementedError(
-            "derivatives with respect to t are not available where each sample has steps of its own: pass t.detach(), "
-            "or use steps='joint'"
-        )
 
 
 def common_times(times: SampleTimes) -> Times:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ..core import Method, Step
-from .numbered import interpolated
+from ..loops.row_search import Search
+from .interpolants import interpolated
+from .outputs import signs
 
 
 class Written:
@@ -15,34 +17,47 @@ class Written:
     def __init__(self, method: Method, y0: Tensor, wanted: Tensor) -> None:
         self.method, self.wanted = method, wanted
         self.ys = y0.detach().expand(len(wanted), *y0.shape).clone()
-        start, end = wanted[0], wanted[-1]
-        self.sign = torch.where(end < start, -1.0, 1.0).to(wanted)
-        self.ordered = (self.sign * wanted).T.contiguous()
-        self.done = self._up_to(start)
-        self.due = (wanted != end).sum(0)  # outputs at the end are the last state
+        self.due = (wanted != wanted[-1]).sum(0)  # outputs at the end are the last state
+        self.here = Column(wanted, None)
+        self.done = self.here.up_to(wanted[0])
 
-    def _up_to(self, t: Tensor) -> Tensor:
-        """How many outputs of each sample are at or before its time."""
-        return torch.searchsorted(self.ordered, (self.sign * t)[:, None], right=True)[:, 0]
-
-    def watch(self, step: Step, t0: Tensor, t1: Tensor, success: Tensor) -> None:
-        """See a trial from t0 to t1, `(B,)`, which some samples have accepted."""
-        reached = torch.where(success, torch.minimum(self._up_to(t1), self.due), self.done)
-        counts = (reached - self.done).clamp(min=0)
+    def watch(self, search: Search, step: Step, t1: Tensor, success: Tensor) -> None:
+        """See a trial of the samples that are searched, to t1, `(B,)`, which some of them have accepted."""
+        index = search.index
+        if index is not self.here.index:
+            self.here = Column(self.wanted, index)
+        wanted = self.here.wanted
+        done, due = (x if index is None else x[index] for x in (self.done, self.due))
+        reached = torch.where(success, torch.minimum(self.here.up_to(t1), due), done)
+        counts = (reached - done).clamp(min=0)
         most = int(counts.max())
         if not most:
             return
         rank = torch.arange(most, device=t1.device)[:, None]
-        here, place = rank < counts, (self.done + rank).clamp(max=len(self.wanted) - 1)
-        t = torch.where(here, self.wanted.gather(0, place), t1)
+        here, place = rank < counts, (done + rank).clamp(max=len(wanted) - 1)
+        t = torch.where(here, wanted.gather(0, place), t1)
         y = step.y1.expand(most, *step.y1.shape)
         if bool((t != t1).any()):
-            y = interpolated(self.method, step, step.y1, t, t0, t1)
-        sample = torch.arange(t.shape[1], device=t1.device).expand_as(place)
-        self.ys[place[here], sample[here]] = y[here]
-        self.done = torch.maximum(self.done, reached)
+            y = interpolated(self.method, step, step.y1, t, (search.t, t1))
+        sample = torch.arange(t.shape[1], device=t1.device) if index is None else index
+        self.ys[place[here], sample.expand_as(place)[here]] = y[here]
+        done = torch.maximum(done, reached)
+        self.done = done if index is None else self.done.index_copy(0, index, done)
 
     def finished(self, end: Tensor) -> Tensor:
         """The outputs; those that are not written yet are the states at the ends of samples."""
         left = torch.arange(len(self.wanted), device=end.device)[:, None] >= self.done
         return torch.where(left.reshape(*left.shape, *[1] * (end.ndim - 1)), end, self.ys)
+
+
+class Column:
+    """The `wanted` times of the samples of an index, or of all."""
+
+    def __init__(self, wanted: Tensor, index: Tensor | None) -> None:
+        self.index, self.wanted = index, wanted if index is None else wanted[:, index]
+        self.sign = signs(self.wanted)
+        self._ordered = (self.sign * self.wanted).T.contiguous()
+
+    def up_to(self, t: Tensor) -> Tensor:
+        """How many outputs of each sample are at or before its time."""
+        return torch.searchsorted(self._ordered, (self.sign * t)[:, None], right=True)[:, 0]

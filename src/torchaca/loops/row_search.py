@@ -1,24 +1,27 @@
 """The search for the step sizes of rows: a trial is made for all of them, and each accepts or rejects its own.
 
-Rows are lanes of `torch.func.vmap`, or the samples of a batch; see `rows`.
+Rows are lanes of `torch.func.vmap`, or the samples of a batch; see `rows`. Samples that are done are left out where
+that pays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from ..core import Log, Problem, Step
+from ..core import CarryingStep, Log, Problem, Step, VectorField
 from ..errors import SolverError
 from ..torch_internals import forward_grad, plain
 from .pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
 from .rest import ROOM, ROUNDING, STILL, Slope, least_between, longest, looks, resolution
-from .rows import Rows, Spans
+from .row_steps import sided, step_of
+from .row_trials import Trials
+from .rows import PRICE, Rows, Spans
 
 if TYPE_CHECKING:
     from .adaptive import Adaptive
@@ -38,18 +41,24 @@ Explain: TypeAlias = "Callable[[Search, str, Tensor], SolverError]"
 """Explains why the rows of a mask cannot go on, for a reason of `WORDS`."""
 
 
-Watch: TypeAlias = Callable[[Step, Tensor, Tensor, Tensor], None]
-"""Sees a trial of all rows: the step, its times, and which rows have accepted it."""
+Watch: TypeAlias = "Callable[[Search, Step, Tensor, Tensor], None]"
+"""Sees a trial of the rows that are searched: the step, when it ends, and which rows have accepted it."""
+
+Fewer: TypeAlias = "Callable[[Tensor], tuple[VectorField, StepRule, Rows, Tensor | float] | None]"
+"""The f of some rows, by their numbers, and the rule, the rows and the absolute tolerance that go with it."""
 
 
 @dataclass
 class Search:
     """Where the rows are, and how they came there.
 
-    `y` and `f0` are states, all other tensors plain, `(*rows,)`: in lanes that makes their many small operations
-    cheaper. `rejections` counts the trials that were rejected in a row, the last of `rejected_size`. With `alone`, rows
-    that fail stop where they are and the others go on; `failure` is that of the first. `room` says whose last step had
-    an error that says nothing (see `rest`), and `rests` whether any had; `slope` is None if nobody asks.
+    `y`, `f0` and `carry`, what the method hands on, are states, all other tensors plain, `(*rows,)`: in lanes that
+    makes their many small operations cheaper. `rejections` counts the trials that were rejected in a row, the last of
+    `rejected_size`. With `alone`, rows that fail stop where they are and the others go on; `failure` is that of the
+    first. `room` says whose last step had an error that says nothing (see `rest`), and `rests` whether any had; `slope`
+    is None if nobody asks. `jumps` are times at which f may jump. With `fewer`, rows that are done are left out;
+    `index` are the numbers of those that are not, None if all are searched; `idle` rows have been computed for nothing
+    since then.
     """
 
     p: Problem
@@ -69,12 +78,19 @@ class Search:
     failed: Tensor
     room: Tensor
     slope: Slope | None
+    trials: Trials
+    atol: Tensor | float
+    carry: Tensor | None = None
     alone: bool = False
     watch: Watch | None = None
+    jumps: Tensor | None = None
+    fewer: Fewer | None = None
+    index: Tensor | None = None
     rests: bool = False
+    going: int = 0
+    idle: int = 0
     before: Tensor | None = None
     failure: SolverError | None = None
-    history: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @staticmethod
     def of(
@@ -88,6 +104,8 @@ class Search:
         explain: Explain,
         alone: bool = False,
         watch: Watch | None = None,
+        jumps: Tensor | None = None,
+        fewer: Fewer | None = None,
     ) -> Search:
         """At the start, where every state and `p.f0` have all rows.
 
@@ -99,6 +117,9 @@ class Search:
             y0, f0 = p.y0.detach(), f0.detach()
             p = replace(p.knowing(f0), y0=y0, log=Log(p.stats))
             dt0 = guess(p, f0) if control.dt0 is None else None
+            carry = (
+                None if p.carrying is None else p.carrying.lift(p.f.call, rows.spread(spans.start), y0, f0)
+            )
         with plain():
             limits, t = Limits.over(control, y0, abs(spans.end - spans.start), spans.sign), spans.start
             given = max(control.dt0 or 0.0, control.dt_min)
@@ -106,32 +127,26 @@ class Search:
             none, never = torch.zeros_like(t), torch.full_like(t, torch.inf)
             ratios, no = [torch.ones_like(t)] * 2, none.bool()
         slope = Slope(Slope.unknown(y0, rows.batch).direction, rows.each(none)) if looks(p, control) else None
-        states = (y0, f0, t, dt, ratios, none, never, no, no, slope)
-        return Search(p, rule, control, limits, rows, spans, explain, *states, alone, watch)
+        states = (y0, f0, t, dt, ratios, none, never, no, no, slope, Trials(t), control.atol, carry)
+        return Search(p, rule, control, limits, rows, spans, explain, *states, alone, watch, jumps, fewer)
 
     def boundaries(self) -> Tensor:
         """The times between which each row steps, padded with its end: `(n, *rows)`."""
-        start, stats = self.t, self.p.stats
+        stats = self.p.stats
         with torch.no_grad(), forward_grad(False):
             while proposed := self._propose():
                 self._try(*proposed)
-        if not self.history:
-            return start[None]
+        trials = self.trials
         with plain():
-            times, active, accepted = map(torch.stack, zip(*self.history, strict=True))
-            numbers = accepted.cumsum(0)
-            stats.accepted += (most := int(numbers[-1].max()))
-            stats.rejected += int((active.sum(0) - numbers[-1]).max())
-            boundaries = self.t.expand(most + 1, *self.t.shape).clone()
-            boundaries.scatter_(0, numbers * accepted, times)  # rejected trials: to row 0
-            boundaries[0] = start
+            if self.index is not None:
+                self._note_left()
+                self.t, self.y, self.failed = trials.t, trials.y, trials.failed
+            if not trials.n:
+                return trials.start[None]
+            boundaries, rejected = trials.boundaries(self.t)
+            stats.accepted += len(boundaries) - 1
+            stats.rejected += rejected
         return boundaries
-
-    def counts(self) -> tuple[Tensor, Tensor]:
-        """How many trials each row has accepted, and how many rejected."""
-        none = torch.zeros_like(self.t, dtype=torch.int64)
-        accepted = sum((success for _, _, success in self.history), none)
-        return accepted, sum((active for _, active, _ in self.history), none) - accepted
 
     def _propose(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Which rows are on their way, where their next trials end, and which of them a stop cuts short."""
@@ -140,10 +155,41 @@ class Search:
             active, stop = (t != self.spans.end) & ~self.failed, self._next_stop()
             t1, clipped = propose(t, self.dt, stop, self.limits)
             going = self._going(active, (t1 - t).abs(), t1 == stop)
-            if not self.rests:
+            few = self.fewer is not None and self.idle >= PRICE * len(t) > 0 and self.going < len(t)
+            if not self.rests and (going is None or not few or not self._leave(going)):
                 return None if going is None else (going, torch.where(going, t1, t), clipped)
-        self._bound()
+        if self.rests:
+            self._bound()
         return self._propose()
+
+    def _leave(self, going: Tensor) -> bool:
+        """Leave out the rows that are done, if f allows that."""
+        left = going.nonzero()[:, 0]
+        index = left if self.index is None else self.index[left]
+        found = None if self.fewer is None else self.fewer(index)
+        if found is None:
+            self.fewer = None
+            return False
+        self._note_left()
+        call, self.rule, self.rows, self.atol = found
+        self.p, self.index = self.p.calling(call), index
+        self.trials.leave(index)
+        self.idle = 0
+        self.spans, n = self.spans.of(left), self.y.ndim
+        self.limits = replace(self.limits, sign=self.spans.sign)
+        for name in ("t", "dt", "rejections", "rejected_size", "failed", "room"):
+            setattr(self, name, getattr(self, name)[left])
+        for name in ("y", "f0", "carry", "before"):
+            x = getattr(self, name)
+            setattr(self, name, None if x is None else x.index_select(x.ndim - n, left))
+        self.ratios = [ratio[left] for ratio in self.ratios]
+        if self.slope is not None:
+            self.slope = Slope(self.slope.direction[left], self.slope.steepness[left])
+        return True
+
+    def _note_left(self) -> None:
+        """Note where the rows are, before some of them are left out."""
+        self.trials.note_where(self.index, self.t, self.y, self.failed)
 
     def _bound(self) -> None:
         """Bound the next steps of rows at rest; see `rest`. All rows look, those with room take the answer."""
@@ -154,9 +200,10 @@ class Search:
         with plain():
             here = self.room & ((motion <= STILL) | (self.ratios[0] <= ROUNDING))
         t = rows.spread(self.t)
-        self.f0 = p.f.call(t, self.y) if self.f0 is None else self.f0
-        point = (t, self.y, self.f0, self.control.atol, resolution(p))
-        seen = known.looked(p.f.call, *point, batch=rows.batch)
+        f = sided(p.f.call, t, rows.spread(self.spans.end), self.jumps)
+        self.f0 = f(t, self.y) if self.f0 is None else self.f0
+        point = (t, self.y, self.f0, self.atol, resolution(p))
+        seen = known.looked(f, *point, batch=rows.batch)
         direction = torch.where(rows.spread(here), seen.direction, known.direction)
         self.slope = Slope(direction, torch.where(rows.each(here), seen.steepness, known.steepness))
         steepness = rows.gathered(self.slope.steepness)
@@ -169,8 +216,12 @@ class Search:
 
     def _try(self, active: Tensor, t1: Tensor, clipped: Tensor) -> None:
         """One trial in every row; the rows that are not active stay where they are."""
-        control, spread = self.control, self.rows.spread
-        step = self.p.step(spread(self.t), spread(t1), self.y, self.f0)
+        p, control, spread = self.p, self.control, self.rows.spread
+        self.idle += len(self.t) - self.going
+        order = p.method.order if p.carrying is None else p.carrying.error_order
+        carried, times = self.carry is not None, (spread(self.t), spread(t1))
+        start = self.y if self.carry is None else self.carry
+        step = step_of(p.method, p.f.call, times, start, self.f0, self.jumps, carried=carried)
         ratio = self.rows.gathered(self.rule.ratio(step))
         with plain():
             ratio, size = ratio.double(), (t1 - self.t).abs()
@@ -178,19 +229,23 @@ class Search:
             success = active & accepts(ratio, self.t, size, self.limits, at_least_dt_min=forced)
             ratios = [ratio.nan_to_num(nan=BAD_RATIO, posinf=BAD_RATIO, neginf=BAD_RATIO), *self.ratios]
             trial, calm = (size, clipped, success), self.rejections > 0
-            self.dt = next_dt(control, self.p.method.order, self.dt, ratios, trial, calm, self.limits)
+            self.dt = next_dt(control, order, self.dt, ratios, trial, calm, self.limits)
             self.ratios = [torch.where(success, *pair) for pair in pairwise(ratios)]
             self.rejections = torch.where(success, 0.0, self.rejections + 1)
             self.rejected_size = size
         if self.watch is not None:
-            self.watch(step, self.t, t1, success)
+            self.watch(self, step, t1, success)
         with plain():
             self.t = torch.where(success, t1, self.t)
             if self.slope is not None:
                 self.room = success & (ratio <= ROOM) & (t1 != self.spans.end)
-            self.history.append((t1, active, success))
+            self.trials.note(t1, active, success)
         here, f1, self.before = spread(success), step.hint, self.y
         self.y = torch.where(here, step.y1, self.y)
+        if self.carry is not None:
+            self.carry = torch.where(here, cast("CarryingStep", step).carry, self.carry)
+        if self.jumps is not None and bool((torch.isin(t1, self.jumps) & success).any()):
+            f1 = None  # on the other side of a jump f is another
         self.f0 = None if f1 is None else torch.where(here, f1, step.f0)
 
     def _next_stop(self) -> Tensor:
@@ -203,17 +258,18 @@ class Search:
     def _going(self, active: Tensor, size: Tensor, lands: Tensor) -> Tensor | None:
         """Which of the rows that are on their way can make a trial of that size, None if none is left.
 
-        Reads the device once, also whether a row rests, and once more where a row has failed.
+        Reads the device once, also whether a row rests and how many go on, and once more where a row has failed.
 
         Raises
         ------
         SolverError
             Where a row cannot, unless rows fail alone.
         """
-        trials, limits = len(self.history), self.limits
+        trials, limits = self.trials.n, self.limits
         found = refusals(self.t, size, lands, self.rejections, self.rejected_size, trials, limits)
         masks = [active & holds for holds in found.values()]
-        goes, self.rests, *fails = torch.stack([active, self.room, *masks]).flatten(1).any(1).tolist()
+        self.going, rest, *fails = torch.stack([active, self.room, *masks]).flatten(1).sum(1).tolist()
+        self.rests = bool(rest)
         for fails_so, reason, mask in zip(fails, found, masks, strict=True):
             if not fails_so:
                 continue
@@ -224,5 +280,5 @@ class Search:
             self.failed = self.failed | mask
         if any(fails):
             active = active & ~self.failed
-            goes = bool(active.any())
-        return active if goes else None
+            self.going = int(active.sum())
+        return active if self.going else None

@@ -22,6 +22,9 @@ from ..torch_internals import (
     maybe_get_level,
 )
 
+PRICE = 0.25
+"""What it costs to leave rows out, in steps of the rows that are carried: so much is computed for nothing before."""
+
 
 class Rows(Protocol):
     """How numbers of rows, plain tensors `(*shape,)`, meet their states."""
@@ -133,6 +136,17 @@ class Spans:
         return self.stops[-1]
 
     @staticmethod
-    def between(start: Tensor, end: Tensor) -> Spans:
-        """Each row from its start to its end."""
-        return Spans(start, [end], torch.where(end < start, -1.0, 1.0).to(start))
+    def between(start: Tensor, end: Tensor, times: Tensor | None = None) -> Spans:
+        """Each row from its start to its end, by way of those of the `times` that lie in between."""
+        sign = torch.where(end < start, -1.0, 1.0).to(start)
+        if times is None:
+            return Spans(start, [end], sign)
+        t = times[:, None]
+        inside = (sign * (t - start) > 0) & (sign * (end - t) > 0)
+        stops = sign * (sign * torch.where(inside, t, end)).sort(0).values
+        return Spans(start, [*stops.unbind(), end], sign)
+
+    def of(self, index: Tensor) -> Spans:
+        """Those of some rows."""
+        sign = self.sign[index] if isinstance(self.sign, Tensor) else self.sign
+        return Spans(self.start[index], [stop[index] for stop in self.stops], sign)

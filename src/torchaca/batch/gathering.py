@@ -1,0 +1,119 @@
+"""Samples that rest are left out of the batch that f gets, where that pays.
+
+What it saves is their share of each step to come; it costs to gather what is known of the others, about `PRICE` steps
+(measured, see docs/batches.md). Nobody knows beforehand how long the others take, so samples are left out once as much
+has been computed for nothing: at most twice of what was necessary is lost. An f may not allow it: if it has captured a
+tensor with a row for each sample, it is for a batch of that size alone. So f of the samples that are left is compared
+with f of all, at the start, before they are left alone for the first time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import Problem, VectorField
+from ..loops.rows import PRICE, Samples
+from ..norms import each
+from .home import Home, Part
+
+
+class Gathering:
+    """Whether, and how, a problem is solved for some of its samples."""
+
+    def __init__(self, p: Problem, samples: Samples, *, wanted: bool) -> None:
+        self.p, self.samples, self.wanted = p, samples, wanted
+        self.known: bool | None = None
+
+    def allowed(self, index: Tensor) -> bool:
+        """Whether samples may be left out; these are the first that are left."""
+        if self.known is None:
+            self.known = self.wanted and self._keeps(index)
+        return self.known
+
+    @torch.no_grad()
+    def _keeps(self, index: Tensor) -> bool:
+        """Whether f of these samples alone is what it is of all: one evaluation, which is not counted."""
+        p, call = self.p, self.p.f.call
+        assert p.f0 is not None
+        own: Any = call
+        try:
+            f0 = own.fewer(index).evaluate(p.ts.values[0], p.y0.detach()[index])
+        except Exception:  # whatever f minds there, it is no answer
+            return False
+        known = p.f0.detach()[index]
+        if f0.shape != known.shape:
+            return False
+        return same(f0, known)
+
+    def of(self, index: Tensor) -> VectorField | None:
+        """The function f of these samples, if they may be alone."""
+        own: Any = self.p.f.call
+        return own.fewer(index) if self.allowed(index) else None
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether values are equal up to what the size of the batch may do to their rounding."""
+    finite = torch.isfinite(other)
+    off = torch.where(finite, (one - other).abs(), 0.0)
+    size = each(torch.where(finite, other, 0.0).abs(), 1).amax(1)
+    near = torch.finfo(off.dtype).eps ** 0.75 * torch.maximum(size, size.amax())
+    return bool((each(off, 1).amax(1) <= near).all()) and bool((torch.isfinite(one) == finite).all())
+
+
+class Parts:
+    """Which samples each step computes, of a solve between `times` `(N + 1, B, 1, ..., 1)`."""
+
+    def __init__(self, times: Tensor, home: Home, gathering: Gathering) -> None:
+        self.home, self.ndim, self.device = home, times.ndim - 1, times.device
+        self.rests = (times[1:] == times[:-1]).flatten(1).cpu().numpy()
+        self.index = self._chosen(~self.rests, gathering)
+        self.homes: dict[int, Home] = {}
+        self.known: dict[tuple[int, int], Part] = {}
+
+    def between(self, first: int, last: int) -> Part:
+        """That of a step that makes, or lies in, the steps from number `first` to `last`."""
+        key = first, last
+        if key not in self.known:
+            index = self.index[first] if last == first + 1 else None
+            rest = np.logical_and.reduce(self.rests[first:last])
+            self.known[key] = self._part(rest, index)
+        return self.known[key]
+
+    def resting(self, n: int) -> Part:
+        """All samples, where those that rest in step n are at home."""
+        return self._part(self.rests[n], None)
+
+    def _part(self, rest: np.ndarray, index: Tensor | None) -> Part:
+        home = self.home if index is None else self._home_of(index)
+        rest = rest if index is None else rest[index.cpu().numpy()]
+        mask = None
+        if rest.any():
+            mask = torch.from_numpy(rest).to(self.device).reshape(-1, *[1] * (self.ndim - 1))
+        return Part(home, self.ndim, index, mask, len(self.home.y))
+
+    def _home_of(self, index: Tensor) -> Home:
+        key = id(index)
+        if key not in self.homes:
+            self.homes[key] = self.home.row(index)
+        return self.homes[key]
+
+    def _chosen(self, moving: np.ndarray, gathering: Gathering) -> list[Tensor | None]:
+        """The samples of each step, None for all."""
+        chosen: list[Tensor | None] = []
+        index, mine, idle = None, np.ones(moving.shape[1], dtype=bool), 0
+        for now in moving:
+            if (now & ~mine).any():
+                index, mine = None, np.ones_like(now)
+            n, active = int(mine.sum()), int(now.sum())
+            if 0 < active < n and idle >= PRICE * n:
+                left = torch.from_numpy(np.flatnonzero(now)).to(self.device)
+                if not gathering.allowed(left):
+                    return [None] * len(moving)
+                index, mine, idle, n = left, now, 0, active
+            idle += n - active
+            chosen.append(index)
+        return chosen
