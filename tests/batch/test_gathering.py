@@ -201,15 +201,15 @@ def test_what_torchode_documents():
 def test_ten_thousand_ragged_samples():
     size, most = 10_000, 200
     lengths = torch.randint(5, most + 1, (size,))
-    t = torch.rand(size, most, dtype=DOUBLE).sort(1).values * lengths[:, None] / most
+    t = torch.rand(size, most, dtype=DOUBLE).sort(1).values * lengths[:, None] / 10
     t = torch.where(torch.arange(most) < lengths[:, None], t, math.nan)
-    rates = -3 * torch.rand(size, 1, dtype=DOUBLE)
+    rates = -torch.rand(size, 1, dtype=DOUBLE)
     f = Counted(lambda t, y, rate: rate * y)
     y0 = torch.ones(size, 1, dtype=DOUBLE)
-    sol = solve(f, y0, t, batch=1, rows=(rates,), rtol=1e-6, atol=1e-9, check_rows=False)
+    options = {"rtol": 1e-6, "atol": 1e-8, "at_rest": "ignore", "check_rows": False}
+    sol = solve(f, y0, t, batch=1, rows=(rates,), **options)
     exact = torch.exp(rates.T * (t.T - t[:, 0]))
-    off = ((sol.ys[..., 0] - exact) / exact)[sol.mask].abs().max()
-    assert off < 1e-5
+    assert (sol.ys[..., 0] - exact)[sol.mask].abs().max() < 1e-5
     trials = sol.stats.samples.accepted + sol.stats.samples.rejected
-    needed = 6 * int(trials.sum())
+    needed = 6 * int(trials.sum()) + 2 * size  # the first two choose the first step
     assert sum(f.sizes) - needed < 0.1 * needed

@@ -1,7 +1,7 @@
 """Samples that rest are left out of the batch that f gets, where that pays.
 
-What it saves is their share of each step to come; it costs to gather what is known of the others, about `PRICE` steps
-(measured, see docs/batches.md). Nobody knows beforehand how long the others take, so samples are left out once as much
+What it saves is their share of each step to come; it costs to gather what is known of the others, about `PRICE` trials
+(measured). Nobody knows beforehand how long the others take, so samples are left out once as much
 has been computed for nothing: at most twice of what was necessary is lost. An f may not allow it: if it has captured a
 tensor with a row for each sample, it is for a batch of that size alone. So f of the samples that are left is compared
 with f of all, at the start, before they are left alone for the first time.
