@@ -10,7 +10,7 @@ from .batch import (
     SampleTimes,
     check_door,
     check_independence,
-    check_sizes,
+    check_options,
     common_times,
     sample_times,
     solve_samples,
@@ -37,7 +37,7 @@ def batch_of(
     structure = structure_of(y0, 1)
     packed = structure.pack(y0)
     request, times = options.request(structure, packed), sample_times(t, len(packed))
-    check_sizes(options.rows, len(packed))
+    check_options(options, len(packed), times)
     request = replace(request, args=(*request.args, *options.rows))
     shared = not request.control.adaptive and times.shared is not None and not request.compile
     joint = options.steps == "joint" or shared

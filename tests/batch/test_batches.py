@@ -387,7 +387,7 @@ def test_what_else_is_refused():
     ):
         solve(lambda t, y: -y, torch.ones(2), inside, batch=1, gradient=aca.ACA(grad_rtol=1e-2))
     with pytest.raises(NotImplementedError, match="grid= gives step times of all samples"):
-        solve(lambda t, y: -y, torch.ones(2), t, batch=1, grid=[0.0, 0.5, 1.0])
+        solve(lambda t, y: -y, torch.ones(2), t, batch=1, grid=[0.0, 0.5, 2.0])
     with pytest.raises(NotImplementedError, match="draws random numbers"), pytest.warns(match="noise"):
         solve(lambda t, y: torch.randn_like(y), torch.ones(2), [0.0, 1.0], batch=1)
     with pytest.raises(NotImplementedError, match=r"torch\.func\.vmap over solve"):

@@ -70,17 +70,15 @@ def test_samples_that_are_done_are_left_out():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_leave_them_out_as_well(name):
-    y0, mu = hard_among_easy(12, 1.5 if name == "mali" else 5.0)
+    y0, mu = hard_among_easy(6, 1.5 if name == "mali" else 5.0)
     found = []
     for deterministic in (False, True):
         start, rates = leaves(y0, mu)
         f = Counted(van_der_pol)
-        options = options_for(
-            SETTINGS[name], rtol=1e-3 if name == "mali" else 1e-5, deterministic=deterministic
-        )
+        options = options_for(SETTINGS[name], rtol=1e-3, deterministic=deterministic)
         sol = solve(f, start, [0.0, 0.5, 1.0], batch=1, rows=(rates,), **options)
         found.append((sol.ys, *torch.autograd.grad(sol.ys.square().sum(), [start, rates])))
-        assert (min(f.sizes) == 12) == deterministic
+        assert (min(f.sizes) == 6) == deterministic
     for x, y in zip(*found, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 

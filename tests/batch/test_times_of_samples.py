@@ -45,7 +45,7 @@ def test_times_move_with_every_method(method):
     options = {"method": method, **({"rtol": 1e-3} if METHODS[method].adaptive else {"dt": 0.1})}
     _, found = gradients_in_batch(forced, Y0, PADDED, MU, **options)
     _, right = gradients_alone(forced, Y0, PADDED, MU, **options)
-    same(found, right, 1e-9)
+    same(found, right, 1e-7 if METHODS[method].order > 5 else 1e-9)  # whose error estimates are rounding
 
 
 @pytest.mark.parametrize("steps", FIXED)

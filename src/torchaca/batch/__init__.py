@@ -1,6 +1,6 @@
 """Batches: the samples in the leading dimension of y0 are independent problems, each with steps of its own."""
 
-from .check import check_independence, check_sizes
+from .check import check_independence, check_options
 from .dense import SampleDense
 from .door import check_door
 from .run import passed_over, solve_samples
@@ -13,7 +13,7 @@ __all__ = [
     "Solved",
     "check_door",
     "check_independence",
-    "check_sizes",
+    "check_options",
     "common_times",
     "passed_over",
     "sample_times",

@@ -11,9 +11,26 @@ from torch import Tensor
 from ..errors import warn
 from ..norms import each
 from ..torch_internals import pytree
+from .times import SampleTimes
 
 NUDGE = 0.1
 """By which part of itself, and by how much, the row is moved that others are not to see."""
+
+
+def check_options(options: Any, batch: int, times: SampleTimes) -> None:
+    """Refuse further arguments that have not one row for each sample, and step times that are not theirs.
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        Naming the argument, and both sizes.
+    """
+    check_sizes(options.rows, batch)
+    grid = options.grid if options.control is None else getattr(options.control, "grid", None)
+    if grid is not None and times.shared is None:
+        raise NotImplementedError(
+            "grid= gives step times of all samples, and these have times of their own: use n_steps= or dt="
+        )
 
 
 def check_sizes(rows: Sequence[Any], batch: int) -> None:

@@ -77,16 +77,9 @@ class FixedSteps:
     def rows(self, times: Tensor) -> Tensor:
         """All step times `(N + 1, B)` of rows with times of their own, `(n, B)`; a row that is done repeats its end.
 
-        Raises
-        ------
-        NotImplementedError
-            For a grid, which cannot fit all of them.
+        A grid is not one of rows.
         """
         start, end = times[0], times[-1]
-        if self.grid is not None:
-            raise NotImplementedError(
-                "grid= gives step times of all samples, and these have times of their own: use n_steps= or dt="
-            )
         if self.n_steps is not None:
             parts = torch.arange(int(self.n_steps), dtype=times.dtype, device=times.device) / int(
                 self.n_steps
