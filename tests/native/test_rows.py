@@ -232,8 +232,11 @@ def test_an_f_that_is_not_of_one_sample_runs_in_the_eager_loop(f):
     with pytest.warns(UserWarning, match="this batch runs in the eager loop"):
         sol = solve(f, Y0, T, compile=True, **options)
     assert sol.stats.executor == "eager"
+    assert sol.stats.passed_over == aca.explain(f, Y0, T, compile=True, **options).passed_over
     assert "native" in sol.stats.passed_over
     torch.testing.assert_close(sol.ys, solve(f, Y0, T, **options).ys)
+    alike = aca.explain(f, Y0[:1].expand(4, 2), T, compile=True, **options)
+    assert alike.executor == "eager"
 
 
 def test_refusals():
