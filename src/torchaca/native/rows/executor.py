@@ -111,14 +111,14 @@ class NativeRows:
         ------
         CannotCompile
         """
+        f: Any = p.f.call
         y = moved(p.y0.detach())
-        try:
-            with torch.no_grad(), p.undone():
-                want = p.f.call.evaluate(p.f.call.start, y)
-        except Exception:  # f may not be defined there
-            y = p.y0.detach()
-            with torch.no_grad(), p.undone():
-                want = p.f.call.evaluate(p.f.call.start, y)
+        with torch.no_grad(), p.undone():
+            try:
+                want = f.evaluate(f.start, y)
+            except Exception:  # it may not be defined there
+                y = p.y0.detach()
+                want = f.evaluate(f.start, y)
         k = self._alone(p, y.contiguous())
         off = each((k - want).abs().nan_to_num(0, math.inf, math.inf), 1).amax(1)
         size = each(want.abs().nan_to_num(0, 0, 0), 1).amax(1)
