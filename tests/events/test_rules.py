@@ -385,3 +385,30 @@ def test_a_deadline_in_g_is_a_constant_time():
         assert times(solve(clock, y0, [0.0, 1.0], events=by_state)) == pytest.approx([0.7], abs=1e-12)
     with pytest.raises(aca.SolverError, match="only grazes zero"):
         solve(clock, y0, [0.0, 1.0], events=by_state)
+
+
+def test_second_derivatives_of_simultaneous_events():
+    """By differences: events that are moved apart happen as one behind the other."""
+
+    def end(y0, drop):
+        def bounce(i):
+            def apply(t, y):
+                return torch.cat([y[:i], y[i : i + 1], -drop * y[i + 1 : i + 2] - 0.1 * t, y[i + 2 :]])
+
+            return Event(lambda t, y: y[i] - 0.1 * t, direction=-1, apply=apply)
+
+        sol = solve(
+            lambda t, y: torch.cat([y[1:2], -9.81 - 0.3 * y[1:2], y[3:], -9.81 - 0.3 * y[3:]]),
+            y0,
+            [0.0, 1.5],
+            events=[bounce(0), bounce(2)],
+            method="dopri8",
+            rtol=1e-9,
+            atol=1e-11,
+            gradient="direct",
+        )
+        return sol.ys[-1], sol.events[0].t, sol.events[1].t
+
+    given = start(4.0, 0.0, 4.0, 0.0).requires_grad_(), torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(end, given, eps=1e-5, rtol=1e-4, atol=1e-5)
+    assert torch.autograd.gradgradcheck(end, given, eps=1e-5, rtol=1e-3, atol=1e-3, fast_mode=True)

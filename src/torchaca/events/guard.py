@@ -16,6 +16,11 @@ from ..numbers import Time, has_lanes, on_host, value
 from ..torch_internals import pytree, transformed
 from .event import Event
 
+G_WRITES = (
+    "g(t, y) changes y in place (an operation with an underscore, an index assignment, out=?): y belongs to the "
+    "solver, and the solution would be wrong. Work on y.clone(); apply= is for changes of the state"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Guard:
@@ -31,10 +36,13 @@ class Guard:
         Raises
         ------
         TypeError, ValueError
-            If that is no real number.
+            If that is no real number, or if g writes into the state.
         """
-        f = self.field
+        f, counted = self.field, not y.is_inference()
+        before = y._version if counted else 0
         given = self.event.g(f.time(t), f.structure.unpack(y), *f.args)
+        if counted and y._version != before:
+            raise ValueError(f"{self.name}: {G_WRITES}")
         if not isinstance(given, Tensor):
             raise TypeError(f"{self.name}: g(t, y) must return a 0-dim tensor, got {shorten(given)}")
         if given.ndim:
@@ -57,17 +65,17 @@ class Guard:
         return f"events[{self.index}]"
 
     def applied(self, t: Tensor, y: Tensor) -> Tensor:
-        """The packed state after the event.
+        """The packed state after the event; apply may write into what it gets.
 
         Raises
         ------
         TypeError, ValueError
-            If it is not one in the structure, shapes and dtypes of the state.
+            If it is not one in the structure, shapes and dtypes of the state, or not finite.
         """
         if self.event.apply is None:
             return y
         f = self.field
-        structure, before = f.structure, f.structure.unpack(y)
+        structure, before = f.structure, f.structure.unpack(y.clone())
         after = self.event.apply(f.time(t), before, *f.args)
         leaves = structure.leaves_of(after)
         if leaves is None or not all(isinstance(leaf, Tensor) for leaf in leaves):
@@ -80,6 +88,8 @@ class Guard:
                     f"{self.name}: apply(t, y) must keep shapes and dtypes: a tensor of shape {tuple(own.shape)} and "
                     f"{own.dtype} became one of shape {tuple(leaf.shape)} and {leaf.dtype}"
                 )
+        if not all(bool(torch.isfinite(leaf).all()) for leaf in leaves):
+            raise ValueError(f"{self.name}: apply(t, y) returned nan or inf at t = {t.item():g}")
         return structure.pack(pytree.tree_unflatten(leaves, structure.tree))
 
     def rate(self, t: Time, y: Tensor, slope: Tensor, size: float) -> tuple[float, float]:
