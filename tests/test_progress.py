@@ -8,7 +8,7 @@ import torch
 from gradient_cases import DOUBLE
 
 import torchaca
-from torchaca import NeuralODE, SolverError, explain, solve
+from torchaca import Event, NeuralODE, SolverError, explain, solve
 
 Y0 = torch.tensor([1.0, -0.5], dtype=DOUBLE)
 
@@ -96,6 +96,15 @@ def test_native_steps_show_it(bars):
     torch.testing.assert_close(sol.ys, other.ys, rtol=0, atol=1e-13)
     grads = (torch.autograd.grad(x.ys[-1].sum(), y0)[0] for x in (sol, other))
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_a_solve_with_events_has_one_bar(bars, mode):
+    kick = Event(lambda t, y: y[0] - 0.7, direction=-1, apply=lambda t, y: y + 0.1)
+    sol = solve(f, Y0, [0.0, 3.0], progress=True, events=kick, compile=mode)
+    assert len(sol.events[0].t) > 1
+    assert len(bars.made) == 1
+    assert bars.shown[-1][:2] == (pytest.approx(3.0), 3.0)
 
 
 def test_compiled_loops_refuse_it():

@@ -412,3 +412,10 @@ def test_second_derivatives_of_simultaneous_events():
     given = start(4.0, 0.0, 4.0, 0.0).requires_grad_(), torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
     assert torch.autograd.gradcheck(end, given, eps=1e-5, rtol=1e-4, atol=1e-5)
     assert torch.autograd.gradgradcheck(end, given, eps=1e-5, rtol=1e-3, atol=1e-3, fast_mode=True)
+
+
+def test_a_jump_over_zero_is_no_crossing():
+    up = Event(lambda t, y: y[0] - 0.5, apply=lambda t, y: y + 1)
+    over = Event(lambda t, y: y[0] - 0.7, direction=1)
+    sol = solve(clock, start(0.0), [0.0, 1.0], events=[up, over])
+    assert [len(x.t) for x in sol.events] == [1, 0]

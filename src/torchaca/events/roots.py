@@ -9,6 +9,8 @@ RESOLVED = 4 * 2.0**-52
 """Of the interval: where the root of a smooth function is bracketed as closely as numbers allow."""
 LEAST = -5e-324
 """Stands for zero: the root is where a function becomes zero, also one that then stays zero."""
+NEAR, SMOOTH = 1e-4, 1e-2
+"""So near before a zero of a function that crosses it, it is smaller than this, compared with the first value."""
 
 
 def leave_zero(phi: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
@@ -32,10 +34,14 @@ def root(phi: Callable[[float], float], low: float, high: float) -> float:
     """
     a, b, c = high, low, low
     fa, fb = phi(a) or LEAST, phi(b)
-    fc, theta = fb, 0.5
+    fc, theta, first = fb, 0.5, fb
     for _ in range(MOST):
         x = a + theta * (b - a)
-        fx = phi(x) or LEAST
+        fx = phi(x)
+        if fx == 0.0:
+            if 0 < phi(x - NEAR * (x - low)) < SMOOTH * first:
+                return x
+            fx = LEAST
         if (fx > 0) == (fa > 0):
             c, fc = a, fa
         else:

@@ -64,11 +64,12 @@ class Watch:
     def __init__(self, guards: Sequence[Guard], zeros: Mapping[int, float] = MappingProxyType({})) -> None:
         self.guards, self.zeros = guards, zeros
         self.sides: list[int] = []
+        self.ends: list[float] = []
         self.found: Crossing | None = None
 
     def over(self, p: Problem, moves: Generator[Step, None, End]) -> Generator[Step, None, End]:
         """Pass the steps of p on, up to the first event; the last one ends there."""
-        self.found, self.sides, start = None, [], p.y0
+        self.found, self.sides, self.ends, start = None, [], [], p.y0
         mark = p.effects.mark() if p.effects else None
         stateful = p.effects is not None and p.effects.stateful
         for step in moves:
@@ -128,12 +129,15 @@ class Watch:
             If one is not finite.
         """
         t0, t1 = value(step.t0), value(step.t1)
-        inside = _sampled(step, PARTS[1:-1])
-        points = [step.y0.detach(), *inside, step.y1.detach()]
+        known = len(self.ends) > 0  # where the step starts
+        points = [step.y0.detach(), *_sampled(step), step.y1.detach()][known:]
         times = [t0, *(t0 + part * (t1 - t0) for part in PARTS[1:-1]), t1]
-        read = [guard(t, y).double() for guard in self.guards for t, y in zip(times, points, strict=True)]
-        flat, n = [*on_host(*read)], len(PARTS)
-        values = [flat[i : i + n] for i in range(0, len(flat), n)]
+        read = [
+            guard(t, y).double() for guard in self.guards for t, y in zip(times[known:], points, strict=True)
+        ]
+        flat, n = [*on_host(*read)], len(points)
+        values = [[*self.ends[i : i + 1], *flat[i * n : (i + 1) * n]] for i in range(len(self.guards))]
+        self.ends = [seen[-1] for seen in values]
         for guard, seen in zip(self.guards, values, strict=True):
             for t, g in zip(times, seen, strict=True):
                 if not math.isfinite(g):
@@ -187,15 +191,15 @@ def _slope(step: Step, theta: float) -> Tensor:
     return (after - before) / ((high - low) * h)
 
 
-def _sampled(step: Step, parts: Sequence[float]) -> Sequence[Tensor]:
-    """States inside a step, of what is known without an evaluation of f: Hermite's cubic, or a parabola."""
-    theta = torch.tensor(parts, dtype=torch.float64, device="cpu")
+def _sampled(step: Step) -> Sequence[Tensor]:
+    """States at the inner `PARTS` of what is known without an evaluation of f: Hermite's cubic, or a parabola."""
     y0, y1, f0, f1 = (x if x is None else x.detach() for x in (step.y0, step.y1, step.f0, step.hint))
     assert y0 is not None and y1 is not None and f0 is not None  # noqa: PT018
     h = value(step.t1) - value(step.t0)
+    inner = PARTS[1:-1]
     if f1 is None:
-        weights, rows = [h * (theta - theta**2), theta**2], [f0, y1 - y0]
+        weights, rows = [[h * (x - x**2), x**2] for x in inner], [f0, y1 - y0]
     else:
-        weights = [h * theta * (1 - theta) ** 2, h * (theta - 1) * theta**2, theta**2 * (3 - 2 * theta)]
+        weights = [[h * x * (1 - x) ** 2, h * (x - 1) * x**2, x**2 * (3 - 2 * x)] for x in inner]
         rows = [f0, f1, y1 - y0]
-    return combined(torch.stack(weights, 1), rows, y0).unbind()
+    return combined(torch.tensor(weights, dtype=torch.float64, device="cpu"), rows, y0).unbind()
