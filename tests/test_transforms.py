@@ -11,11 +11,10 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 from torchaca import ACA, METHODS, PI_CONTROL, PID_CONTROL, Adaptive, Naive, SolverError, solve
 
 RECORDED = ["aca", "direct", ACA(checkpoints="none")]
-ADAPTIVE = [
-    name for name, method in METHODS.items() if method.adaptive and type(method).__name__ == "RungeKutta"
-]
+ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
 STARTS = torch.tensor([[0.3, 0.2], [1.5, 0.8], [3.0, 2.0]], dtype=DOUBLE)
 close = {"rtol": 1e-11, "atol": 1e-11}
+near = {"rtol": 1e-8, "atol": 1e-8}
 
 
 def prey(t, y):
@@ -227,8 +226,27 @@ def test_naive_through_one_lane_only():
 
 
 def test_what_lanes_cannot_do():
-    with pytest.raises(NotImplementedError, match=r"not available.*vmap.*n_steps"):
-        vmap(lambda y: outputs(y, jump_ts=[0.5]))(STARTS)
+    jumps = torch.tensor([0.5], dtype=DOUBLE, requires_grad=True)
+    with pytest.raises(NotImplementedError, match=r"respect to jump_ts are not available.*vmap.*n_steps"):
+        vmap(lambda y: outputs(y, jump_ts=jumps))(STARTS)
+
+
+@pytest.mark.parametrize("ts", [[0.0, 1.0, 2.0], [2.0, 0.7, 0.6], [0.6, 1.2, 1.5]], ids=str)
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_lanes_end_their_steps_at_jumps(name, ts):
+    """Methods that hand on more than y start afresh there, in the lanes that are there."""
+
+    def f(t, y):
+        return torch.where(t >= 0.6, -y, y.flip(0)) + torch.where(t >= 1.5, 2.0, 0.0)
+
+    def end(y0):
+        return solve(f, y0, ts, method=name, rtol=1e-3, jump_ts=[1.5, 0.6], dt_max=0.4).ys[1:]
+
+    def loss(y0):
+        return end(y0).square().sum()
+
+    torch.testing.assert_close(vmap(end)(STARTS), alone(end), **near)
+    torch.testing.assert_close(vmap(grad(loss))(STARTS), alone(grad(loss)), **near)
 
 
 AT = torch.tensor([0.0, 0.31, 2.9, 0.7, 3.0, 1.1], dtype=DOUBLE)

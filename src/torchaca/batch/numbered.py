@@ -111,7 +111,8 @@ class _ByNumber(ABC):
         given = part.at_home(start, home.y if start.ndim == part.ndim else home.carry)
         known = None if hint is None else part.at_home(hint, home.f)
         carried = start.ndim > part.ndim
-        inner = step_of(self.method, part.f(f), times, given, known, self.jumps, carried=carried)
+        lifts = carried and self.jumps_at(value(t0))
+        inner = step_of(self.method, part.f(f), times, given, known, self.jumps, carried=carried, lifts=lifts)
         return NumberedStep(self, (value(t0), value(t1)), inner, part, start, hint)
 
     @cached_property

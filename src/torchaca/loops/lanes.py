@@ -13,18 +13,20 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from ..core import Outcome, Problem, Step, tolerant
+from ..core import CarryingStep, Outcome, Problem, Step, tolerant
 from ..errors import SolverError
 from ..layout import stacked
 from ..numbers import has_lanes
 from ..torch_internals import TransformType, get_interpreter_stack, plain
+from ..transforms import is_differentiated
 from .clock import check_clock
 from .row_search import KINDS, WORDS, Search
+from .row_steps import step_of
 from .rows import Lanes, Spans
 
 if TYPE_CHECKING:
@@ -55,10 +57,10 @@ def solves_in_lanes(p: Problem, tensors: Iterable[Tensor]) -> bool:
         raise ValueError("torch.func.vmap over no lanes: there is nothing to solve, skip the call")
     unavailable = {
         f"a control of your own ({type(p.control).__name__}) is": tolerant(p.control) is None,
-        "jump_ts is": bool(p.jumps) or p.one_sided,
+        "one-sided evaluation of f is": p.one_sided,
         "going on from the state of another solve is": p.start is not None,
         "derivatives with respect to t are": p.ts.tensor is not None,
-        f"method {p.method.name!r} is": p.carrying is not None,
+        "derivatives with respect to jump_ts are": any(map(is_differentiated, p.control.tensors)),
         "an f that draws random numbers or moves buffers is": p.effects is not None,
     }
     for what, wanted in unavailable.items():
@@ -100,11 +102,13 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alo
     with plain():
         t = torch.full(lanes.shape, p.ts.values[0], dtype=torch.float64, device=y0.device)
         spans = Spans(t, [torch.full_like(t, stop) for stop in control.stops(p.ts)], p.ts.sign)
+        jumps = t.new_tensor(sorted(p.jumps)) if p.jumps else None
 
     def guess(p: Problem, f0: Tensor) -> Tensor:
         return lanes.gathered(control.initial_step(p, f0))
 
-    search = Search.of(p, control, control, lanes, spans, guess=guess, explain=_stopped, alone=alone)
+    how: dict[str, Any] = {"guess": guess, "explain": _stopped, "alone": alone, "jumps": jumps}
+    search = Search.of(p, control, control, lanes, spans, **how)
     boundaries = search.boundaries()
     with plain():
         times = boundaries.cpu().numpy()[:, ~search.failed.cpu().numpy()]
@@ -112,18 +116,25 @@ def solve_in_lanes(p: Problem, control: Adaptive, tensors: Iterable[Tensor], alo
     outputs = _Outputs.of(p, lanes, boundaries)
     resting = Resting.of(p, lanes, search, boundaries) if search.failure is not None else None
     with plain():
-        rows = boundaries.unbind()
+        rows, jumped = boundaries.unbind(), [False] * len(boundaries)
+        if jumps is not None:
+            jumped = torch.isin(boundaries, jumps).flatten(1).any(1).tolist()
     bases: list[Tensor] = []
     y, known = (p.y0, p.f0) if resting is None else (resting.y0, resting.f0)
+    carried = p.carrying is not None
+    if p.carrying is not None:
+        y, known = p.carrying.lift(p.f.call, p.ts[0], y, known), None
+        resting = None if resting is None else replace(resting, y0=y)
     for n, (t0, t1) in enumerate(pairwise(rows)):
         if resting is not None:
             t0, t1, y, known = resting.aside(t0, t1, y, known)
-        t0, t1 = map(lanes.spread, (t0, t1))
-        step = p.step(t0, t1, y, known)
-        outputs.write(n, step, t1)
+        ends, lifts = (lanes.spread(t0), lanes.spread(t1)), carried and jumped[n]
+        step = step_of(p.method, p.f.call, ends, y, known, jumps, carried=carried, lifts=lifts)
+        outputs.write(n, step, ends[1])
         if p.dense:
             bases.append(step.basis())
-        y, known = step.y1, step.hint
+        y = cast("CarryingStep", step).carry if carried else step.y1
+        known = None if jumped[n + 1] else step.hint
     if resting is not None:
         outputs.fill(len(rows) - 1)
     failure, search.failure = search.failure, None  # handed over: its traceback would hold the search

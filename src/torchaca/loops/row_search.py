@@ -221,7 +221,8 @@ class Search:
         order = p.method.order if p.carrying is None else p.carrying.error_order
         carried, times = self.carry is not None, (spread(self.t), spread(t1))
         start = self.y if self.carry is None else self.carry
-        step = step_of(p.method, p.f.call, times, start, self.f0, self.jumps, carried=carried)
+        lifts = carried and self._jumps(self.t)
+        step = step_of(p.method, p.f.call, times, start, self.f0, self.jumps, carried=carried, lifts=lifts)
         ratio = self.rows.gathered(self.rule.ratio(step))
         with plain():
             ratio, size = ratio.double(), (t1 - self.t).abs()
@@ -244,9 +245,14 @@ class Search:
         self.y = torch.where(here, step.y1, self.y)
         if self.carry is not None:
             self.carry = torch.where(here, cast("CarryingStep", step).carry, self.carry)
-        if self.jumps is not None and bool((torch.isin(t1, self.jumps) & success).any()):
+        if self._jumps(torch.where(success, t1, torch.inf)):
             f1 = None  # on the other side of a jump f is another
         self.f0 = None if f1 is None else torch.where(here, f1, step.f0)
+
+    def _jumps(self, t: Tensor) -> bool:
+        """Whether f may jump for a row at its time."""
+        with plain():
+            return self.jumps is not None and bool(torch.isin(t, self.jumps).any())
 
     def _next_stop(self) -> Tensor:
         """The nearest time ahead of each row where a step has to end."""

@@ -19,7 +19,7 @@ def sided(f: VectorField, t0: Tensor, t1: Tensor, jumps: Tensor | None) -> Vecto
     if jumps is None:
         return f
     call: Any = f
-    start, end = (torch.isin(t.detach(), jumps) for t in (t0, t1))
+    start, end = (among(t, jumps) for t in (t0, t1))
 
     def shifted(t: Time, y: Tensor) -> Tensor:
         if t is t0:
@@ -31,6 +31,11 @@ def sided(f: VectorField, t0: Tensor, t1: Tensor, jumps: Tensor | None) -> Vecto
     return shifted
 
 
+def among(t: Tensor, jumps: Tensor) -> Tensor:
+    """Which times are those of jumps; `torch.isin` is not for lanes."""
+    return (t.detach()[..., None] == jumps).any(-1)
+
+
 def step_of(
     method: Method,
     f: VectorField,
@@ -40,15 +45,17 @@ def step_of(
     jumps: Tensor | None,
     *,
     carried: bool,
+    lifts: bool = False,
 ) -> Step:
-    """One step between `times`, from y, or from what was `carried`; rows that start at a jump do so from y alone."""
+    """One step between `times`, from y, or from what was `carried`.
+
+    If it `lifts`, some rows start at a jump, and do so from y alone.
+    """
     t0, t1 = times
     f = sided(f, t0, t1, jumps)
     if not carried:
         return method.step(f, t0, t1, start, hint)
     own = cast("Carrying", method)
-    if jumps is not None:
-        fresh = torch.isin(t0.detach(), jumps)
-        if bool(fresh.any()):
-            start = torch.where(fresh, own.lift(f, t0, start[0]), start)
+    if jumps is not None and lifts:
+        start = torch.where(among(t0, jumps), own.lift(f, t0, start[0]), start)
     return own.resume(f, t0, t1, start)
