@@ -536,11 +536,10 @@ def test_transforms():
 
 
 def test_lanes_of_an_adaptive_solve():
-    f, y0 = lambda t, y: -y, torch.ones(3, 2)
-    with pytest.raises(
-        NotImplementedError, match=r"method 'alf' is not available .*vmap.*: use .* fixed steps"
-    ):
-        torch.func.vmap(lambda y: solve(f, y, [0.0, 1.0], method="alf").ys[-1])(y0)
+    f, y0 = lambda t, y: -y, torch.tensor([[1.0, 2.0], [0.1, 0.2], [5.0, 0.0]], dtype=torch.float64)
+    ends = torch.func.vmap(lambda y: solve(f, y, [0.0, 1.0], method="alf").ys[-1])(y0)
+    for y, end in zip(y0, ends, strict=True):
+        torch.testing.assert_close(end, solve(f, y, [0.0, 1.0], method="alf").ys[-1])
     ends = torch.func.vmap(lambda y: solve(f, y, [0.0, 1.0], method="alf", n_steps=5).ys[-1])(y0)
     torch.testing.assert_close(ends, solve(f, y0, [0.0, 1.0], method="alf", n_steps=5).ys[-1])
 

@@ -126,7 +126,7 @@ def _explained(p: Problem, spans: Spans, ended: Ended, failures: Failures) -> So
     at = Stopped(p, ended.y, ended.t, ended.dt, Samples(len(p.y0), p.y0.ndim), spans, limits)
     found: list[SolverError] = []
     for reason in dict.fromkeys(ended.reasons.values()):
-        mask = torch.zeros(len(p.y0), dtype=torch.bool)
+        mask = torch.zeros(len(p.y0), dtype=torch.bool, device=p.y0.device)
         mask[[i for i, own in ended.reasons.items() if own == reason]] = True
         with torch.no_grad():
             found.append(failures(at, reason, mask))

@@ -54,7 +54,7 @@ class Evaluations:
         return other
 
     def __call__(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
-        key = _numbers(t), None if nudge is None else _numbers(torch.sign(torch.as_tensor(nudge - t)))
+        key = _numbers(t), None if nudge is None else _numbers(nudge > t)
         nudged = {} if nudge is None else {"nudge": nudge}
         if not torch.is_grad_enabled():
             if key not in self.known:
@@ -71,7 +71,8 @@ class Evaluations:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             if self.timed:
-                t = torch.as_tensor(t, dtype=torch.float64).detach().clone().requires_grad_()
+                of_all = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
+                t = of_all.detach().double().clone().requires_grad_()
             k = self.f(t, y, **nudged)
         if self.inputs.watched:
             own = (y, t if isinstance(t, Tensor) else None, *self.args)

@@ -72,8 +72,8 @@ class Plan:
         if control.dt0 is not None:
             self.states["dt"] = max(control.dt0, control.dt_min)
         self.reach = (0.5 * self.span).clamp(max=control.dt_max)
-        self.fallback = torch.as_tensor(Limits.over(control, p.y0, self.span, self.sign).fallback) + none
-        self.least = torch.as_tensor(least_between(self.start, self.end, control)) + none
+        self.fallback = none + Limits.over(control, p.y0, self.span, self.sign).fallback
+        self.least = none + least_between(self.start, self.end, control)
         self.looks, self.steepness = looks(p, control), none
         self.directions = (
             Slope.unknown(p.y0.detach(), 1).direction.contiguous().clone() if self.looks else self.like
