@@ -14,7 +14,7 @@ from .workloads import Workload
 NONE = "-"
 
 FIRST = """
-Five small problems on one thread of a CPU: how long one training step takes (forward and backward pass) at the same
+Small problems on one thread of a CPU: how long one training step takes (forward and backward pass) at the same
 tolerance, with every library. The picture shows one row of each library and gradient, in milliseconds from zero on; the
 tables have all of them, with errors, evaluations and memory.
 """.strip()

@@ -1,6 +1,7 @@
 """Samples that are done cost nothing, and change nothing for the others."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -96,6 +97,31 @@ def test_an_f_that_has_captured_a_row_for_each_sample_gets_all_of_them():
         lambda t, y: van_der_pol(t, y, mu[places[: len(y)]]), y0, [0.0, 2.0], batch=1, check_rows=False
     )
     assert torch.equal(by_place.ys, rows.ys)
+
+
+PLACES = torch.linspace(1.0, 8.0, 8, dtype=DOUBLE)[:, None]
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda t, y: PLACES[: len(y)] * torch.sin(t) - y,
+        lambda t, y: PLACES[: len(y)] * y * torch.cos(t),
+        lambda t, y: -y * (1 + PLACES[: len(y)] * t),
+    ],
+    ids=["zero at the start", "zero in the state", "alike at the start"],
+)
+@pytest.mark.parametrize("mode", [False, True])
+def test_an_f_that_knows_samples_by_their_places_gets_all_of_them(f, mode):
+    """Also where f does not show it at the start: the first samples end early, and the last go on."""
+    t = [[0.0, 0.3]] * 6 + [[0.0, 9.0]] * 2
+    options = {"batch": 1, "check_rows": False, "rtol": 1e-6}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "compile=True")
+        sol = solve(f, torch.zeros(8, 2, dtype=DOUBLE) + 1e-3, t, compile=mode, **options)
+    assert sol.stats.executor == "eager"
+    right = solve(f, torch.zeros(8, 2, dtype=DOUBLE) + 1e-3, t, deterministic=True, **options)
+    assert torch.equal(sol.ys, right.ys)
 
 
 def test_everything_of_a_sample_is_gathered():

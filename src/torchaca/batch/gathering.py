@@ -4,28 +4,27 @@ What it saves is their share of each step to come; it costs to gather what is kn
 (measured). Nobody knows beforehand how long the others take, so samples are left out once as much
 has been computed for nothing: at most twice of what was necessary is lost. An f may not allow it: if it has captured a
 tensor with a row for each sample, it is for a batch of that size alone. So f of the samples that are left is compared
-with f of all, at the start, before they are left alone for the first time.
+with f of all, beside the start, before they are left alone for the first time.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import Problem, VectorField
-from ..loops.rows import PRICE, Samples
-from ..norms import each
+from ..loops.rows import PRICE, Samples, Spans, beside, differing
 from .home import Home, Part
 
 
 class Gathering:
     """Whether, and how, a problem is solved for some of its samples."""
 
-    def __init__(self, p: Problem, samples: Samples, *, wanted: bool) -> None:
-        self.p, self.samples, self.wanted = p, samples, wanted
+    def __init__(self, p: Problem, samples: Samples, spans: Spans, *, wanted: bool) -> None:
+        self.p, self.samples, self.spans, self.wanted = p, samples, spans, wanted
         self.known: bool | None = None
 
     def allowed(self, index: Tensor) -> bool:
@@ -36,32 +35,21 @@ class Gathering:
 
     @torch.no_grad()
     def _keeps(self, index: Tensor) -> bool:
-        """Whether f of these samples alone is what it is of all: one evaluation, which is not counted."""
-        p, call = self.p, self.p.f.call
-        assert p.f0 is not None
-        own: Any = call
+        """Whether f of these samples alone is what it is of all, beside the start; that is not counted."""
+        p, f = self.p, cast("Any", self.p.f.call)
+        t, y = beside(self.spans, p.y0.detach())
+        t = self.samples.spread(t)
         try:
-            f0 = own.fewer(index).evaluate(p.ts.values[0], p.y0.detach()[index])
+            known = f.evaluate(t, y)[index]
+            own = f.fewer(index).evaluate(t[index], y[index])
         except Exception:  # whatever f minds there, it is no answer
             return False
-        known = p.f0.detach()[index]
-        if f0.shape != known.shape:
-            return False
-        return same(f0, known)
+        return own.shape == known.shape and not bool(differing(own, known).any())
 
     def of(self, index: Tensor) -> VectorField | None:
         """The function f of these samples, if they may be alone."""
         own: Any = self.p.f.call
         return own.fewer(index) if self.allowed(index) else None
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether values are equal up to what the size of the batch may do to their rounding."""
-    finite = torch.isfinite(other)
-    off = torch.where(finite, (one - other).abs(), 0.0)
-    size = each(torch.where(finite, other, 0.0).abs(), 1).amax(1)
-    near = torch.finfo(off.dtype).eps ** 0.75 * torch.maximum(size, size.amax())
-    return bool((each(off, 1).amax(1) <= near).all()) and bool((torch.isfinite(one) == finite).all())
 
 
 class Parts:

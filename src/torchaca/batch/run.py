@@ -59,7 +59,7 @@ def solve_samples(p: Problem, times: SampleTimes, options: Any) -> Solved:
     refuse_problem(begun)
     if options.check_rows:
         check_independence(begun)
-    gathering = Gathering(begun, samples, wanted=not options.deterministic)
+    gathering = Gathering(begun, samples, spans, wanted=not options.deterministic)
     written, inputs = None, begun.f.inputs
     if inputs is not None and not inputs.wanted:
         check_problem(gradient, begun)  # what training will refuse, evaluation refuses as well

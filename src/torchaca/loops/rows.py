@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..norms import each
 from ..torch_internals import (
     as_lane,
     from_lanes,
@@ -153,3 +154,23 @@ class Spans:
         """Those of some rows."""
         sign = self.sign[index] if isinstance(self.sign, Tensor) else self.sign
         return Spans(self.start[index], [stop[index] for stop in self.stops], sign)
+
+
+def beside(spans: Spans, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Times `(B,)` and states of samples beside their starts, each sample's moved in its own way.
+
+    To compare f of some samples with f of all: at the starts themselves samples may be alike, or f zero.
+    """
+    part = torch.linspace(0.1 / max(len(y), 1), 0.1, len(y), dtype=torch.float64, device=y.device)
+    t = spans.start + part * (spans.stops[0] - spans.start)
+    part = part.to(y.dtype.to_real()).reshape(-1, *[1] * (y.ndim - 1))
+    return t, y * (1 + part) + part
+
+
+def differing(one: Tensor, other: Tensor) -> Tensor:
+    """Which samples `(B,)` have values that differ by more than the size of a batch may do to their rounding."""
+    finite = torch.isfinite(other)
+    off = torch.where(finite, (one - other).abs(), 0.0)
+    size = each(torch.where(finite, other, 0.0).abs(), 1).amax(1)
+    far = each(off, 1).amax(1) > torch.finfo(off.dtype).eps ** 0.5 * torch.maximum(size, size.amax())
+    return far | each(torch.isfinite(one) != finite, 1).any(1)

@@ -15,7 +15,7 @@ from ...compiled.inference import normal, outside_inference
 from ...core import Problem, Times
 from ...gradients import Facts, solve_with
 from ...gradients.fitting import BUDGET
-from ...norms import each
+from ...loops.rows import Spans, beside, differing
 from .. import records
 from ..codes import codes_of
 from ..door import refuse
@@ -30,6 +30,9 @@ KEEPS = (
     "'direct' or ACA('all')"
 )
 ALONE = "f is compiled for one sample alone: what belongs to samples has to be in rows="
+BESIDE = (
+    "f of the batch, asked beside the start, raises {0}, so that f of one sample cannot be compared with it"
+)
 MIXES = (
     "f of sample {0} alone is not its row of f of the batch: it mixes samples, or reads something of a sample that is "
     "not in rows="
@@ -103,46 +106,33 @@ class NativeRows:
         return ys, plan.ended(ys[-1].detach()), passes
 
     def _compare(self, p: Problem) -> None:
-        """Compare f of each sample alone with f of the batch, beside the start: each sample is moved in its own way.
-
-        So that two that start alike are not alike.
+        """Compare f of each sample alone with f of the batch, beside the start.
 
         Raises
         ------
         CannotCompile
         """
         f: Any = p.f.call
-        y = moved(p.y0.detach())
-        with torch.no_grad(), p.undone():
-            try:
-                want = f.evaluate(f.start, y)
-            except Exception:  # it may not be defined there
-                y = p.y0.detach()
-                want = f.evaluate(f.start, y)
-        k = self._alone(p, y.contiguous())
-        off = each((k - want).abs().nan_to_num(0, math.inf, math.inf), 1).amax(1)
-        size = each(want.abs().nan_to_num(0, 0, 0), 1).amax(1)
-        wrong = off > torch.finfo(k.dtype).eps ** 0.5 * torch.maximum(size, size.amax())
-        wrong |= each(k.isfinite() != want.isfinite(), 1).any(1)
+        t, y = beside(Spans.between(self.wanted[0], self.wanted[-1]), p.y0.detach())
+        try:
+            with torch.no_grad(), p.undone():
+                want = f.evaluate(t.reshape(-1, *[1] * (y.ndim - 1)), y)
+        except Exception as error:
+            raise CannotCompile(BESIDE.format(type(error).__name__)) from error
+        wrong = differing(self._alone(p, t, y.contiguous()), want)
         if bool(wrong.any()):
             raise CannotCompile(MIXES.format(int(wrong.int().argmax())))
 
-    def _alone(self, p: Problem, y: Tensor) -> Tensor:
-        """f of each sample alone where it starts, at the states y."""
+    def _alone(self, p: Problem, t: Tensor, y: Tensor) -> Tensor:
+        """f of each sample alone at these times and states."""
         plan, tensors = Plan(p, self.wanted, None), list(records.dense(self.reads.tensors))
-        firsts, (t, first) = self.reads.first(tensors), self.codes.given[:2]
-        called = self.codes.value.called_with([t, first, *firsts], [None])
+        firsts, lead = self.reads.first(tensors), self.codes.given[:2]
+        called = self.codes.value.called_with([*lead, *firsts], [None])
         rowed = Rowed(called, firsts, tensors, self.reads.rowed)
         solve, rows = plan.solve(None, None, called, None), plan.rows((0, plan.size), None, None, rowed)
         k = torch.empty_like(y)
-        rows.y0 = y.data_ptr()
+        ts = t[:, None].expand(plan.ts.shape).contiguous()
+        rows.y0, rows.ts = y.data_ptr(), ts.data_ptr()
         slopes = loops_for(k.dtype).function("slopes_of_rows")
         slopes(records.address(solve), records.address(rows), k.data_ptr())
         return k
-
-
-def moved(y: Tensor) -> Tensor:
-    """The states, each moved by a part of itself and by as much: a tenth for the last one."""
-    part = torch.linspace(0.1 / len(y), 0.1, len(y), dtype=y.dtype, device=y.device)
-    part = part.reshape(-1, *[1] * (y.ndim - 1))
-    return y * (1 + part) + part

@@ -16,11 +16,10 @@ from ..programs import Called
 
 def of_one(f: Any, rows: Sequence[Tensor]) -> tuple[Any, dict[int, Tensor]]:
     """f of a batch of one sample, which gets the first of each of `rows`; and those in place of which it gets them."""
-    firsts = [x[:1] for x in rows]
-    own = copy(f.with_tensors({id(x): first for x, first in zip(rows, firsts, strict=True)}))
+    firsts = {id(x): x[:1] for x in rows}
+    own = copy(f.with_tensors(firsts))
     own.structure, own.start, own.stats = replace(f.structure, lead=(1,)), None, Stats()
-    own.firsts = firsts  # whose identities are the keys
-    return own, {id(first): x for x, first in zip(rows, firsts, strict=True)}
+    return own, {id(firsts[id(x)]): x for x in rows}  # of tensors that live in its arguments
 
 
 @dataclass(frozen=True)
