@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import platform
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,8 +41,21 @@ def compiled(function: Callable[..., Any], *, forward: bool) -> Callable[..., An
         "guard_filter_fn": _kept,
         "unsafe_marked_cacheable_functions": CACHED,
         "post_grad_custom_post_pass": graph_pass(Small(cats=forward)),
+        **_instructions(),
     }
     return torch.compile(own, fullgraph=True, options=options)
+
+
+@functools.cache
+def _instructions() -> dict[str, Any]:
+    """The setting that vector instructions work, where PyTorch's own kernels use the widest ones of the processor.
+
+    Otherwise Inductor compiles a program with all of PyTorch's headers to find out: seconds, once a machine.
+    """
+    used = torch.backends.cpu.get_cpu_capability()
+    known = used == "AVX512" or (used == "AVX2" and not torch.cpu.get_capabilities().get("avx512_f", True))
+    here = platform.system() == "Linux" and platform.machine() == "x86_64"
+    return {"cpp.vec_isa_ok": True} if known and here else {}
 
 
 def replayed(function: Callable[..., Any]) -> Callable[..., Any]:
