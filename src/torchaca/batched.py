@@ -18,6 +18,7 @@ from .batch import (
 from .core import Problem, Times
 from .executors import solved
 from .going_on import State
+from .loops.rows import moved
 from .options import Options
 from .solution import Solution
 from .state import Structure, structure_of
@@ -45,6 +46,8 @@ def batch_of(
     return assembled(f, packed, structure, ts, request, batch=1), times, structure
 
 
+BESIDE = 0.05
+"""Of the span: so far beside the start f is asked whether it keeps the samples apart."""
 STANDING_IN = Times((0.0, 1.0))  # for the samples' own
 
 
@@ -55,7 +58,9 @@ def solution_of_batch(
     if p.ts is not STANDING_IN:
         ts = p.ts
         if options.check_rows and len(ts) > 1:
-            check_independence(p)
+            check_independence(
+                p, ts.values[0] + BESIDE * (ts.values[-1] - ts.values[0]), moved(p.y0.detach())
+            )
         begun, outcome, _ = solved(p)
         return Solution.of(begun, outcome, structure, t).of_batch(len(p.y0), ts, len(outcome.ts))
     return Solution.of_samples(solve_samples(p, times, options), structure, t, times)

@@ -150,7 +150,7 @@ def solve(
     steps : "own" or "joint"
         Whether each sample of a batch has its own steps, or all have the same.
     check_rows : bool
-        Evaluate f once more at the start of a batch, not counted, and warn if it mixes samples.
+        Evaluate f twice beside the start of a batch, not counted, and warn if it mixes samples.
     deterministic : bool
         Hand f all samples of a batch in each call, also those that are done, so that none changes others' rounding.
 

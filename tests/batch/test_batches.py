@@ -304,7 +304,7 @@ def test_joint_steps_are_those_of_one_solve():
 
 def test_an_f_that_mixes_samples_is_told():
     y0 = torch.randn(5, 3)
-    with pytest.warns(UserWarning, match=r"f mixes the samples.*sample 2 of y0.*f at sample \d changed by"):
+    with pytest.warns(UserWarning, match=r"f mixes the samples.*sample 2 moved.*f at sample \d changed by"):
         mixed = solve(lambda t, y: y.mean(0) - y, y0, [0.0, 1.0], batch=1)
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))
     with warnings.catch_warnings():
@@ -314,6 +314,15 @@ def test_an_f_that_mixes_samples_is_told():
         quiet = solve(lambda t, y: y.mean(0) - y, y0, [0.0, 1.0], batch=1, check_rows=False)
     assert checked.stats.nfe == free.stats.nfe
     assert mixed.stats.nfe == quiet.stats.nfe
+
+
+@pytest.mark.parametrize("steps", ["own", "joint"])
+def test_an_f_that_mixes_samples_is_told_where_the_start_hides_it(steps):
+    alike, times = torch.ones(4, 2), [0.0, 1.0]
+    with pytest.warns(UserWarning, match="f mixes the samples"):
+        solve(lambda t, y: t * (y.mean(0) - y), torch.randn(4, 2), times, batch=1, steps=steps)
+    with pytest.warns(UserWarning, match="f mixes the samples"):
+        solve(lambda t, y: (y - y.mean(0)) * y.std(0).sum(), alike, times, batch=1, steps=steps)
 
 
 def test_nothing_to_do():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import warn
 from ..norms import each
+from ..numbers import Time
 from ..torch_internals import pytree
 from .times import SampleTimes
 
@@ -57,31 +58,30 @@ def check_sizes(rows: Sequence[Any], batch: int) -> None:
 
 
 @torch.no_grad()
-def check_independence(p: Any) -> None:
-    """Warn if f at one sample depends on the state of another: one evaluation at the start, which is not counted.
+def check_independence(p: Any, t: Time, y: Tensor) -> None:
+    """Warn if f(t, y) at one sample depends on the state of another: two evaluations, which are not counted.
 
-    Another one if f has not been evaluated there yet.
+    To be asked beside the start, where samples are not alike, and f is not zero.
     """
-    evaluate, y0 = p.f.call.evaluate, p.y0.detach()
-    if len(y0) < 2 or not y0.numel():
+    if len(y) < 2 or not y.numel():
         return
-    f0 = evaluate(p.ts.values[0], y0) if p.f0 is None else p.f0.detach()
-    row = len(y0) // 2
-    moved = y0.clone()
-    moved[row] = y0[row] * (1 + NUDGE) + NUDGE
+    evaluate, row = p.f.call.evaluate, len(y) // 2
+    other = y.clone()
+    other[row] = y[row] * (1 + NUDGE) + NUDGE
     try:
         with p.undone():
-            off = each((evaluate(p.ts.values[0], moved) - f0).abs(), 1).amax(1)
+            f0, f1 = evaluate(t, y), evaluate(t, other)
+        off = each((f1 - f0).abs(), 1).amax(1)
     except Exception:  # whatever f minds there, it is no answer
         return
     size = each(f0.abs().nan_to_num(0, 0, 0), 1).amax(1)
     seen = off > torch.finfo(off.dtype).eps ** 0.75 * torch.maximum(size, size.amax())
     seen[row] = False
     if bool(seen.any()):
-        other = int(torch.where(seen, off, 0.0).argmax())
+        worst = int(torch.where(seen, off, 0.0).argmax())
         warn(
-            f"f mixes the samples of the batch: with sample {row} of y0 moved by a tenth, f at sample {other} changed "
-            f"by {off[other].item():.2g} (BatchNorm in training, a mean over the batch, attention between samples?). "
+            f"f mixes the samples of the batch: with sample {row} moved by a tenth, f at sample {worst} changed by "
+            f"{off[worst].item():.2g} (BatchNorm in training, a mean over the batch, attention between samples?). "
             "With batch=1 each sample is at a time of its own, and the solution means nothing then: let f act row by "
             "row, or leave out batch=1. check_rows=False silences this"
         )

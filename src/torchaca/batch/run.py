@@ -20,7 +20,7 @@ from ..layout import stacked
 from ..log import Samples as Counts
 from ..loops.clock import check_clock
 from ..loops.row_search import Search
-from ..loops.rows import Rows, Samples, Spans
+from ..loops.rows import Rows, Samples, Spans, beside
 from ..loops.rule import StepRule
 from .assembly import numbered
 from .check import check_independence
@@ -58,7 +58,8 @@ def solve_samples(p: Problem, times: SampleTimes, options: Any) -> Solved:
     begun = prepared(eager.begin(p), gradient)
     refuse_problem(begun)
     if options.check_rows:
-        check_independence(begun)
+        t, y = beside(spans, begun.y0.detach())
+        check_independence(begun, samples.spread(t), y)
     gathering = Gathering(begun, samples, spans, wanted=not options.deterministic)
     written, inputs = None, begun.f.inputs
     if inputs is not None and not inputs.wanted:

@@ -161,10 +161,17 @@ def beside(spans: Spans, y: Tensor) -> tuple[Tensor, Tensor]:
 
     To compare f of some samples with f of all: at the starts themselves samples may be alike, or f zero.
     """
-    part = torch.linspace(0.1 / max(len(y), 1), 0.1, len(y), dtype=torch.float64, device=y.device)
-    t = spans.start + part * (spans.stops[0] - spans.start)
-    part = part.to(y.dtype.to_real()).reshape(-1, *[1] * (y.ndim - 1))
-    return t, y * (1 + part) + part
+    return spans.start + _parts(y) * (spans.stops[0] - spans.start), moved(y)
+
+
+def moved(y: Tensor) -> Tensor:
+    """States of samples, each moved in its own way."""
+    part = _parts(y).to(y.dtype.to_real()).reshape(-1, *[1] * (y.ndim - 1))
+    return y * (1 + part) + part
+
+
+def _parts(y: Tensor) -> Tensor:
+    return torch.linspace(0.1 / max(len(y), 1), 0.1, len(y), dtype=torch.float64, device=y.device)
 
 
 def differing(one: Tensor, other: Tensor) -> Tensor:
