@@ -28,6 +28,8 @@ from .failure import CannotCompile, attempt, first_line
 from .field_graph import FieldGraph
 from .inference import normal, outside_inference
 
+SECOND = "second derivatives of steps that are graphs are not available: use compile=False"
+
 
 def in_steps(p: Problem, mode: str) -> Problem:
     """The problem with graphs for steps; `mode` is "steps" or "cuda-graphs"."""
@@ -139,7 +141,9 @@ class Steps:
         outs, wrt = ([x for x in some if x.requires_grad] for some in (made, leaves))
         try:
             with attempt(), settings():
-                torch.autograd.grad(outs, wrt, [torch.zeros_like(x) for x in outs], allow_unused=True)
+                zeros = [torch.zeros_like(x) for x in outs]
+                # Compiled the first time for a graph that stays, it leaves alone what it may need again.
+                torch.autograd.grad(outs, wrt, zeros, allow_unused=True, retain_graph=True)
         except Exception as error:
             seen.field.loops[kind] = f"the compiler failed ({first_line(error)})"
             raise CannotCompile(seen.field.loops[kind]) from error
@@ -190,7 +194,22 @@ def _graph(field: FieldGraph, kind: Kind, time_dtype: torch.dtype) -> Callable[.
         return [own.y1, *error, *own.known[len(known) :]]
 
     if not kind.cuda_graph:
-        return compiler.compiled(step, forward=not kind.differentiated)
+        made = compiler.compiled(step, forward=not kind.differentiated)
+        return (lambda *args: _Once.apply(*made(*args))) if kind.differentiated else made
     graph = compiler.replayed(step)
     # The next replay writes over what this one returns.
     return lambda *args: [x.clone() for x in graph(*args)]
+
+
+class _Once(torch.autograd.Function):
+    """The outputs of a graph, whose backward pass has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(SECOND)
+        return cotangents
