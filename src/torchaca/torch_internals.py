@@ -194,6 +194,11 @@ def is_view(target: object) -> bool:
     return any(info is not None and not info.is_write for info in infos)
 
 
+def shows_another(x: torch.Tensor) -> bool:
+    """Whether the tensor is a view of another one."""
+    return x._is_view()
+
+
 def write_code(module: fx.GraphModule) -> None:
     """Write the code of a graph now, not in the middle of somebody's trace."""
     _LazyGraphModule.force_recompile(module)

@@ -61,7 +61,7 @@ class Loops:
             self.seen = capture(f, time, p.y0, record)
             self.record = record and self._keeps(p, self.seen)
             self.seen = self.seen if self.record else replace(self.seen, recorded=None)
-        f.note_precision(self.seen.field.half)
+        self.seen.tell(f, p.y0)
         return p.knowing(self.seen.value)
 
     def _keeps(self, p: Problem, seen: Capture) -> bool:

@@ -45,6 +45,18 @@ class Capture:
     modes: Modes
     recorded: FirstEvaluation | None = None
 
+    def tell(self, f: Dynamics, y0: Tensor) -> None:
+        """Have f know in which precision it computes.
+
+        Raises
+        ------
+        CannotCompile
+            If a derivative by the state is wanted, and f computes its value without a graph: the eager loop warns.
+        """
+        f.note_precision(self.field.half)
+        if self.field.y_at in self.field.unrecorded and y0.requires_grad and torch.is_grad_enabled():
+            raise CannotCompile("f computes its value from y under no_grad")
+
     def call(
         self, place: Any, build: Callable[[], Callable[..., Any]], *args: Any, dynamic: bool = True
     ) -> Any:
@@ -191,8 +203,7 @@ def _captured(
         _SEEN.add(key)
     if len(call.found) != 1:
         raise CannotCompile("f has no operation on tensors that could be compiled")
-    seen = _pure(call, time, value, modes)
-    return seen
+    return _pure(call, time, value, modes)
 
 
 def _cannot(error: BaseException) -> CannotCompile | None:

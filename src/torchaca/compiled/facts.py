@@ -17,6 +17,7 @@ from ..torch_internals import (
     JVP_TRANSFORM,
     SET_GRAD_ENABLED,
     pytree,
+    shows_another,
     write_code,
 )
 from .failure import CannotCompile
@@ -75,6 +76,31 @@ def half_inside(graph: fx.GraphModule) -> torch.dtype | None:
                 found = x.dtype if found is None else coarser(found, x.dtype)
         pending.extend(node.all_input_nodes)
     return found
+
+
+def read_unrecorded(graph: fx.GraphModule) -> frozenset[int]:
+    """The inputs that an operation reads where grad mode is off, or a view of them, if the value has no graph."""
+    (output,) = graph.graph.find_nodes(op="output")
+    if any(_example_requires_grad(node) for node in output.all_input_nodes):
+        return frozenset()
+    origin: dict[fx.Node, int] = {n: i for i, n in enumerate(graph.graph.find_nodes(op="placeholder"))}
+    found, on = set[int](), True
+    for node in graph.graph.nodes:
+        if node.target is SET_GRAD_ENABLED:
+            on = bool(node.args[0])
+            continue
+        read = [origin[x] for x in node.all_input_nodes if x in origin]
+        if node.op != "output" and not on:
+            found.update(read)
+        made = node.meta.get("example_value")
+        if read and isinstance(made, Tensor) and shows_another(made):
+            origin[node] = read[0]
+    return frozenset(found)
+
+
+def _example_requires_grad(node: fx.Node) -> bool:
+    made = pytree.tree_leaves(node.meta.get("example_value"))
+    return any(isinstance(x, Tensor) and x.requires_grad for x in made)
 
 
 def dynamic_sizes(graph: fx.GraphModule) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .facts import dynamic_sizes, half_inside, refuse, without_sizes, without_switches
+from .facts import dynamic_sizes, half_inside, read_unrecorded, refuse, without_sizes, without_switches
 from .scalars import with_scalars
 
 
@@ -18,10 +18,10 @@ class FieldGraph:
     """`f(t, y)` on packed states as a graph; `t_at` and `y_at` are the places of t and y among its inputs.
 
     `silent` is the graph to use if nothing is recorded, None if that is the same. `dynamic` are the (input,
-    dimension) pairs whose sizes may change; `half` is the coarsest half precision in which f computes. `loops` holds
-    what was compiled for it, `warm` for which shapes that has run; `effects` says what it leaves behind beside its
-    value, None before its first evaluation. `exact` is the graph that reads Python
-    numbers of f, where they are among its inputs.
+    dimension) pairs whose sizes may change; `half` is the coarsest half precision in which f computes; `unrecorded` are
+    the inputs from which a value without a graph is computed where grad mode is off. `loops` holds what was compiled
+    for it, `warm` for which shapes that has run; `effects` says what it leaves behind beside its value, None before its
+    first evaluation. `exact` is the graph that reads Python numbers of f, where they are among its inputs.
     """
 
     graph: fx.GraphModule
@@ -29,6 +29,7 @@ class FieldGraph:
     effects: str | None = None
     dynamic: tuple[tuple[int, int], ...] = ()
     half: torch.dtype | None = None
+    unrecorded: frozenset[int] = frozenset()
     exact: fx.GraphModule | None = None
     n_inputs: int = 0
     t_at: int | None = None
@@ -46,11 +47,13 @@ class FieldGraph:
             If it is not a function of tensors, or cannot be differentiated as f.
         """
         refuse(graph, transforms=transforms)
-        half, plain = half_inside(graph), without_sizes(graph)
+        half, unrecorded = half_inside(graph), read_unrecorded(graph)
+        plain = without_sizes(graph)
         made = with_scalars(plain)
         exact, plain = (None, plain) if made is None else (plain, made)
         dynamic = dynamic_sizes(plain)
-        return FieldGraph(plain, without_switches(plain), dynamic=dynamic, half=half, exact=exact)
+        silent = without_switches(plain)
+        return FieldGraph(plain, silent, dynamic=dynamic, half=half, unrecorded=unrecorded, exact=exact)
 
     @property
     def scalars(self) -> bool:

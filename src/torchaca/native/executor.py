@@ -44,7 +44,7 @@ class Native:
             p = replace(p, y0=normal(p.y0))
             time = f.time(start, nudge=end if start in p.jumps else None)
             self._compile(p, time)
-        f.note_precision(self.seen.field.half)
+        self.seen.tell(f, p.y0)
         return p.knowing(self.f0)
 
     def _compile(self, p: Problem, time: Tensor) -> None:

@@ -85,7 +85,7 @@ class NativeRows:
             except CannotCompile as reason:
                 raise CannotCompile(f"{reason} ({ALONE})") from reason
             self.reads = Reads.of(self.codes.seen.inputs, whole)
-        f.note_precision(self.codes.seen.field.half)
+        self.codes.seen.tell(f, p.y0)
         p = replace(p, ts=Times(tuple(map(float, range(len(self.wanted))))))
         with outside_inference():
             self._compare(p)
