@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core import Problem
 from ..gradients.replay import refuse_derivative
-from ..numbers import Time, on_host, value
+from ..numbers import Time, column, on_host, value
 from ..torch_internals import transformed
 from ..transforms import is_differentiated, orders
 from .failures import stopped
@@ -87,7 +87,7 @@ def moment_of(
         what = f"{guard.name} only grazes zero: g does not change along the solution, so its time has no derivative"
         advice = "a g that crosses zero with a slope, or torch.no_grad() if the values are all that is wanted"
         raise stopped(p, "grazing", t, size, what, advice)
-    delta, moved = _shifted(p, guard, t, y, seen, slope, rate)
+    delta, moved = shifted(p, guard, t, y, seen, slope, rate)
     delta = delta.double().cpu()
     return Moment(at + (delta - delta.detach()), state + (moved - moved.detach()))
 
@@ -117,7 +117,7 @@ def following(
     g, rate = guard.rate(now.value, y, slope.detach(), size)
     if abs(g) > abs(value(before)) + TOUCHING * scale or not crosses(rate, size, scale):
         return now, own.t
-    delta, moved = _shifted(p, guard, t, y, seen, slope, rate)
+    delta, moved = shifted(p, guard, t, y, seen, slope, rate)
     delta = delta.double().cpu()
     later = t + (delta - delta.detach())
     return Moment(later, y.detach() + (moved - moved.detach())), own.t.detach() + (later - later.detach())
@@ -141,29 +141,30 @@ def crosses(rate: float, size: float, scale: float) -> bool:
     return math.isfinite(rate) and abs(rate) * size > GRAZING * scale
 
 
-def _shifted(
-    p: Problem, guard: Guard, t: Time, y: Tensor, seen: Tensor, slope: Tensor, rate: float
+def shifted(
+    p: Problem, guard: Guard, t: Time, y: Tensor, seen: Tensor, slope: Tensor, rate: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Delta and the state there, for their derivatives alone: delta has the value zero.
 
-    `seen` is g there, `slope` is f, and `rate` how fast g changes along it.
+    `seen` is g there, `slope` is f, and `rate` how fast g changes along it. Of a batch, each sample has its own.
     """
     f: Any = p.f.call
     time = f.time(t)
     delta = -(seen - seen.detach()) / rate
     moved = _along(p, t, y, slope, delta)
-    again = guard(time + delta.to(time.dtype), moved)
+    again = guard(time + delta.to(time.dtype).reshape(time.shape), moved)
     delta = delta - (again - again.detach()) / rate
     return delta, _along(p, t, y, slope, delta)
 
 
 def _along(p: Problem, t: Time, y: Tensor, slope: Tensor, delta: Tensor) -> Tensor:
     """The state a time delta of value zero later."""
-    own = delta.to(y.dtype.to_real())
+    f: Any = p.f.call
+    own = column(delta.to(y.dtype.to_real()), y, delta.ndim)
     bend = (
         _bend_in_transform(p, value(t), y, own)
         if transformed()
-        else _Bend.apply(p, value(t), y.detach(), own)
+        else _Bend.apply(p, f.time(t).detach(), y.detach(), own)
     )
     return y + own * slope + bend
 
@@ -198,7 +199,7 @@ class _Bend(torch.autograd.Function):
     """delta^2 / 2 df/dt along the solution, for a delta of value zero: the second derivative is all that it has."""
 
     @staticmethod
-    def forward(ctx: Any, p: Problem, t: float, y: Tensor, delta: Tensor) -> Tensor:
+    def forward(ctx: Any, p: Problem, t: Tensor, y: Tensor, delta: Tensor) -> Tensor:
         ctx.p, ctx.t = p, t
         ctx.save_for_backward(y, delta)
         return torch.zeros_like(y)
@@ -226,25 +227,26 @@ class _Bent(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         bend, delta, cotangent = ctx.saved_tensors
-        second = grads[0] * inner(cotangent, bend).to(delta.dtype)
+        own = inner(cotangent, bend, min(delta.ndim, 1))
+        second = grads[0] * own.to(delta.dtype).reshape(delta.shape)
         if torch.is_grad_enabled():
             (second,) = refuse_derivative([second.detach()], (delta, cotangent, *grads), THIRD)
         return None, second, None
 
 
-def _change_along(p: Problem, t: float, y: Tensor) -> Tensor:
+def _change_along(p: Problem, t: Tensor, y: Tensor) -> Tensor:
     """df/dt along the solution: how f by t, and f by y times f, add up. Two products with a transposed Jacobian."""
     f: Any = p.f.call
     with torch.enable_grad():
         state = y.detach().clone().requires_grad_()
-        time = f.time(t).detach().clone().requires_grad_()
+        time = t.clone().requires_grad_()
         slope = f(time, state)
         if not slope.requires_grad:
             return torch.zeros_like(y)
         dual = torch.zeros_like(slope, requires_grad=True)
         by_t, by_y = torch.autograd.grad(slope, [time, state], dual, create_graph=True, allow_unused=True)
         total = torch.zeros((), dtype=torch.float64, device=y.device)
-        total = total if by_t is None else total + by_t.double()
+        total = total if by_t is None else total + by_t.double().sum()  # each sample has a dual of its own
         total = total if by_y is None else total + inner(by_y, slope.detach())
         if not total.requires_grad:
             return torch.zeros_like(y)

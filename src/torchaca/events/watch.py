@@ -85,9 +85,7 @@ class Watch:
             if crossing.t == value(step.t0):
                 p.stats.accepted -= 1
             else:
-                landing = p.step(step.t0, crossing.t, start, None if stateful else step.f0)
-                yield landing
-                crossing.slope = crossing.slope if landing.hint is None else landing.hint.detach()
+                yield p.step(step.t0, crossing.t, start, None if stateful else step.f0)
             return End("event")
         return End("reached")
 
