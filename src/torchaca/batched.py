@@ -41,7 +41,7 @@ def batch_of(
     check_options(options, len(packed), times)
     request = replace(request, args=(*request.args, *options.rows))
     shared = not request.control.adaptive and times.shared is not None and not request.compile
-    joint = options.steps == "joint" or shared
+    joint = options.steps == "joint" or (shared and not request.events)
     ts = common_times(times) if joint else STANDING_IN
     return assembled(f, packed, structure, ts, request, batch=1), times, structure
 

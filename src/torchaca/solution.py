@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import SampleDense, SampleTimes, Solved
+from .batch import SampleDense, SamplePieces, SampleTimes, Solved
 from .core import Control, Outcome, Problem, Stats, Times, tolerant
 from .dense import DenseOutput, detached
 from .errors import SolverError, shorten
@@ -53,8 +53,8 @@ class Solution:
         For each of `events=`, in their order: when it happened, and the states just before.
     mask : Tensor or None
         With `batch=1`: `(n, B)`, which outputs are real. The others repeat the sample's last state: those behind the
-        end of its own times, and what it did not reach. `ts` is `(n, B)` if samples have times of their own, padded
-        with nan.
+        end of its own times, or a terminal event, and what it did not reach. `ts` is `(n, B)` if samples have times of
+        their own, padded with nan, or the time of the event.
     kinds : tuple of str
         With `batch=1`: for each sample the kind of its failure, or an empty string.
     """
@@ -64,7 +64,7 @@ class Solution:
     stats: Stats
     steps: tuple[float, ...] = ()
     failure: SolverError | None = None
-    dense: DenseOutput | Pieces | SampleDense | None = None
+    dense: DenseOutput | Pieces | SampleDense | SamplePieces | None = None
     trace: Trace | None = None
     settings: str = ""
     events: tuple[Occurrences, ...] = ()
@@ -116,7 +116,10 @@ class Solution:
     def _statuses(self) -> tuple[str, ...]:
         leaves = [each(torch.isfinite(x), 2).all(-1).all(0) for x in pytree.tree_leaves(self.ys)]
         finite = torch.stack(leaves).all(0).tolist()
-        words = ("success" if so else "non-finite" for so in finite)
+        words = ["success" if so else "non-finite" for so in finite]
+        ends = [event.count.tolist() for event in self.events if event.terminal and event.count is not None]
+        for counts in ends:
+            words = ["event" if n else word for n, word in zip(counts, words, strict=True)]
         return tuple(kind or word for kind, word in zip(self.kinds, words, strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Solution:
@@ -233,17 +236,18 @@ class Solution:
             The failure of a sample, if that is to be raised.
         """
         p, ys, failure, real = solved.p, solved.ys, solved.failure, times.real.to(solved.ys.device)
-        mask, missed = real & solved.reached, real & ~solved.reached
-        if p.log.on_failure == "nan" and failure is not None:
-            ys = torch.where(missed.reshape(*missed.shape, *[1] * (ys.ndim - 2)), math.nan, ys)
-        if times.given is None:
-            ts = _output_times(given_ts, times.shared.values if times.shared else (), p)
-        else:
-            ts = times.given
+        mask = real & solved.reached
         kinds = tuple(solved.kinds.get(i, "") for i in range(mask.shape[1]))
+        if p.log.on_failure == "nan" and failure is not None:
+            failed = torch.tensor([kind != "" for kind in kinds], device=mask.device)
+            missed = (real & ~mask & failed).reshape(*mask.shape, *[1] * (ys.ndim - 2))
+            ys = torch.where(missed, math.nan, ys)
+        ts = None if times.given is None else solved.ending(times.given)
+        ts = _output_times(given_ts, times.shared.values if times.shared else (), p) if ts is None else ts
+        events = tuple(replace(event, t=event.t.to(ts)) for event in solved.events)
         ys = ys if structure.plain else structure.unpack(ys)
         return Solution(
-            ts, ys, p.stats, (), failure, solved.dense, p.trace, _settings(p), mask=mask, kinds=kinds
+            ts, ys, p.stats, (), failure, solved.dense, p.trace, _settings(p), events, mask=mask, kinds=kinds
         )
 
 

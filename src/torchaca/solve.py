@@ -121,7 +121,7 @@ def solve(
     events : Event or list of Event
         Where a function of time and state crosses zero, the solve notes it, jumps or ends; see `Event`. When and where
         is in `solution.events`, one entry for each; a terminal one makes `solution.status` "event", and
-        `solution.ts[-1]` and `solution.ys[-1]` its own.
+        `solution.ts[-1]` and `solution.ys[-1]` its own. With `batch=1` each sample has its own.
     compile : bool, "native", "loops", "steps" or "cuda-graphs"
         Run the solve and its backward pass as native code, or where that cannot be as compiled loops; or insist on one
         of them; or each step as a compiled graph, on a GPU as a CUDA graph (see docs/compile.md).

@@ -372,7 +372,7 @@ BAD_OPTIONS = {
     "a number of steps": ({"steps": 4}, ValueError, "got 4. The number of fixed steps is n_steps="),
     "compile": ({"batch": 1, "compile": "steps"}, ValueError, "compile='steps'.*which has those of each"),
     "deterministic alone": ({"deterministic": True}, ValueError, "deterministic= has no effect without batch=1"),
-    "events": ({"batch": 1, "events": aca.Event(lambda t, y: y)}, NotImplementedError, "event would.*sample by sample"),
+    "events": ({"batch": 1, "steps": "joint", "events": aca.Event(lambda t, y: y)}, NotImplementedError, "end those"),
     "debug": ({"batch": 1, "debug": True}, NotImplementedError, "debug=True tells of steps by their times"),
     "adjoint": ({"batch": 1, "gradient": "adjoint"}, NotImplementedError, "gradient='adjoint'.*steps='joint'.*'aca'"),
     "naive": ({"batch": 1, "gradient": "naive"}, NotImplementedError, "gradient='naive'.*steps='joint'.*'aca'"),

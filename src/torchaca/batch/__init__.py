@@ -3,12 +3,14 @@
 from .check import check_independence, check_options
 from .dense import SampleDense
 from .door import check_door
-from .run import passed_over, solve_samples
+from .pieces import SamplePieces
 from .solved import Solved
+from .solving import passed_over, solve_samples
 from .times import SampleTimes, common_times, sample_times
 
 __all__ = [
     "SampleDense",
+    "SamplePieces",
     "SampleTimes",
     "Solved",
     "check_door",

@@ -77,8 +77,8 @@ class SampleDense:
 
     def _at(self, t: Any, weights: Callable[[Tensor, Tensor], Tensor]) -> Any:
         given = host_times(t)
-        at, n = self._of_each(given).to(self.times.device), len(self.bases)
-        self._refuse_outside(at.detach())
+        at, n = self.of_each(given).to(self.times.device), len(self.bases)
+        self.refuse_outside(at.detach(), self.span)
         if not n:
             ys = self.y0.expand(len(at), *self.y0.shape)
         else:
@@ -101,7 +101,7 @@ class SampleDense:
         ys = ys if given.ndim else ys[0]
         return self.structure.unpack(ys)
 
-    def _of_each(self, t: Tensor) -> Tensor:
+    def of_each(self, t: Tensor) -> Tensor:
         """Times `(n, B)`."""
         size = len(self.y0)
         if t.ndim == 2:
@@ -117,8 +117,8 @@ class SampleDense:
             )
         return t.reshape(-1, 1).expand(-1, size)
 
-    def _refuse_outside(self, t: Tensor) -> None:
-        low, high = self.span.amin(0), self.span.amax(0)
+    def refuse_outside(self, t: Tensor, span: Tensor) -> None:
+        low, high = span.amin(0), span.amax(0)
         slack = torch.finfo(self.y0.dtype.to_real()).eps * torch.maximum(low.abs(), high.abs())
         slack = torch.minimum(slack, 1e-6 * (high - low))
         outside = (t < low - slack) | (t > high + slack)

@@ -41,10 +41,10 @@ def check_door(options: Any) -> Any:
             "rows is a tuple of f's further arguments with one row for each sample: write "
             f"rows=({shorten(options.rows, 20)},)"
         )
-    if options.events is not None:
+    if options.events is not None and options.steps == "joint":
         raise NotImplementedError(
-            "with batch=1 an event would end the steps of all samples: solve sample by sample, "
-            "[solve(f, y, t, events=...) for y in y0]; or with dense=True, and look for roots of sol(t)"
+            "steps='joint' makes the same steps for all samples, and an event of one of them would end those of all: "
+            "leave out steps=, with which each sample has events of its own"
         )
     for name in ("save", "progress"):
         if getattr(options, name):
@@ -83,8 +83,8 @@ def _refuse_without_batch(options: Any) -> None:
             )
 
 
-def refuse_problem(p: Problem) -> None:
-    """Refuse what a solve in which each sample has its own steps cannot do.
+def refuse_problem(p: Problem, *, joint: bool = True) -> None:
+    """Refuse what a solve in which each sample has its own steps cannot do, and `joint` ones perhaps can.
 
     Raises
     ------
@@ -102,11 +102,11 @@ def refuse_problem(p: Problem) -> None:
         "an f that draws random numbers or moves buffers leaves behind what a rejected trial of one sample cannot undo "
         "without undoing the accepted ones of others": p.effects is not None,
     }
+    instead = "steps='joint', which gives all samples the same steps" if joint else "a solve of each sample"
     for why, wanted in unavailable.items():
         if wanted:
             raise NotImplementedError(
-                f"{why}: use steps='joint', which gives all samples the same steps, or gradient='aca' or 'direct' and "
-                "tolerances or n_steps"
+                f"{why}: use {instead}, or gradient='aca' or 'direct' and tolerances or n_steps"
             )
 
 

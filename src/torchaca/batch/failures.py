@@ -12,13 +12,27 @@ from ..core import Problem
 from ..errors import KINDS as WHAT
 from ..errors import SolverError
 from ..loops.diagnosis import FAST, GROWTH, NEAR
-from ..loops.pace import Limits
-from ..loops.row_search import KINDS, WORDS
+from ..loops.pace import KINDS, WORDS, Limits
 from ..loops.rows import Rows, Spans
 from ..loops.rule import largest
 from ..norms import each
 
 MOST = 5  # samples named in a message
+OF_EVENTS = {
+    "event": (
+        "g of an event is nan or inf in the step from there, so that nobody can say where it crosses zero",
+        "a g that is finite for every y that the solve may pass through",
+    ),
+    "grazing": (
+        "an event only grazes zero: g does not change along the solution, so its time has no derivative",
+        "a g that crosses zero with a slope, or torch.no_grad() if the values are all that is wanted",
+    ),
+    "zeno": (
+        "three events in a row with no time between them: they come in ever shorter intervals",
+        "an event that ends the solve where motion is slow, or an apply that takes the state off the guard",
+    ),
+}
+"""What was seen of an event that stops samples, and what to try, by the kind of the failure."""
 
 
 class Where(Protocol):
@@ -46,10 +60,13 @@ class Failures:
         """The failure of the samples of the mask; see `row_search.Explain`."""
         found = mask.nonzero()[:, 0].tolist()
         numbers = range(len(mask)) if search.index is None else search.index.tolist()
-        failed, kinds = [numbers[i] for i in found], self._kinds(search, KINDS.get(reason, reason))
+        failed, t = [numbers[i] for i in found], search.t[found[0]].item()
+        dt = search.dt[found[0]].item()
+        if reason in OF_EVENTS:
+            return self.of_event(reason, failed, t, dt, search.p)
+        kinds = self._kinds(search, KINDS.get(reason, reason))
         self.kinds |= {numbers[i]: kinds[i] for i in found}
         first, kind = failed[0], kinds[found[0]]
-        t, dt = search.t[found[0]].item(), search.dt[found[0]].item()
         words = WORDS[reason].format(**vars(search.limits))
         message = (
             f"{_named(failed)} stopped at t = {t:.10g}: {words}. {WHAT[kind][0].upper()}{WHAT[kind][1:]}.\n  try: "
@@ -57,6 +74,16 @@ class Failures:
             f"y0[{first}] alone, which says more."
         )
         return SolverError(kind, message, t=t, dt=dt, stats=search.p.stats)
+
+    def of_event(self, kind: str, failed: Sequence[int], t: float, dt: float, p: Problem) -> SolverError:
+        """The failure of these samples by an event, of a kind of `OF_EVENTS`; the first one's was at t."""
+        seen, advice = OF_EVENTS[kind]
+        self.kinds |= dict.fromkeys(failed, kind)
+        message = (
+            f"{_named(failed)} stopped at t = {t:.10g}: {seen}.\n  try: {advice}; or on_failure='status', with which "
+            "the others go on and sol.status says which stopped."
+        )
+        return SolverError(kind, message, t=t, dt=dt, stats=p.stats)
 
     @staticmethod
     def _kinds(search: Where, usual: str) -> list[str]:

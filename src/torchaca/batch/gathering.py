@@ -9,6 +9,8 @@ with f of all, beside the start, before they are left alone for the first time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core import Problem, VectorField
+from ..events.guard import Guard
 from ..loops.rows import PRICE, Samples, Spans, beside, differing
 from .home import Home, Part
 
@@ -23,8 +26,10 @@ from .home import Home, Part
 class Gathering:
     """Whether, and how, a problem is solved for some of its samples."""
 
-    def __init__(self, p: Problem, samples: Samples, spans: Spans, *, wanted: bool) -> None:
-        self.p, self.samples, self.spans, self.wanted = p, samples, spans, wanted
+    def __init__(
+        self, p: Problem, samples: Samples, spans: Spans, *, wanted: bool, guards: Sequence[Guard] = ()
+    ) -> None:
+        self.p, self.samples, self.spans, self.wanted, self.guards = p, samples, spans, wanted, guards
         self.known: bool | None = None
 
     def allowed(self, index: Tensor) -> bool:
@@ -35,16 +40,17 @@ class Gathering:
 
     @torch.no_grad()
     def _keeps(self, index: Tensor) -> bool:
-        """Whether f of these samples alone is what it is of all, beside the start; that is not counted."""
+        """Whether f, and g of events, of these samples are what they are of all, beside the start; not counted."""
         p, f = self.p, cast("Any", self.p.f.call)
         t, y = beside(self.spans, p.y0.detach())
         t = self.samples.spread(t)
         try:
-            known = f.evaluate(t, y)[index]
-            own = f.fewer(index).evaluate(t[index], y[index])
+            some, left = f.fewer(index), (t[index], y[index])
+            pairs = [(some.evaluate(*left), f.evaluate(t, y)[index])]
+            pairs += [(replace(guard, field=some)(*left), guard(t, y)[index]) for guard in self.guards]
         except Exception:  # whatever f minds there, it is no answer
             return False
-        return own.shape == known.shape and not bool(differing(own, known).any())
+        return all(a.shape == b.shape and not bool(differing(a, b).any()) for a, b in pairs)
 
     def of(self, index: Tensor) -> VectorField | None:
         """The function f of these samples, if they may be alone."""

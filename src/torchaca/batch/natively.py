@@ -81,6 +81,7 @@ def _asked(p: Problem, clock: Clock, options: Any) -> tuple[NativeRows, str | No
     """The executor, and why it does not take the problem, as far as can be said before anything is evaluated."""
     executor = NativeRows(clock.wanted, pytree.tree_leaves(options.rows))
     elsewhere = {
+        "events": options.events is not None,
         "dense output": p.dense,
         "jumps of f": clock.jumps is not None,
         "derivatives with respect to times": clock.moves,

@@ -15,104 +15,41 @@ import torch
 from torch import Tensor
 
 from ..core import Problem, VectorField, tolerant
-from ..executors import EAGER, Eager, check_problem, prepared
+from ..executors import Eager
 from ..layout import stacked
 from ..log import Samples as Counts
 from ..loops.clock import check_clock
-from ..loops.row_search import Search
-from ..loops.rows import Rows, Samples, Spans, beside
+from ..loops.row_search import Cut, Search
+from ..loops.rows import Rows, Samples, Spans
 from ..loops.rule import StepRule
 from .assembly import numbered
-from .check import check_independence
 from .clock import Clock
 from .dense import SampleDense
-from .door import refuse_outputs, refuse_problem
 from .failures import Failures
 from .gathering import Gathering
-from .natively import solve_natively, why_not
+from .march import March
 from .outputs import reached_by
 from .solved import Solved
-from .times import SampleTimes
 from .written import Written
 
 
-def solve_samples(p: Problem, times: SampleTimes, options: Any) -> Solved:
-    """Solve each sample of a batch between its own times, with the options of `torchaca.solve`.
-
-    Raises
-    ------
-    SolverError
-        If one cannot go on, and failures are to be raised.
-    NotImplementedError
-        For what this cannot do.
-    """
-    gradient = p.gradient
-    assert gradient is not None
-    p.stats.executor = EAGER
-    p, clock, samples, spans = _placed(p, times, options)
-    if not p.y0.numel() or bool((spans.start == spans.end).all()):
-        return _unmoved(p, clock, samples)
-    if options.compile and (found := solve_natively(p, clock, spans, options)) is not None:
-        return found
-    eager = Eager()
-    begun = prepared(eager.begin(p), gradient)
-    refuse_problem(begun)
-    if options.check_rows:
-        t, y = beside(spans, begun.y0.detach())
-        check_independence(begun, samples.spread(t), y)
-    gathering = Gathering(begun, samples, spans, wanted=not options.deterministic)
-    written, inputs = None, begun.f.inputs
-    if inputs is not None and not inputs.wanted:
-        check_problem(gradient, begun)  # what training will refuse, evaluation refuses as well
-        if begun.control.adaptive and not p.dense:
-            written = Written(begun.method, begun.y0, clock.wanted)
-    run = _Run(begun, clock, samples, spans, gathering)
-    if not begun.control.adaptive:
-        return run.replayed(run.fixed())
-    search = run.search(written)
-    boundaries = search.boundaries()
-    p.stats.samples = Counts(*search.trials.counts())
-    if written is None:
-        return run.replayed(boundaries, search)
-    check_clock(begun, boundaries[:, ~search.failed].cpu().numpy())
-    reached = reached_by(clock.wanted, search.t)
-    return Solved(begun, written.finished(search.y), reached, search.failure, run.failures.kinds)
-
-
-def passed_over(p: Problem, times: SampleTimes, options: Any) -> str | None:
-    """Say why a batch would not be solved natively; None if it would."""
-    p, clock, _, _ = _placed(p, times, options)
-    return why_not(p, clock, options)
-
-
-def _placed(p: Problem, times: SampleTimes, options: Any) -> tuple[Problem, Clock, Samples, Spans]:
-    """The problem at the times of its samples, if it is one that this can do."""
-    refuse_problem(p)
-    clock, samples = Clock.of(times, p), Samples(len(p.y0), p.y0.ndim)
-    assert p.gradient is not None
-    refuse_outputs(p.gradient, clock)
-    spans = Spans.between(clock.wanted[0], clock.wanted[-1], clock.jumps)
-    return _starting(p, clock, samples, len(options.rows)), clock, samples, spans
-
-
-def _starting(p: Problem, clock: Clock, samples: Samples, rows: int) -> Problem:
+def starting(p: Problem, clock: Clock, samples: Samples, rows: int) -> Problem:
     """The problem at the times at which the samples start, where f jumps for none of them."""
     call: Any = p.f.call
     start = clock.start(call.time_dtype)
-    f = replace(call, start=samples.spread(start), rows=rows)
+    f = call.starting(samples.spread(start), rows)
     return replace(p, f=replace(p.f, call=f, jumps=frozenset()), ts=clock.standing_in(start))
 
 
-def _unmoved(p: Problem, clock: Clock, samples: Samples) -> Solved:
+def unmoved(p: Problem, clock: Clock) -> Solved:
     """What comes of samples that all end where they start."""
-    p.stats.samples = Counts.none(samples.size)
     ys = clock.along(stacked([p.y0] * len(clock.wanted)), p)
     dense = SampleDense.of(p, clock, clock.ends[:1], ()) if p.dense else None
     return Solved(p, ys, torch.ones_like(clock.wanted, dtype=torch.bool), dense=dense)
 
 
 @dataclass
-class _Run:
+class Run:
     """One solve of a problem that has begun."""
 
     p: Problem
@@ -122,16 +59,28 @@ class _Run:
     gathering: Gathering
     failures: Failures = field(default_factory=Failures)
 
-    def search(self, written: Written | None) -> Search:
-        """The search for the steps of all samples, who looks after the outputs if they are to be written."""
+    def search(
+        self,
+        written: Written | None = None,
+        cut: Cut | None = None,
+        known: Tensor | None = None,
+        made: Tensor | None = None,
+    ) -> Search:
+        """The search for the steps of all samples, who looks after the outputs if they are to be written.
+
+        `known` `(B,)` are sizes of first steps, nan where they are to be guessed; for `cut` and `made` see `Search`.
+        """
         p, spans = self.p, self.spans
         control = tolerant(p.control)
         rule = replace(control.step_rule, batch=1)
         reach = (0.5 * (spans.stops[0] - spans.start).abs()).clamp(max=control.dt_max)
 
         def guess(p: Problem, f0: Tensor) -> Tensor:
+            if known is not None and not bool(known.isnan().any()):
+                return known
             start = self.samples.spread(spans.start)
-            return rule.guessed_step(p.f, start, p.y0, f0, spans.sign, reach, p.method.order)
+            found = rule.guessed_step(p.f, start, p.y0, f0, spans.sign, reach, p.method.order)
+            return found if known is None else torch.where(known.isnan(), found, known)
 
         def fewer(index: Tensor) -> tuple[VectorField, StepRule, Rows, Tensor | float] | None:
             call = self.gathering.of(index)
@@ -153,6 +102,8 @@ class _Run:
             watch=None if written is None else written.watch,
             jumps=self.clock.jumps,
             fewer=fewer,
+            cut=cut,
+            made=made,
         )
 
     def fixed(self) -> Tensor:
@@ -163,15 +114,16 @@ class _Run:
         self.p.stats.samples = Counts(n, torch.zeros_like(n))
         return boundaries
 
-    def replayed(self, boundaries: Tensor, search: Search | None = None) -> Solved:
-        """Make these steps under the gradient; they are those of a search, or fixed ones."""
+    def replayed(
+        self, boundaries: Tensor, moving: Tensor | None, search: Search | March | None = None
+    ) -> Solved:
+        """Make these steps under the gradient, `moving` if they have derivatives; a search has found them, or none."""
         p, clock, failure = self.p, self.clock, None
         times = boundaries.cpu().numpy()
         if search is not None:
             failure, search.failure = search.failure, None  # handed over: its traceback would hold the search
             times = times[:, ~search.failed.cpu().numpy()]
         check_clock(p, times)
-        moving = self.moving(boundaries)
         reached = reached_by(clock.wanted, boundaries[-1])
         if len(boundaries) == 1:  # every sample has failed at once
             ys, bases = stacked([p.y0] * len(clock.wanted)), ()

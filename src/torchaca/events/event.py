@@ -27,6 +27,8 @@ class Event:
         Which crossings count: all, rising ones in the direction of the solve, or falling ones.
     apply : callable, optional
         `apply(t, y, *args)` returns the state from which the solve goes on, in the structure, shapes and dtypes of y.
+        With `batch=1` both get the whole batch: g returns one number for each sample, `(B,)` or `(B, 1, ..., 1)`, and
+        of what apply returns the samples are taken at which the event happens.
 
     Notes
     -----
@@ -73,11 +75,15 @@ class Occurrences:
         `(k, *y0.shape)` in the structure of y0: the states just before, differentiable.
     terminal : bool
         Whether the event ends the solve.
+    count : Tensor or None
+        With `batch=1`: `(B,)`, how often it happened to each sample. `t` is `(k, B)`, padded with nan, and `y` is
+        `(k, B, ...)`, padded with the samples' last states.
     """
 
     t: Tensor
     y: Any
     terminal: bool = False
+    count: Tensor | None = None
 
     def detached(self) -> Occurrences:
         """The values; a graph belongs to the original alone."""

@@ -73,6 +73,13 @@ class Dynamics:
         other.args = pytree.tree_map(lambda leaf: swap.get(id(leaf), leaf), self.args)
         return other
 
+    def starting(self, start: Tensor, rows: int) -> Dynamics:
+        """The same f of samples that start at other times; so many of its last arguments have one row for each."""
+        other = copy(self)
+        other.dtypes, other._some = self.dtypes, None
+        other.start, other.rows = start, rows
+        return other
+
     def fewer(self, index: Tensor) -> Dynamics:
         """The same f of some samples of a batch, those of the index."""
         if self._some is not None and self._some[0] is index:

@@ -77,9 +77,12 @@ class FixedSteps:
     def rows(self, times: Tensor) -> Tensor:
         """All step times `(N + 1, B)` of rows with times of their own, `(n, B)`; a row that is done repeats its end.
 
-        A grid is not one of rows.
+        A grid is that of rows which share their times.
         """
         start, end = times[0], times[-1]
+        if self.grid is not None:
+            inner = torch.tensor(self.grid.values[1:-1], dtype=times.dtype, device=times.device)
+            return torch.cat([start[None], inner[:, None].expand(-1, times.shape[1]), end[None]])
         if self.n_steps is not None:
             parts = torch.arange(int(self.n_steps), dtype=times.dtype, device=times.device) / int(
                 self.n_steps

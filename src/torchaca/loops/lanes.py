@@ -25,7 +25,8 @@ from ..numbers import has_lanes
 from ..torch_internals import TransformType, get_interpreter_stack, plain
 from ..transforms import is_differentiated
 from .clock import check_clock
-from .row_search import KINDS, WORDS, Search
+from .pace import KINDS, WORDS
+from .row_search import Search
 from .row_steps import step_of
 from .rows import Lanes, Spans
 

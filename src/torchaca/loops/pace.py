@@ -29,6 +29,18 @@ BAD_RATIO = 1e10  # what a nan or inf error counts as: shrink as much as allowed
 UNGUESSED = 1e-6  # of the span: the first step size if the guess cannot be used
 
 
+WORDS = {
+    "step-size": "a step size fell below what time can resolve",
+    "underflow": "a step size fell below the smallest number of the state's dtype",
+    "dt-min": "the error is too large at dt_min = {dt_min:g}",
+    "max-steps": "max_steps = {max_trials} trials are used up",
+    "rejections": "{most_rejections} trials in a row were rejected",
+}
+"""Why a row cannot go on, by the reasons of `refusals`; the numbers are those of its `Limits`."""
+KINDS = {"underflow": "step-size", "rejections": "step-size"}
+"""Kinds of `SolverError` by the reason to give up, if they have other names."""
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """What the Python loop computes step sizes with.

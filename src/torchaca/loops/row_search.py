@@ -27,22 +27,15 @@ if TYPE_CHECKING:
     from .adaptive import Adaptive
     from .rule import StepRule
 
-WORDS = {
-    "step-size": "a step size fell below what time can resolve",
-    "underflow": "a step size fell below the smallest number of the state's dtype",
-    "dt-min": "the error is too large at dt_min = {dt_min:g}",
-    "max-steps": "max_steps = {max_trials} trials are used up",
-    "rejections": "{most_rejections} trials in a row were rejected",
-}
-KINDS = {"underflow": "step-size", "rejections": "step-size"}
-"""Kinds of `SolverError` by the reason to give up, if they have other names."""
-
 Explain: TypeAlias = "Callable[[Search, str, Tensor], SolverError]"
 """Explains why the rows of a mask cannot go on, for a reason of `WORDS`."""
 
 
 Watch: TypeAlias = "Callable[[Search, Step, Tensor, Tensor], None]"
 """Sees a trial of the rows that are searched: the step, when it ends, and which rows have accepted it."""
+
+Cut: TypeAlias = "Callable[[Search, Step, Tensor, Tensor], tuple[Tensor, Tensor]]"
+"""Sees the same. Says when the trial is to end for each row, and which rows are done there, before its end."""
 
 Fewer: TypeAlias = "Callable[[Tensor], tuple[VectorField, StepRule, Rows, Tensor | float] | None]"
 """The f of some rows, by their numbers, and the rule, the rows and the absolute tolerance that go with it."""
@@ -80,11 +73,13 @@ class Search:
     slope: Slope | None
     trials: Trials
     atol: Tensor | float
+    made: Tensor
     carry: Tensor | None = None
     alone: bool = False
     watch: Watch | None = None
     jumps: Tensor | None = None
     fewer: Fewer | None = None
+    cut: Cut | None = None
     index: Tensor | None = None
     rests: bool = False
     going: int = 0
@@ -106,6 +101,8 @@ class Search:
         watch: Watch | None = None,
         jumps: Tensor | None = None,
         fewer: Fewer | None = None,
+        cut: Cut | None = None,
+        made: Tensor | None = None,
     ) -> Search:
         """At the start, where every state and `p.f0` have all rows.
 
@@ -127,8 +124,9 @@ class Search:
             none, never = torch.zeros_like(t), torch.full_like(t, torch.inf)
             ratios, no = [torch.ones_like(t)] * 2, none.bool()
         slope = Slope(Slope.unknown(y0, rows.batch).direction, rows.each(none)) if looks(p, control) else None
-        states = (y0, f0, t, dt, ratios, none, never, no, no, slope, Trials(t), control.atol, carry)
-        return Search(p, rule, control, limits, rows, spans, explain, *states, alone, watch, jumps, fewer)
+        states = (y0, f0, t, dt, ratios, none, never, no, no, slope, Trials(t), control.atol)
+        last = (none if made is None else made, carry, alone, watch, jumps, fewer, cut)
+        return Search(p, rule, control, limits, rows, spans, explain, *states, *last)
 
     def boundaries(self) -> Tensor:
         """The times between which each row steps, padded with its end: `(n, *rows)`."""
@@ -152,7 +150,7 @@ class Search:
         """Which rows are on their way, where their next trials end, and which of them a stop cuts short."""
         with plain():
             t = self.t
-            active, stop = (t != self.spans.end) & ~self.failed, self._next_stop()
+            active, stop = (t != self.spans.end) & ~self.failed, self.spans.next_stop(t)
             t1, clipped = propose(t, self.dt, stop, self.limits)
             going = self._going(active, (t1 - t).abs(), t1 == stop)
             few = self.fewer is not None and self.idle >= PRICE * len(t) > 0 and self.going < len(t)
@@ -177,7 +175,7 @@ class Search:
         self.idle = 0
         self.spans, n = self.spans.of(left), self.y.ndim
         self.limits = replace(self.limits, sign=self.spans.sign)
-        for name in ("t", "dt", "rejections", "rejected_size", "failed", "room"):
+        for name in ("t", "dt", "rejections", "rejected_size", "failed", "room", "made"):
             setattr(self, name, getattr(self, name)[left])
         for name in ("y", "f0", "carry", "before"):
             x = getattr(self, name)
@@ -236,12 +234,18 @@ class Search:
             self.rejected_size = size
         if self.watch is not None:
             self.watch(self, step, t1, success)
+        moved = success
+        if self.cut is not None:
+            t1, found = self.cut(self, step, t1, success)
+            self.spans = self.spans.ending(found, t1)
+            moved, still = success & ~found & ~self.failed, found & (t1 == self.t)
+            active, success = (x & ~self.failed & ~still for x in (active, success))
         with plain():
             self.t = torch.where(success, t1, self.t)
             if self.slope is not None:
                 self.room = success & (ratio <= ROOM) & (t1 != self.spans.end)
             self.trials.note(t1, active, success)
-        here, f1, self.before = spread(success), step.hint, self.y
+        here, f1, self.before = spread(moved), step.hint, self.y
         self.y = torch.where(here, step.y1, self.y)
         if self.carry is not None:
             self.carry = torch.where(here, cast("CarryingStep", step).carry, self.carry)
@@ -254,13 +258,6 @@ class Search:
         with plain():
             return self.jumps is not None and bool(torch.isin(t, self.jumps).any())
 
-    def _next_stop(self) -> Tensor:
-        """The nearest time ahead of each row where a step has to end."""
-        *earlier, stop = self.spans.stops
-        for one in reversed(earlier):
-            stop = torch.where(self.spans.sign * (one - self.t) > 0, one, stop)
-        return stop
-
     def _going(self, active: Tensor, size: Tensor, lands: Tensor) -> Tensor | None:
         """Which of the rows that are on their way can make a trial of that size, None if none is left.
 
@@ -271,7 +268,7 @@ class Search:
         SolverError
             Where a row cannot, unless rows fail alone.
         """
-        trials, limits = self.trials.n, self.limits
+        trials, limits = self.trials.n + self.made, self.limits
         found = refusals(self.t, size, lands, self.rejections, self.rejected_size, trials, limits)
         masks = [active & holds for holds in found.values()]
         self.going, rest, *fails = torch.stack([active, self.room, *masks]).flatten(1).sum(1).tolist()
@@ -279,12 +276,22 @@ class Search:
         for fails_so, reason, mask in zip(fails, found, masks, strict=True):
             if not fails_so:
                 continue
-            failure = self.explain(self, reason, mask)
-            if not self.alone:
-                raise failure
-            self.failure = self.failure or failure
-            self.failed = self.failed | mask
+            self.fail(reason, mask)
         if any(fails):
             active = active & ~self.failed
             self.going = int(active.sum())
         return active if self.going else None
+
+    def fail(self, reason: str, mask: Tensor) -> None:
+        """The rows of the mask stop where they are.
+
+        Raises
+        ------
+        SolverError
+            Unless rows fail alone.
+        """
+        failure = self.explain(self, reason, mask)
+        if not self.alone:
+            raise failure
+        self.failure = self.failure or failure
+        self.failed = self.failed | mask

@@ -150,6 +150,17 @@ class Spans:
         stops = sign * (sign * torch.where(inside, t, end)).sort(0).values
         return Spans(start, [*stops.unbind(), end], sign)
 
+    def next_stop(self, t: Tensor) -> Tensor:
+        """The nearest time ahead of each row where a step has to end."""
+        *earlier, stop = self.stops
+        for one in reversed(earlier):
+            stop = torch.where(self.sign * (one - t) > 0, one, stop)
+        return stop
+
+    def ending(self, mask: Tensor, t: Tensor) -> Spans:
+        """The same, but the rows of the mask end at their times t."""
+        return Spans(self.start, [*self.stops[:-1], torch.where(mask, t, self.end)], self.sign)
+
     def of(self, index: Tensor) -> Spans:
         """Those of some rows."""
         sign = self.sign[index] if isinstance(self.sign, Tensor) else self.sign
