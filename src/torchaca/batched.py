@@ -15,7 +15,7 @@ from .batch import (
     sample_times,
     solve_samples,
 )
-from .core import Problem, Times
+from .core import Control, Problem, Times
 from .executors import solved
 from .going_on import State
 from .loops.rows import moved
@@ -40,14 +40,22 @@ def batch_of(
     request, times = options.request(structure, packed), sample_times(t, len(packed))
     check_options(options, len(packed), times)
     request = replace(request, args=(*request.args, *options.rows))
-    shared = not request.control.adaptive and times.shared is not None and not request.compile
-    joint = options.steps == "joint" or (shared and not request.events)
-    ts = common_times(times) if joint else STANDING_IN
+    grid = getattr(request.control, "grid", None)
+    common = _joint(request.control, times, options) or (grid is not None and request.events)
+    ts = common_times(times) if common else STANDING_IN
     return assembled(f, packed, structure, ts, request, batch=1), times, structure
 
 
 BESIDE = 0.05
 """Of the span: so far beside the start f is asked whether it keeps the samples apart."""
+
+
+def _joint(control: Control, times: SampleTimes, options: Options) -> bool:
+    """Whether all samples have the same steps, and nobody wants to know which sample does what in them."""
+    common = not control.adaptive and times.shared is not None
+    return options.steps == "joint" or (common and not options.compile and options.events is None)
+
+
 STANDING_IN = Times((0.0, 1.0))  # for the samples' own
 
 
@@ -55,7 +63,7 @@ def solution_of_batch(
     p: Problem, times: SampleTimes, structure: Structure, t: Any, options: Options
 ) -> Solution:
     """Solve what `batch_of` has made, at times that were given as `t`."""
-    if p.ts is not STANDING_IN:
+    if _joint(p.control, times, options):
         ts = p.ts
         if options.check_rows and len(ts) > 1:
             check_independence(

@@ -22,7 +22,7 @@ from ..events.guard import guards_of
 from ..executors import Eager, check_problem, prepared
 from ..log import Samples as Counts
 from ..loops.pace import ulp
-from ..loops.rows import Samples, Spans
+from ..loops.rows import Samples, Spans, beside
 from ..numbers import column
 from .check import check_independence
 from .clock import Clock
@@ -124,7 +124,7 @@ class Course:
                 left, Stretch(p, clock, solved.ys, clock.wanted[-1], counts, none, none, dense=solved.dense)
             )
             return True
-        begun = self._begun(p)
+        begun = self._begun(p, spans)
         guards = guards_of(begun, tuple(self.events))
         wanted = not self.options.deterministic
         gathering = Gathering(begun, self.samples, spans, wanted=wanted, guards=guards)
@@ -136,14 +136,15 @@ class Course:
         self._add(left, part)
         return True
 
-    def _begun(self, p: Problem) -> Problem:
+    def _begun(self, p: Problem, spans: Spans) -> Problem:
         """The problem with f at its starts; what is found out at the first one holds for all stretches."""
         gradient, options, first = p.gradient, self.options, not self.begun
         assert gradient is not None
         begun = prepared(Eager().begin(p), gradient)
         refuse_problem(begun, joint=False)
         if options.check_rows and first:
-            check_independence(begun)
+            t, y = beside(spans, begun.y0.detach())
+            check_independence(begun, self.samples.spread(t), y)
         if begun.f.inputs is not None and not begun.f.inputs.wanted:
             check_problem(gradient, begun)  # what training will refuse, evaluation refuses as well
         own = tolerant(begun.control)

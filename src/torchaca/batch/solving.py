@@ -8,7 +8,7 @@ from ..core import Problem
 from ..executors import EAGER, Eager, check_problem, prepared
 from ..log import Samples as Counts
 from ..loops.clock import check_clock
-from ..loops.rows import Samples, Spans
+from ..loops.rows import Samples, Spans, beside
 from .check import check_independence
 from .clock import Clock
 from .course import solve_through
@@ -48,7 +48,8 @@ def solve_samples(p: Problem, times: SampleTimes, options: Any) -> Solved:
     begun = prepared(eager.begin(p), gradient)
     refuse_problem(begun)
     if options.check_rows:
-        check_independence(begun)
+        t, y = beside(spans, begun.y0.detach())
+        check_independence(begun, samples.spread(t), y)
     gathering = Gathering(begun, samples, spans, wanted=not options.deterministic)
     written, inputs = None, begun.f.inputs
     if inputs is not None and not inputs.wanted:
