@@ -34,6 +34,7 @@ class Net(nn.Module):
 
 
 F = {dtype: Net(dtype) for dtype in (torch.float32, DOUBLE)}
+STEPS = ACA(grad_rtol=0.1)  # goes from step to step itself
 TIMES = {
     "ends": [0.0, 1.5],
     "outputs": [0.0, 0.0, 0.3, 0.31, 1.0, 1.5, 1.5],
@@ -171,6 +172,25 @@ def test_nested_states_and_arguments(norm):
         found.append(([*sol.ys.values(), *grads], sol.stats))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-11, atol=1e-11)
     assert found[1][1] == found[0][1]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient": ACA(checkpoints="all")}, {"batch": 1}, {"gradient": STEPS}]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_what_f_reads_may_be_in_another_dtype(dtype, options):
+    """A weight and a rate, finer or coarser than the state, have the gradients of the eager loop."""
+    other = DOUBLE if dtype == torch.float32 else torch.float32
+    weight = torch.tensor([[0.3, -1.0], [1.0, 0.2]], dtype=other, requires_grad=True)
+    rate = torch.tensor(0.5, dtype=other, requires_grad=True)
+
+    def f(t, y):
+        return y @ weight.to(y.dtype) - rate * y
+
+    times, wrt = [0.0, 0.4, 1.0], [weight, rate]
+    found = [solved(mode, times, dtype, f, wrt=wrt, rtol=1e-5, **options) for mode in (False, "native")]
+    assert found[1][0].stats.executor == "native"
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-4)
 
 
 def test_without_gradients():

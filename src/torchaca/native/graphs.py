@@ -55,7 +55,10 @@ def value_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -
 
 
 def pull_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Wanted) -> Traced:
-    """`(t, y, g, *inputs)` -> the product of g with df/dy, with df/dt, and those with what else is wanted."""
+    """`(t, y, g, *inputs)` -> the product of g with df/dy, with df/dt, and those with what else is wanted.
+
+    All of them are in the dtype of the state, in which the loops add them up.
+    """
 
     def pull(t: Tensor, y: Tensor, g: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         # By autograd: a transform around those that f has inside would be at the level that its graph gives theirs.
@@ -65,7 +68,7 @@ def pull_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wa
         with torch.enable_grad():
             k = f(t, y, leaves)
             grads = torch.autograd.grad(k, wrt, g, materialize_grads=True) if k.requires_grad else None
-        return grads or tuple(torch.zeros_like(x) for x in wrt)
+        return tuple(x.to(y.dtype) for x in grads or map(torch.zeros_like, wrt))
 
     return _traced(pull, (t, y, y, *inputs), dynamic_of(f, 3))
 

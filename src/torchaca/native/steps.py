@@ -71,7 +71,7 @@ class Bound:
         given = list(records.dense(f.inputs))
         chosen = [x for x, want in zip(given, f.wanted.inputs, strict=True) if want]
         (self.code, self.product), t, self.timed = f.codes, y.new_empty(()), f.wanted.time
-        self.parts = [torch.empty_like(x) for x in chosen]
+        self.parts = [torch.empty_like(x, dtype=y.dtype) for x in chosen]
         self.lead = 2 if self.timed else 1
         self.value: Called = self.code.called_with([t, y, *given], [None])
         self.pull: Called | None = None

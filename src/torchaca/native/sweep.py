@@ -63,7 +63,8 @@ class Sweep:
         )
         given = list(records.dense(inputs))
         chosen = [x for x, want in zip(given, wanted.inputs, strict=True) if want]
-        self.sums, parts = [torch.zeros_like(x) for x in chosen], [torch.empty_like(x) for x in chosen]
+        parts = [torch.empty_like(x, dtype=p.y0.dtype) for x in chosen]
+        self.sums = [torch.zeros_like(x) for x in parts]
         t, y, (value, pull) = self.lam.new_empty(()), self.lam, codes
         lead: list[Tensor | None] = [None, None] if wanted.time else [None]
         self.lead = len(lead)

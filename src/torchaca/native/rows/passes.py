@@ -85,7 +85,7 @@ class RowPasses:
         lam, ys = plan.like.new_zeros(plan.shape), grad_ys.transpose(0, 1).contiguous()
         own = [so for so, want in zip(self.reads.rowed, wanted, strict=True) if want]
         chosen = [x for x, want in zip(whole, wanted, strict=True) if want]
-        totals = [torch.zeros_like(x) for x in chosen]
+        totals = [torch.zeros_like(x, dtype=plan.like.dtype) for x in chosen]
         parts = []
         for _ in self.chunks:
             sums = [x if so else torch.zeros_like(x) for x, so in zip(totals, own, strict=True)]
@@ -115,7 +115,8 @@ class RowPasses:
         codes, reads = self.codes, self.reads
         assert codes.pull is not None
         firsts, (t, y) = reads.first(whole), codes.given[:2]
-        parts = [torch.empty_like(x) for x, want in zip(firsts, codes.wanted.inputs, strict=True) if want]
+        chosen = [x for x, want in zip(firsts, codes.wanted.inputs, strict=True) if want]
+        parts = [torch.empty_like(x, dtype=y.dtype) for x in chosen]
         value = codes.value.called_with([t, y, *firsts], [None])
         pull = codes.pull.called_with([t, y, y, *firsts], [None, *parts])
         rowed = Rowed(value, firsts, whole, reads.rowed)
