@@ -70,6 +70,8 @@ CHANGES = {
     "flag": set_to("flag", False),
     "mode": lambda f: f.eval(),
     "module": lambda f: setattr(f, "net", nn.Linear(2, 2).to(DOUBLE)),
+    "hook of a module": lambda f: f.net[0].register_forward_hook(lambda module, x, y: 2 * y),
+    "hook before a module": lambda f: f.net[2].register_forward_pre_hook(lambda module, x: (2 * x[0],)),
     "activation": lambda f: f.net.__setitem__(1, nn.ReLU()),
     "weights": lambda f: f.load_state_dict({k: 2 * v for k, v in f.state_dict().items()}),
     "a weight": lambda f: setattr(f.net[0], "weight", nn.Parameter(3 * f.net[0].weight.detach())),

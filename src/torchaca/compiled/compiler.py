@@ -82,5 +82,6 @@ SETTINGS: dict[str, Any] = {
     "recompile_limit": KEPT_GRAPHS,
     "fail_on_recompile_limit_hit": True,
     "side_effect_replay_policy": "error",
+    "skip_nnmodule_hook_guards": False,  # a hook may come between two solves
     "specialize_int": True,
 }
