@@ -25,11 +25,8 @@ INSTEAD = {
     EAGER: "the loop in Python, operation by operation",
 }
 """What each executor is, in a line; a stranger's is its name alone."""
-WATCHED = {
-    **INSTEAD,
-    NATIVE: "f, its derivative and each step as C, in the loop in Python, which looks at each step",
-}
-"""The same where there are events, or a bar."""
+STEPWISE = "f, its derivative and each step as C, in the loop in Python: "
+"""What a native solve is where the loop cannot be in C, and before why."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +39,17 @@ class Explanation:
         Its name, as in `Stats.executor`.
     passed_over : dict of str to str
         Which executors were asked before it, and why they cannot, with what to write instead where that is known.
-    watched : bool
-        Whether somebody looks at each step: for events, or to show how far the solve is.
+    stepwise : str
+        Why the loop of a native solve would be in Python, as in `Stats.stepwise`; empty if it would not.
     """
 
     executor: str
     passed_over: dict[str, str] = field(default_factory=dict)
-    watched: bool = False
+    stepwise: str = ""
 
     def __str__(self) -> str:
-        about = (WATCHED if self.watched else INSTEAD).get(self.executor, "an executor of your own")
+        about = INSTEAD.get(self.executor, "an executor of your own")
+        about = STEPWISE + self.stepwise if self.stepwise else about
         lines = [f"runs as {self.executor!r}: {about}"]
         lines += [f"not as {name!r}: {why}" for name, why in self.passed_over.items()]
         return "\n".join(lines)
@@ -98,7 +96,6 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
     request, ts = asked.request(structure, packed), times_of(t, "t")
     p = problem_of(f, packed, structure, ts, request, start=start)
     p = replace(p, events=watch_for(p, request.events))
-    watched = p.events is not None or p.watch is not None
     takers, passed = chosen(request.compile, p)
     for name, executor in takers:
         try:
@@ -107,5 +104,5 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
             passed[name] = str(reason)
             takers += [] if reason.final else following(request.compile, name, p, passed)
         else:
-            return Explanation(name, passed, watched)
-    return Explanation(EAGER, passed, watched)
+            return Explanation(name, passed, p.stats.stepwise)
+    return Explanation(EAGER, passed)

@@ -106,7 +106,10 @@ class Stats:
     executor : str
         Who solved it, by its name in `torchaca.executors.EXECUTORS`; "eager" is the loop in Python.
     passed_over : dict of str to str
-        Who was asked before it, and why it could not. Neither counts where two costs are compared.
+        Who was asked before it, and why it could not.
+    stepwise : str
+        Of a native solve: why its loop is in Python, and its steps alone are native; empty if the loop is in C. None of
+        these three counts where two costs are compared.
     """
 
     nfe: int = 0
@@ -120,6 +123,7 @@ class Stats:
     samples: Samples | None = field(default=None, compare=False)
     executor: str = field(default="", compare=False)
     passed_over: dict[str, str] = field(default_factory=dict, compare=False)
+    stepwise: str = field(default="", compare=False)
 
 
 SMALL = 10.0  # tolerances: a smaller state is not resolved to a tenth itself

@@ -133,19 +133,20 @@ def capture(
     evaluates: bool = True,
     transforms: bool = False,
     scalars: bool = False,
+    form: Callable[..., Any] = packed,
 ) -> Capture:
     """Evaluate f through Dynamo; `record`: and keep the graph of that evaluation.
 
     Without `evaluates`, only an f that was not seen before is evaluated, and the value is not to be used. With
     `transforms`, those of torch.func may be in the graph; with `scalars`, a Python number that has changed is an input
-    of the next graph, if it can be one.
+    of the next graph, if it can be one. `form` calls f on a packed state, as `packed` does.
 
     Raises
     ------
     CannotCompile
         Where f has no graph, or is more than a function.
     """
-    given = f, time, y0, record, evaluates, transforms
+    given = f, time, y0, record, evaluates, transforms, form
     try:
         return _captured(*given, scalars and _identity(f.func) not in _CONSTANT)
     except NumbersStay:
@@ -165,6 +166,7 @@ def _captured(
     record: bool,
     evaluates: bool,
     transforms: bool,
+    form: Callable[..., Any],
     scalars: bool,
 ) -> Capture:
     key = _identity(f.func)
@@ -172,7 +174,7 @@ def _captured(
     with contextlib.suppress(TypeError):  # an object that cannot be a key is tried again each time
         if owner in _UNTRACED:
             raise CannotCompile(_UNTRACED[owner])
-    evaluate, stack, modes = _entry(key, transforms, scalars), _stack(), Modes.now()
+    evaluate, stack, modes = _entry(key, transforms, form, scalars), _stack(), Modes.now()
     # Nothing that f may hold itself; as in a training step, whatever the solve is for.
     time, y = time.clone(), y0.detach().clone().requires_grad_()
     call = Call(y, record, evaluates)
@@ -294,7 +296,7 @@ def _identity(func: Any) -> Any:
 
 
 @functools.cache
-def _entry(key: Any, transforms: bool, scalars: bool) -> Callable[..., Tensor]:
-    """`packed` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
-    own = renamed(packed, f"evaluate_{hash(key):x}")
+def _entry(key: Any, transforms: bool, form: Any, scalars: bool) -> Callable[..., Tensor]:
+    """`form` compiled for one f, with a code object (and so a cache of Dynamo's) of its own."""
+    own = renamed(form, f"evaluate_{hash(key):x}")
     return torch.compile(own, backend=functools.partial(_backend, transforms), fullgraph=True)

@@ -8,11 +8,12 @@ evaluation of f; only where they show a crossing is the method's interpolant ask
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,6 +52,49 @@ class Crossing:
         return self.size, max(self.scales[guard.index], TINY)
 
 
+class Reads(Protocol):
+    """How g of each event is read in the steps from one event to the next."""
+
+    def samples(self, step: Step) -> Sequence[Sequence[float]]:
+        """g of each event at each of `PARTS`."""
+        ...
+
+    def inside(self, guard: Guard, step: Step, theta: float) -> float:
+        """g of an event at a part of a step, on the method's interpolant."""
+        ...
+
+
+class Calls:
+    """By calls, of which no two are the same."""
+
+    def __init__(self, guards: Sequence[Guard]) -> None:
+        self.guards = guards
+        self.ends: list[float] = []
+
+    def samples(self, step: Step) -> Sequence[Sequence[float]]:
+        """See `Reads`; the steps follow one another."""
+        t0, t1 = value(step.t0), value(step.t1)
+        known = len(self.ends) > 0  # where the step starts
+        points = [step.y0.detach(), *_sampled(step), step.y1.detach()][known:]
+        times = [t0, *(t0 + part * (t1 - t0) for part in PARTS[1:-1]), t1]
+        read = [
+            guard(t, y).double() for guard in self.guards for t, y in zip(times[known:], points, strict=True)
+        ]
+        flat, n = [*on_host(*read)], len(points)
+        values = [[*self.ends[i : i + 1], *flat[i * n : (i + 1) * n]] for i in range(len(self.guards))]
+        self.ends = [seen[-1] for seen in values]
+        return values
+
+    def inside(self, guard: Guard, step: Step, theta: float) -> float:
+        """See `Reads`."""
+        if theta in (0.0, 1.0):
+            t, y = (step.t1, step.y1) if theta else (step.t0, step.y0)
+        else:
+            t = value(step.t0) + theta * (value(step.t1) - value(step.t0))
+            y = step.at([t])[0]
+        return guard(value(t), y.detach()).item()
+
+
 class Watch:
     """Watches the steps from one event to the next.
 
@@ -64,17 +108,17 @@ class Watch:
     def __init__(self, guards: Sequence[Guard], zeros: Mapping[int, float] = MappingProxyType({})) -> None:
         self.guards, self.zeros = guards, zeros
         self.sides: list[int] = []
-        self.ends: list[float] = []
         self.found: Crossing | None = None
 
     def over(self, p: Problem, moves: Generator[Step, None, End]) -> Generator[Step, None, End]:
         """Pass the steps of p on, up to the first event; the last one ends there."""
-        self.found, self.sides, self.ends, start = None, [], [], p.y0
+        self.found, self.sides = None, []
+        start, reads = p.y0, Calls(self.guards)
         mark = p.effects.mark() if p.effects else None
         stateful = p.effects is not None and p.effects.stateful
         for step in moves:
             with torch.no_grad():
-                crossing = self._first(p, step)
+                crossing = self.first(p, step, reads)
             if crossing is None:
                 yield step
                 start, mark = p.handed(step), p.effects.mark() if p.effects else None
@@ -89,9 +133,18 @@ class Watch:
             return End("event")
         return End("reached")
 
-    def _first(self, p: Problem, step: Step) -> Crossing | None:
-        """The first event in a step, if there is one."""
-        values = self._values(p, step)
+    def first(self, p: Problem, step: Step, reads: Reads) -> Crossing | None:
+        """The first event in a step, if there is one.
+
+        `sides` are those of zero on which each g was at the end of the step before; there are none before the first.
+
+        Raises
+        ------
+        SolverError
+            If a g is not finite.
+        """
+        values = reads.samples(step)
+        self._check(p, step, values)
         scales = {guard.index: max(map(abs, seen)) for guard, seen in zip(self.guards, values, strict=True)}
         if not self.sides:
             self.sides = [
@@ -106,7 +159,7 @@ class Watch:
                 if side and now != side:
                     theta = None
                     if guard.event.direction in (0, -side):
-                        theta = _crossing(guard, step, side, low, high)
+                        theta = _crossing(partial(_phi, reads, guard, step, side), low, high)
                     if theta is not None:
                         found.append((theta, guard))
                         break
@@ -118,31 +171,14 @@ class Watch:
         t = value(step.t1) if first == 1.0 else t0 + first * h
         return Crossing(t, guards, abs(h), scales, _slope(step, first))
 
-    def _values(self, p: Problem, step: Step) -> list[list[float]]:
-        """g of each guard at each of `PARTS`.
-
-        Raises
-        ------
-        SolverError
-            If one is not finite.
-        """
-        t0, t1 = value(step.t0), value(step.t1)
-        known = len(self.ends) > 0  # where the step starts
-        points = [step.y0.detach(), *_sampled(step), step.y1.detach()][known:]
-        times = [t0, *(t0 + part * (t1 - t0) for part in PARTS[1:-1]), t1]
-        read = [
-            guard(t, y).double() for guard in self.guards for t, y in zip(times[known:], points, strict=True)
-        ]
-        flat, n = [*on_host(*read)], len(points)
-        values = [[*self.ends[i : i + 1], *flat[i * n : (i + 1) * n]] for i in range(len(self.guards))]
-        self.ends = [seen[-1] for seen in values]
+    def _check(self, p: Problem, step: Step, values: Sequence[Sequence[float]]) -> None:
+        t0, h = value(step.t0), value(step.t1) - value(step.t0)
         for guard, seen in zip(self.guards, values, strict=True):
-            for t, g in zip(times, seen, strict=True):
+            for part, g in zip(PARTS, seen, strict=True):
                 if not math.isfinite(g):
                     seen = f"{guard.name}: g(t, y) is {g} there, so that nobody can say where it crosses zero"
                     advice = "a g that is finite for every y that the solve may pass through"
-                    raise stopped(p, "event", t, t1 - t0, seen, advice)
-        return values
+                    raise stopped(p, "event", t0 + part * h, h, seen, advice)
 
     def _start(self, p: Problem, step: Step, guard: Guard, g: float, scale: float) -> int:
         """On which side of zero an event starts; where it starts at zero, on the side to which it leaves."""
@@ -160,9 +196,8 @@ def _sign(x: float) -> int:
     return (x > 0) - (x < 0)
 
 
-def _crossing(guard: Guard, step: Step, side: int, low: float, high: float) -> float | None:
+def _crossing(phi: Callable[[float], float], low: float, high: float) -> float | None:
     """The part of a step at which g leaves its side, between two of `PARTS`; None if the interpolant knows better."""
-    phi = partial(_phi, guard, step, side)
     if not phi(high) <= 0:
         return None
     if not phi(low) > 0:
@@ -170,14 +205,9 @@ def _crossing(guard: Guard, step: Step, side: int, low: float, high: float) -> f
     return low if low == high else root(phi, low, high)
 
 
-def _phi(guard: Guard, step: Step, side: int, theta: float) -> float:
+def _phi(reads: Reads, guard: Guard, step: Step, side: int, theta: float) -> float:
     """g in a step, greater than zero on the side on which it starts."""
-    if theta in (0.0, 1.0):
-        t, y = (step.t1, step.y1) if theta else (step.t0, step.y0)
-    else:
-        t = value(step.t0) + theta * (value(step.t1) - value(step.t0))
-        y = step.at([t])[0]
-    return side * guard(value(t), y.detach()).item()
+    return side * reads.inside(guard, step, theta)
 
 
 def _slope(step: Step, theta: float) -> Tensor:

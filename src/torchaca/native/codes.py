@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,11 +13,14 @@ from torch import Tensor
 from ..compiled import CannotCompile
 from ..compiled.capture import Capture, capture, keep_numbers
 from ..compiled.inference import normal
+from ..field.dynamics import packed
 from . import records
 from .build import CannotBuild
 from .driver import loops_for
 from .graphs import Wanted
-from .programs import Code, Programs, loaded
+from .programs import Called, Code, Programs, loaded
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,43 @@ def codes_of(f: Any, time: Tensor, y0: Tensor, *, timed: bool) -> Codes:
     """
     if torch.is_autocast_enabled("cpu"):
         raise CannotCompile("autocast is on, which is not translated to C")
-    seen = _captured(f, time, y0)
+    return _captured(f, time, y0, partial(_compiled, timed=timed))
+
+
+def scalar_of(g: Any, time: Tensor, y0: Tensor) -> Called:
+    """Find the code of a scalar function of time and state, with its inputs.
+
+    Raises
+    ------
+    CannotCompile
+        Also for what is no 0-dim tensor in the dtype of the state.
+    """
+    return _captured(g, time, y0, _scalar, form=unpacked)
+
+
+def unpacked(func: Callable[..., Any], structure: Any, fit: Any, t: Tensor, y: Tensor, args: Any) -> Any:
+    """One call of a user's function whose value is a number, in the dtype of the state; beside `packed`."""
+    value = func(t, y if structure.plain else structure.unpack(y), *args)
+    return value.to(y.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _captured(
+    f: Any,
+    time: Tensor,
+    y0: Tensor,
+    make: Callable[[Capture, Tensor, Tensor], Made],
+    form: Callable[..., Any] = packed,
+) -> Made:
+    """What is made of a capture; once more where numbers among its inputs stand in the way."""
+    seen = capture(f, time, y0, evaluates=False, transforms=True, scalars=True, form=form)
     try:
-        return _compiled(seen, time, y0, timed)
+        return make(seen, time, y0)
     except CannotCompile:
         if not seen.field.scalars:
             raise
         keep_numbers(f)
-        return _compiled(_captured(f, time, y0), time, y0, timed)
-
-
-def _captured(f: Any, time: Tensor, y0: Tensor) -> Capture:
-    return capture(f, time, y0, evaluates=False, transforms=True, scalars=True)
+        again = capture(f, time, y0, evaluates=False, transforms=True, scalars=True, form=form)
+        return make(again, time, y0)
 
 
 def _compiled(seen: Capture, time: Tensor, y0: Tensor, timed: bool) -> Codes:
@@ -62,11 +91,7 @@ def _compiled(seen: Capture, time: Tensor, y0: Tensor, timed: bool) -> Codes:
     own = tuple(differentiate and x.requires_grad for x in seen.inputs)
     wanted = Wanted(differentiate and timed, own)
     differentiated = any(own) or wanted.time or (differentiate and y0.requires_grad)
-    if any(map(is_elsewhere, seen.inputs)):
-        raise CannotCompile(
-            "f reads a tensor that is not plain memory of this machine (sparse, on a device?)"
-        )
-    given = list(records.dense((time, y0, *map(normal, seen.inputs))))
+    given = _given(seen, time, y0)
     t, y, *inputs = given
     programs = Programs.of(seen.field)
     value = programs.value(t, y, inputs)
@@ -79,6 +104,25 @@ def _compiled(seen: Capture, time: Tensor, y0: Tensor, timed: bool) -> Codes:
     except CannotBuild as reason:
         raise CannotCompile(str(reason)) from reason
     return Codes(seen, wanted, given, value, pull)
+
+
+def _scalar(seen: Capture, time: Tensor, y0: Tensor) -> Called:
+    t, y, *inputs = given = _given(seen, time, y0)
+    code = Programs.of(seen.field).value(t, y, inputs)
+    if code.function.outputs != ((),):
+        raise CannotCompile("f is no 0-dim tensor")
+    if code.result != y.dtype:
+        raise CannotCompile(f"f is of {code.result} where the state is of {y.dtype}")
+    return loaded(code).called_with(given, [None])
+
+
+def _given(seen: Capture, time: Tensor, y0: Tensor) -> list[Tensor]:
+    """The time, the state and the tensors that f reads, as code takes them."""
+    if any(map(is_elsewhere, seen.inputs)):
+        raise CannotCompile(
+            "f reads a tensor that is not plain memory of this machine (sparse, on a device?)"
+        )
+    return list(records.dense((time, y0, *map(normal, seen.inputs))))
 
 
 def is_elsewhere(x: Tensor) -> bool:

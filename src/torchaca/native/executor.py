@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ..compiled import CannotCompile
 from ..compiled.inference import normal, outside_inference
 from ..core import Outcome, Problem
+from ..events import Watch
 from ..field.inputs import Inputs
 from ..gradients import Facts, solve_with
 from ..gradients.checkpoints import States
@@ -24,6 +26,10 @@ from .passes import NativePasses
 from .programs import Code
 from .run import Forward, Keep
 from .steps import with_native_steps
+from .watched import Lookout, code_of_events
+
+TOLD = "somebody is told of each trial"
+GOES = "the gradient {!r} with these settings goes from step to step by itself"
 
 
 class Native:
@@ -44,6 +50,7 @@ class Native:
             p = replace(p, y0=normal(p.y0))
             time = f.time(start, nudge=end if start in p.jumps else None)
             self._compile(p, time)
+            p.stats.stepwise = self._stepwise_because(p, time)
         self.seen.tell(f, p.y0)
         return p.knowing(self.f0)
 
@@ -57,22 +64,44 @@ class Native:
         self.called = self.value.called_with([t, y, *inputs], [self.f0])
         self.value.evaluate(self.called)
 
+    def _stepwise_because(self, p: Problem, time: Tensor) -> str:
+        """Why the loop has to be in Python, whose steps alone are native; finds the code of events if it has not."""
+        assert p.gradient is not None
+        self.graphs, facts = [], Facts.of(p.gradient)
+        if p.watch is not None:
+            return TOLD
+        if self.pull is not None and not (facts.replaceable or facts.states):
+            return GOES.format(p.gradient.name)
+        if p.events is None:
+            return ""
+        try:
+            self.graphs = code_of_events(cast(Watch, p.events), time, p.y0)
+        except CannotCompile as reason:
+            return str(reason)
+        return ""
+
     def finish(self, p: Problem) -> Outcome:
         """Solve; see `torchaca.executors.Executor`."""
         assert p.gradient is not None
         facts, pull = Facts.of(p.gradient), self.pull
-        watched = p.events is not None or p.watch is not None
         with outside_inference():
             if pull is None:
                 with torch.no_grad():
-                    return self._stepwise(p) if watched else Forward(p, self.called).run()
-            if watched or not (facts.replaceable or facts.states):
+                    return self._stepwise(p) if p.stats.stepwise else self._forward(p).run()
+            if p.stats.stepwise:
                 return self._differentiated(p, pull, facts)
             codes = self.value, pull
-            forward, inputs = Forward(p, self.called, self._kept(p, facts)), Inputs(args=self.seen.inputs)
+            forward, inputs = self._forward(p, self._kept(p, facts)), Inputs(args=self.seen.inputs)
             return solve_with(
                 NativePasses(p, self.seen.field, inputs, forward, codes, self.wanted, facts.substeps)
             )
+
+    def _forward(self, p: Problem, keep: Keep | None = None) -> Forward:
+        """The forward pass, which stops at the first event."""
+        lookout, watch = None, cast("Watch | None", p.events)
+        if watch is not None:
+            lookout = Lookout(watch, self.graphs, p, self.value, self.seen.inputs)
+        return Forward(p, self.called, Keep() if keep is None else keep, lookout)
 
     def _stepwise(self, p: Problem) -> Outcome:
         """Solve by steps in Python, which somebody looks at one by one."""

@@ -24,6 +24,7 @@ from .programs import Code
 from .run import Chunk, Forward
 from .substeps import Substeps
 from .sweep import Sweep
+from .tables import Route
 
 SEVERAL = (
     "several cotangents at once (is_grads_batched=True, vectorize=True) do not go back through a native solve: give "
@@ -59,7 +60,8 @@ class NativePasses:
     def forward(self) -> tuple[Outcome, list[Tensor]]:
         """Solve; kept are the states of the chunks, and their stages where those are kept."""
         forward, outcome = self.first, self.first.run()
-        self.route = forward.route
+        ended = outcome.ended(self.problem)
+        self.route = forward.route if ended is self.problem else Route.of(ended)
         del self.first
         self.times = outcome.replayed
         if self.store is not None:

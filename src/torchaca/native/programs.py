@@ -51,6 +51,12 @@ class Code:
         return {s.name: tensors[s.argument].shape[s.dim] for s in self.function.symbols if s.dim is not None}
 
     @cached_property
+    def result(self) -> torch.dtype:
+        """The dtype of its first output."""
+        (output,) = self.traced.graph.graph.find_nodes(op="output")
+        return output.args[0][0].meta["val"].dtype
+
+    @cached_property
     def library(self) -> Library:
         """The code, loaded; waits for the compiler.
 

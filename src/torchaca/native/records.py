@@ -47,12 +47,18 @@ class Pace(ctypes.Structure):
     ]
 
 
+class Watch(ctypes.Structure):
+    """The events of a problem."""
+
+    _fields_ = _fields(n=WHOLE, graphs__directions__sides__values=PLACE)
+
+
 class Solve(ctypes.Structure):
     """One problem."""
 
     _fields_ = [
         *_fields(method__tolerance__pace__value__pull=PLACE, n__n_ts__n_stops__n_jumps__dense=WHOLE),
-        *_fields(sign=REAL, ts__stops__jumps__exact__ys__work=PLACE),
+        *_fields(sign=REAL, ts__stops__jumps__exact__ys__work__watch=PLACE),
     ]
 
 
@@ -62,7 +68,7 @@ class State(ctypes.Structure):
     _fields_ = [
         *_fields(t__dt__ratio__older__rejected_size__largest__shortest__start=REAL),
         *_fields(ratios__known__trials__calls__rejections__rejected=WHOLE),
-        *_fields(accepted__outputs__stop__slow__next_look__reason=WHOLE),
+        *_fields(accepted__outputs__stop__slow__next_look__reason__seen=WHOLE),
     ]
 
 
@@ -94,14 +100,14 @@ class Rows(ctypes.Structure):
     ]
 
 
-LAYOUT = (Graph, Method, Tolerance, Pace, Solve, State, Chunk, Back, Rows)
+LAYOUT = (Graph, Method, Tolerance, Pace, Solve, State, Chunk, Back, Rows, Watch)
 """In the order of `layout` in driver/types.c."""
 
 
 class Status(IntEnum):
     """Why a loop returned."""
 
-    REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED, RESTS = range(7)
+    REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED, RESTS, SEEN = range(8)
 
 
 REASONS = ("step-size", "underflow", "max-steps", "dt-min", "rejections")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from .driver import loops_for
 from .programs import Called
 from .records import Status
 from .tables import Route, pace_of, table_of, tolerance_of
+
+if TYPE_CHECKING:
+    from .watched import Lookout
 
 SLICE = 0.05  # s between two looks at Ctrl-C
 FIRST_CHUNK, CHUNK = 2**19, 2**21  # bytes of the steps in a chunk
@@ -71,11 +74,16 @@ class Keep:
 
 @dataclass
 class Forward:
-    """The forward pass of a problem; after `run`, the outputs that were reached, and the steps."""
+    """The forward pass of a problem; after `run`, the outputs that were reached, and the steps.
+
+    It ends at the first event that `lookout` sees.
+    """
 
     problem: Problem
     called: Called
     keep: Keep = field(default_factory=Keep)
+    lookout: Lookout | None = None
+    last: Tensor | None = None  # the state at that event
     chunks: list[Chunk] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     bases: list[Tensor] = field(default_factory=list)
@@ -107,10 +115,14 @@ class Forward:
 
     def _outcome(self, state: records.State) -> Outcome:
         done, p = state.outputs, self.problem
-        ys = self.ys if done == len(p.ts) else self.ys[:done]
+        ts = p.ts.first(done)
+        if self.last is not None and done < len(p.ts):
+            ts = p.ts.ending(done, self.times[-1])
+            self.ys[done] = self.last
+        ys = self.ys if len(ts) == len(p.ts) else self.ys[: len(ts)]
         if memory_order(p.y0) is not None:
-            ys = empty_rows(done, p.y0).copy_(ys)
-        return Outcome(ys, p.ts.first(done), self.failure, tuple(self.times), self.bases)
+            ys = empty_rows(len(ts), p.y0).copy_(ys)
+        return Outcome(ys, ts, self.failure, tuple(self.times), self.bases)
 
     def _solve(self) -> tuple[records.Solve, Any]:
         """The problem as the loops in C see it."""
@@ -129,8 +141,9 @@ class Forward:
             *(records.address(self.called.graph), None),
             *(n, len(p.ts), route.n_stops, route.n_jumps, int(p.dense), p.ts.sign),
             *map(records.address, (route.ts, route.stops, route.jumps, route.exact)),
-            *(self.ys.data_ptr(), work.data_ptr()),
+            *(self.ys.data_ptr(), work.data_ptr(), self.lookout and records.address(self.lookout.record)),
         )
+        self.work = work.view(-1, *y.shape)
         return solve, (work, tolerance, pace)
 
     def _state(self, solve: records.Solve) -> records.State:
@@ -146,6 +159,9 @@ class Forward:
             state.dt = min(state.dt, self.rest.bound(self._slope_from(solve), self.times[0], self.y, self.f0))
             state.calls = 1
         state.known, state.outputs, state.next_look = 1, self.start, self.history.next_look
+        stats = self.problem.stats  # of the stretches up to the last event
+        state.accepted, state.rejected = stats.accepted, stats.rejected
+        state.trials = stats.accepted + stats.rejected
         return state
 
     def _loop(self, solve: records.Solve, state: records.State) -> None:
@@ -164,19 +180,26 @@ class Forward:
             if status == Status.RESTS:
                 self._bound(state, chunk, record.steps, self._slope_from(solve))
             elif status == Status.FULL:
-                end = chunk.Y[record.steps if self.keep.states else record.steps & 1]
-                chunk, room = self._chunk(CHUNK, end)
+                chunk, room = self._chunk(CHUNK, self.state_of(chunk, record.steps))
                 record = chunk.record(room, self.keep.states, self.keep.rows)
                 at[2] = records.address(record)
-            elif status != Status.PAUSED:
-                end = chunk.Y[record.steps if self.keep.states else record.steps & 1]
-                try:
-                    self._decide(
-                        status, state, [*self.times, *chunk.times[1 : record.steps + 1].tolist()], end
-                    )
-                except SolverError:
-                    self._close(chunk, record)
-                    raise
+            try:
+                if status in (Status.LOOK, Status.HOPELESS, Status.REFUSED):
+                    times = [*self.times, *chunk.times[1 : record.steps + 1].tolist()]
+                    self._decide(status, state, times, self.state_of(chunk, record.steps))
+                if state.seen and self.lookout and self.lookout.stops(self, solve, state, chunk, record):
+                    self.last = self.state_of(chunk, record.steps)
+            except SolverError:
+                self._close(chunk, record)
+                raise
+            if self.last is not None:
+                self._close(chunk, record)
+                self._note(state)
+                return
+
+    def state_of(self, chunk: Chunk, n: int) -> Tensor:
+        """The state behind n steps of a chunk."""
+        return chunk.Y[n if self.keep.states else n & 1]
 
     def _chunk(self, nbytes: int, start: Tensor) -> tuple[Chunk, int]:
         """A new chunk, which starts from that state."""
@@ -228,7 +251,7 @@ class Forward:
     ) -> None:
         """Note that the error of a chunk's step n says nothing, and bound the next one; see `torchaca.loops.rest`."""
         t0, t1 = chunk.times[n - 1].item(), state.t
-        y0, y1 = (chunk.Y[i if self.keep.states else i & 1] for i in (n - 1, n))
+        y0, y1 = self.state_of(chunk, n - 1), self.state_of(chunk, n)
         if not self.rest.note(t0, state.ratio, t1, y0, y1):
             return
         if not state.known:

@@ -1,7 +1,7 @@
 """Native steps for a solve in Python: each is one call of native code, and so is its vector-Jacobian product.
 
 For gradients that go from step to step by themselves, try some of them several times, and compare what they find; and
-where somebody looks at each step: for events, or to show how far the solve is.
+where somebody looks at each step: for events whose g cannot be code, or to show how far the solve is.
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ import torch
 from ..build import Build, Library
 from ..records import LAYOUT
 
-PIECES = ("types", "arithmetic", "stages", "march", "search", "sweep", "step", "rows")
+PIECES = ("types", "arithmetic", "stages", "watch", "march", "search", "sweep", "step", "rows")
 LOOPS = {"march": 3, "search": 3, "sweep": 3, "forward_rows": 3, "backward_rows": 4}
 """With how many structures they work, until a slice of time is spent."""
 _PLACE, _REAL, _WHOLE = ctypes.c_void_p, ctypes.c_double, ctypes.c_int64
 SINGLE = {
     "slope": [_PLACE, _REAL, _PLACE, _PLACE],
+    "g_at": [_PLACE, _WHOLE, _REAL, _REAL, _PLACE, _PLACE],
     "step": [_PLACE, _REAL, _REAL, _WHOLE, _WHOLE, *[_PLACE] * 4],
     "slopes_of_rows": [_PLACE, _PLACE, _PLACE],
     "pull_step": [_PLACE, _PLACE, _REAL, _REAL, _WHOLE, _WHOLE, *[_PLACE] * 5],
@@ -59,6 +60,7 @@ def loops_for(dtype: torch.dtype) -> Library:
         function.restype, function.argtypes = ctypes.c_int64, [*[_PLACE] * places, _REAL]
     for name, kinds in SINGLE.items():
         library.function(name).argtypes = kinds
+    library.function("g_at").restype = _REAL
     found = library.function("layout")
     found.restype = ctypes.c_int64
     for i, record in enumerate(LAYOUT):

@@ -16,7 +16,12 @@ API i64 march(const Problem *p, State *s, Chunk *c, double slice) {
         s->calls += m->stages - m->fsal - known;
         end_of(p, t1 - t0, y, k, y1);
         known = outputs(p, s, c, t0, t1, y, y1, k, m->stages - m->fsal, trial);
+        look(p, s, t0, t1, y, y1, k, known, trial);
         accept(p, s, c, t1, k, known);
+        if (s->seen) {
+            s->stop++;
+            return SEEN;
+        }
     }
     return REACHED;
 }

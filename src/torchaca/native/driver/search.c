@@ -83,7 +83,8 @@ static void note_rejected(State *s, double size) {
 }
 
 /* Until the last of the `stops`, or the chunk is full, or the slice of time is spent, or no trial makes sense, or a step
-   has an error that says nothing, so that the next one may have to be bounded. A dt of nan is one to be guessed. */
+   has an error that says nothing, so that the next one may have to be bounded, or an event may happen in one. A dt of
+   nan is one to be guessed. */
 API i64 search(const Problem *p, State *s, Chunk *c, double slice) {
     const Method *m = p->method;
     const Pace *w = p->pace;
@@ -120,8 +121,11 @@ API i64 search(const Problem *p, State *s, Chunk *c, double slice) {
             note_rejected(s, size);
             continue;
         }
-        accept(p, s, c, t1, k, outputs(p, s, c, t, t1, y, y1, k, m->stages, trial));
+        const i64 known = outputs(p, s, c, t, t1, y, y1, k, m->stages, trial);
+        look(p, s, t, t1, y, y1, k, known, trial);
+        accept(p, s, c, t1, k, known);
         note_accepted(s, ratio, size);
         if (found <= w->room) return RESTS;
+        if (s->seen) return SEEN;
     }
 }

@@ -47,6 +47,17 @@ typedef struct {
     i64 max_trials, most_rejections, at_least_dt_min;
 } Pace;
 
+/* The events of a problem: g of each as code, which `directions` of a crossing count, on which side of zero it was at the
+   end of the last step, 0 if that is not known, and its values in that step, one for the start and each of the PARTS. */
+#define PARTS 4
+typedef struct {
+    i64 n;
+    Graph *const *graphs;
+    const i64 *directions;
+    i64 *sides;
+    double *values;
+} Watch;
+
 /* One problem. `exact` says of each output time that it is the end of a step, where its value is. Steps end at the
    `stops`; f jumps at the `jumps`. `dense`: the basis of each step is kept. */
 typedef struct {
@@ -60,13 +71,15 @@ typedef struct {
     const int8_t *exact;
     T *ys;   /* (n_ts, n): the outputs, or their cotangents */
     T *work; /* forward: all + 3 states */
+    const Watch *watch; /* or null */
 } Problem;
 
 /* Where a forward pass is. `known`: the first state in `work` is f(t, y). `slow` steps in a row were short. `start` is
-   the norm of y0 in units of its tolerances, where the first step was guessed. */
+   the norm of y0 in units of its tolerances, where the first step was guessed. `seen`: an event may happen in the last
+   step, of which so many stages are there. */
 typedef struct {
     double t, dt, ratio, older, rejected_size, largest, shortest, start;
-    i64 ratios, known, trials, calls, rejections, rejected, accepted, outputs, stop, slow, next_look, reason;
+    i64 ratios, known, trials, calls, rejections, rejected, accepted, outputs, stop, slow, next_look, reason, seen;
 } State;
 
 /* The steps between two returns to Python. Y has room + 1 states where they are kept, else 2; K the stages, `rows` for
@@ -109,7 +122,7 @@ typedef struct {
     double since, theta, good, total, fading, near, nearest, still, rounding;
 } Rows;
 
-enum { REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED, RESTS };
+enum { REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED, RESTS, SEEN };
 enum { STEP_SIZE, NO_SMALLER, MAX_STEPS, AT_DT_MIN, REJECTIONS };
 
 static double seconds(void) {
@@ -138,6 +151,6 @@ typedef struct {
 /* The size of each of these, by which records are checked. */
 API i64 layout(i64 which) {
     const i64 sizes[] = {sizeof(Graph), sizeof(Method), sizeof(Tolerance), sizeof(Pace), sizeof(Problem),
-                         sizeof(State), sizeof(Chunk), sizeof(Back), sizeof(Rows)};
+                         sizeof(State), sizeof(Chunk), sizeof(Back), sizeof(Rows), sizeof(Watch)};
     return sizes[which];
 }
