@@ -24,7 +24,7 @@ from ..field.effects import generator_states, set_generator_states
 from ..field.saved import graph_bytes
 from ..torch_internals import is_limit_of_graphs, is_verdict_of_dynamo, mark_dynamic, pytree
 from .compiler import renamed, settings
-from .failure import CannotCompile, Modes, TooManyGraphs, attempt, first_line
+from .failure import CannotCompile, Modes, TooManyGraphs, attempt, first_line, wrapped_in
 from .field_graph import FieldGraph
 from .scalars import NumbersStay, as_numbers_do
 
@@ -187,7 +187,7 @@ def _captured(
         raise
     except Exception as error:
         modes.restore()
-        cause = _cannot(error)
+        cause = wrapped_in(error)
         if cause is not None:
             raise cause from None
         if is_limit_of_graphs(error):
@@ -206,14 +206,6 @@ def _captured(
     if len(call.found) != 1:
         raise CannotCompile("f has no operation on tensors that could be compiled")
     return _pure(call, time, value, modes)
-
-
-def _cannot(error: BaseException) -> CannotCompile | None:
-    """The refusal that Dynamo has wrapped into errors of its own, if that is what it is."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, CannotCompile):
-        cause = cause.__cause__ or getattr(cause, "inner_exception", None)
-    return cause
 
 
 def _pure(call: Call, time: Tensor, value: Tensor, modes: Modes) -> Capture:

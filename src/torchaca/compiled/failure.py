@@ -45,6 +45,14 @@ class TooManyGraphs(CannotCompile):
     final = True
 
 
+def wrapped_in(error: BaseException) -> CannotCompile | None:
+    """The refusal that Dynamo has wrapped into errors of its own, if that is what it is."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, CannotCompile):
+        cause = cause.__cause__ or getattr(cause, "inner_exception", None)
+    return cause
+
+
 def first_line(error: BaseException) -> str:
     """What an error of the compiler says, in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -116,7 +116,6 @@ class Lookout:
             run.f0.copy_(spare)
             state.known, state.stop = 1, 0
             _land(solve, state, record, crossing.t, run.y.dtype)
-            crossing.slope = run.f0.clone() if state.known else crossing.slope
         self.watch.found = crossing
         return True
 
