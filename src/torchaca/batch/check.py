@@ -32,6 +32,11 @@ def check_options(options: Any, batch: int, times: SampleTimes) -> None:
         raise NotImplementedError(
             "grid= gives step times of all samples, and these have times of their own: use n_steps= or dt="
         )
+    if grid is not None and options.compile:
+        raise NotImplementedError(
+            f"grid= gives step times of all samples, and compile={options.compile!r} solves them one by one: use "
+            "n_steps= or dt=, or leave out compile="
+        )
 
 
 def check_sizes(rows: Sequence[Any], batch: int) -> None:
