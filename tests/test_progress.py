@@ -112,7 +112,7 @@ def test_compiled_loops_refuse_it():
         solve(f, Y0, [0.0, 1.0], progress=True, compile="loops")
     said = explain(f, Y0, [0.0, 1.0], progress=True)
     assert said.executor == "native"
-    assert "which looks at each step" in str(said)
+    assert "in the loop in Python: somebody is told of each trial" in str(said)
 
 
 def test_the_real_one(capsys):

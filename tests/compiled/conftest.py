@@ -1,6 +1,7 @@
 import pytest
 import torch
 from backends import without_code
+from torch._functorch import config as functorch_config
 
 from torchaca.compiled import capture, compiler
 
@@ -30,9 +31,16 @@ def dynamo_alone(monkeypatch):
 
 @pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def either_backend(request, monkeypatch):
-    """Dynamo and autograd's half of the compiler; slow: all of it, which takes ten seconds a graph."""
-    if request.param != "inductor":
-        without_code(request.param, monkeypatch)
+    """Dynamo and autograd's half of the compiler; slow: all of it, which takes ten seconds a graph.
+
+    The whole makes backward passes once it is known that graphs stay, the half at once: it has nothing to overwrite.
+    """
+    if request.param == "inductor":
+        yield
+        return
+    without_code(request.param, monkeypatch)
+    with functorch_config.patch(donated_buffer=False):
+        yield
 
 
 def traced(monkeypatch, function):
