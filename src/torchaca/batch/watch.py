@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import Problem, Step
 from ..events.guard import Guard
 from ..events.row_roots import leave_zeros, roots
-from ..events.watch import PARTS, ROUNDING, TOGETHER
+from ..events.watch import PARTS, ROUNDING, TOGETHER, weights_inside
 from ..loops.rows import Spans
 from .interpolants import interpolated
 
@@ -63,15 +63,13 @@ class _Trial:
         step, size = self.step, self.t1 - self.t0
         y0, y1, f0, f1 = step.y0, step.y1, step.f0, step.hint
         h = self.wide(size.to(y0.dtype.to_real()))
-        found = []
-        for x in PARTS[1:-1]:
-            if f1 is None:
-                y = y0 + h * (x - x**2) * f0 + x**2 * (y1 - y0)
-            else:
-                ends = h * x * (1 - x) ** 2 * f0 + h * (x - 1) * x**2 * f1
-                y = y0 + ends + x**2 * (3 - 2 * x) * (y1 - y0)
-            found.append((self.t0 + x * size, y))
-        return found
+        slopes = [h * f for f in (f0, f1) if f is not None]
+        rows = [*slopes, y1 - y0]
+        parts = zip(PARTS[1:-1], weights_inside(len(slopes)), strict=True)
+        return [
+            (self.t0 + x * size, y0 + sum(w * row for w, row in zip(own, rows, strict=True)))
+            for x, own in parts
+        ]
 
 
 class RowWatch:

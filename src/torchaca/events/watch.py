@@ -219,15 +219,23 @@ def _slope(step: Step, theta: float) -> Tensor:
     return (after - before) / ((high - low) * h)
 
 
+def weights_inside(n_slopes: int) -> Sequence[Sequence[float]]:
+    """For each of the inner `PARTS` the weights of h f0, of h f1 if there are two slopes, and of y1 - y0.
+
+    They are those of a parabola, or of Hermite's cubic.
+    """
+    inner = PARTS[1:-1]
+    if n_slopes == 1:
+        return [(x - x**2, x**2) for x in inner]
+    return [(x * (1 - x) ** 2, (x - 1) * x**2, x**2 * (3 - 2 * x)) for x in inner]
+
+
 def _sampled(step: Step) -> Sequence[Tensor]:
     """States at the inner `PARTS` of what is known without an evaluation of f: Hermite's cubic, or a parabola."""
     y0, y1, f0, f1 = (x if x is None else x.detach() for x in (step.y0, step.y1, step.f0, step.hint))
     assert y0 is not None and y1 is not None and f0 is not None  # noqa: PT018
     h = value(step.t1) - value(step.t0)
-    inner = PARTS[1:-1]
-    if f1 is None:
-        weights, rows = [[h * (x - x**2), x**2] for x in inner], [f0, y1 - y0]
-    else:
-        weights = [[h * x * (1 - x) ** 2, h * (x - 1) * x**2, x**2 * (3 - 2 * x)] for x in inner]
-        rows = [f0, f1, y1 - y0]
+    slopes = [f0] if f1 is None else [f0, f1]
+    weights = [[*(h * w for w in own), last] for *own, last in weights_inside(len(slopes))]
+    rows = [*slopes, y1 - y0]
     return combined(torch.tensor(weights, dtype=torch.float64, device="cpu"), rows, y0).unbind()
