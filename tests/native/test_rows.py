@@ -93,9 +93,9 @@ def test_chunks_of_few_steps(gradient, monkeypatch):
 
 def test_stages_beyond_a_budget_are_made_again(monkeypatch):
     monkeypatch.setattr("torchaca.native.rows.executor.BUDGET", 1000)
-    monkeypatch.setattr(block, "FIRST_CHUNK", 100)
-    monkeypatch.setattr(block, "CHUNK", 100)
-    native = assert_same(rtol=1e-8)
+    monkeypatch.setattr(block, "FIRST_CHUNK", 2000)
+    monkeypatch.setattr(block, "CHUNK", 2000)
+    native = assert_same(f=Net(), rtol=1e-8)
     assert native.stats.nfe_backward > 0
 
 
@@ -275,3 +275,52 @@ def test_ctrl_c_is_heard(threads, monkeypatch):
     finally:
         timer.cancel()
         torch.set_num_threads(before)
+
+
+class Net(nn.Module):
+    """An f whose products are the library's."""
+
+    def __init__(self, n=2, hidden=64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(n, hidden).double(), nn.Linear(hidden, n).double()
+
+    def forward(self, t, y, mu):
+        return self.outer(torch.tanh(self.inner(y))) - mu[:, None] * y + torch.sin(t)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "bosh3", "dopri8", "rk4"])
+def test_products_keep_their_stages(method, monkeypatch):
+    """Also those that lanes whose outputs are elsewhere do not have."""
+    monkeypatch.setattr(block, "FIRST_CHUNK", 2000)
+    options = {"rtol": 1e-6} if METHODS[method].adaptive else {"n_steps": 40}
+    f = Net()
+    native = assert_same(f=f, t=RAGGED, wrt=tuple(f.parameters()), method=method, **options)
+    assert native.stats.nfe_backward == 0
+
+
+def test_a_large_state_has_a_lane_of_its_own():
+    n, f = 4000, Net(2)
+    y0 = torch.randn(3, n, 2, dtype=DOUBLE)
+
+    def wide(t, y, mu):
+        return f.outer(torch.tanh(f.inner(y))) - mu * y
+
+    mu = torch.rand(3, 1, 1, dtype=DOUBLE)
+    assert_same(f=wide, y0=y0, rows=(mu,), t=[0.0, 0.3], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+@pytest.mark.parametrize("f", [van_der_pol, Net()], ids=["cheap", "products"])
+def test_no_matter_in_which_lane(f, dtype):
+    torch.manual_seed(1)
+    f = f.to(dtype) if isinstance(f, nn.Module) else f
+    y0, mu, order = torch.randn(37, 2, dtype=dtype), torch.rand(37, dtype=dtype) * 5, torch.randperm(37)
+    options = {"t": [0.0, 1.0, 2.0], "rtol": 1e-4, "atol": 1e-4}
+    one, grads = results("native", f=f, y0=y0, rows=(mu,), **options)
+    other, own = results("native", f=f, y0=y0[order], rows=(mu[order],), **options)
+    alone, its = results("native", f=f, y0=y0[5:6], rows=(mu[5:6],), **options)
+    assert torch.equal(one.ys[:, order], other.ys)
+    assert torch.equal(one.ys[:, 5:6], alone.ys)
+    assert all(torch.equal(g[order], h) for g, h in zip(grads, own, strict=True))
+    assert all(torch.equal(g[5:6], h) for g, h in zip(grads, its, strict=True))

@@ -1,4 +1,4 @@
-"""Batches whose samples are native solves, one after the other by each thread, where f of one sample has code."""
+"""Batches whose samples are native solves, a few side by side in each thread, where f of a few has code."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from ..field.dynamics import packed
 from . import records
 from .build import CannotBuild
 from .driver import loops_for
-from .graphs import Wanted
+from .graphs import Lanes, Wanted
 from .programs import Called, Code, Programs, loaded
 
 Made = TypeVar("Made")
@@ -45,9 +45,40 @@ def codes_of(f: Any, time: Tensor, y0: Tensor, *, timed: bool) -> Codes:
     ------
     CannotCompile
     """
+    refuse_autocast()
+    found = _captured(f, time, y0, partial(_compiled, timed=timed))
+    built(lambda: loops_for(y0.dtype))
+    return found
+
+
+def codes_of_lanes(f: Any, time: Tensor, y0: Tensor, rows_of: Callable[[Sequence[Tensor]], Lanes]) -> Codes:
+    """Find the code of an f of several samples for lanes; `rows_of` says which of the tensors that it reads have rows.
+
+    Raises
+    ------
+    CannotCompile
+    """
+    refuse_autocast()
+    return _captured(f, time, y0, partial(_compiled, timed=False, rows_of=rows_of))
+
+
+def refuse_autocast() -> None:
+    """Refuse to translate while PyTorch changes dtypes."""
     if torch.is_autocast_enabled("cpu"):
         raise CannotCompile("autocast is on, which is not translated to C")
-    return _captured(f, time, y0, partial(_compiled, timed=timed))
+
+
+def built(loops: Callable[[], Made]) -> Made:
+    """The loops, when they are there.
+
+    Raises
+    ------
+    CannotCompile
+    """
+    try:
+        return loops()
+    except CannotBuild as reason:
+        raise CannotCompile(str(reason)) from reason
 
 
 def scalar_of(g: Any, time: Tensor, y0: Tensor) -> Called:
@@ -86,23 +117,28 @@ def _captured(
         return make(again, time, y0)
 
 
-def _compiled(seen: Capture, time: Tensor, y0: Tensor, timed: bool) -> Codes:
+def _compiled(
+    seen: Capture,
+    time: Tensor,
+    y0: Tensor,
+    timed: bool,
+    rows_of: Callable[[Sequence[Tensor]], Lanes] | None = None,
+) -> Codes:
     differentiate = torch.is_grad_enabled()
     own = tuple(differentiate and x.requires_grad for x in seen.inputs)
     wanted = Wanted(differentiate and timed, own)
     differentiated = any(own) or wanted.time or (differentiate and y0.requires_grad)
+    lanes = None if rows_of is None else rows_of(seen.inputs)
     given = _given(seen, time, y0)
+    if lanes is not None:
+        given = [given[0], lanes.laid(given[1]), *lanes.laid_inputs(given[2:])]
     t, y, *inputs = given
     programs = Programs.of(seen.field)
-    value = programs.value(t, y, inputs)
-    pull = programs.pull(t, y, inputs, wanted) if differentiated else None
+    value = programs.value(t, y, inputs, lanes)
+    pull = programs.pull(t, y, inputs, wanted, lanes) if differentiated else None
     for code in (value, pull):
         if code is not None:
             loaded(code)
-    try:
-        loops_for(y.dtype)
-    except CannotBuild as reason:
-        raise CannotCompile(str(reason)) from reason
     return Codes(seen, wanted, given, value, pull)
 
 

@@ -45,20 +45,58 @@ class Wanted:
     inputs: tuple[bool, ...] = field(default=())
 
 
-def value_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Traced:
+@dataclass(frozen=True)
+class Lanes:
+    """How several samples lie side by side: in the last dimension of states, and of those inputs that have `rows`."""
+
+    rows: tuple[bool, ...]
+
+    def laid(self, x: Tensor) -> Tensor:
+        """A tensor with its samples last."""
+        return x.movedim(0, -1).contiguous()
+
+    def batch(self, x: Tensor) -> Tensor:
+        """The same with its samples first, as f takes them."""
+        # With several dimensions f may join them to one, which their memory would not allow.
+        return x.movedim(-1, 0) if x.ndim < 3 else x.movedim(-1, 0).contiguous()
+
+    def laid_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs of f as its code takes them."""
+        return [self.laid(x) if so else x for x, so in zip(inputs, self.rows, strict=True)]
+
+    def dynamic(self, lead: int, sizes: Mapping[int, set[int]]) -> dict[int, set[int]]:
+        """The dimensions whose sizes may change, where those of the samples does not."""
+        laid = [False, *[True] * (lead - 1), *self.rows]
+        return {i: {d - 1 for d in own if d} if laid[i] else own for i, own in sizes.items()}
+
+
+def _around(f: FieldGraph, lanes: Lanes | None) -> Callable[..., Tensor]:
+    """f on states and inputs as its code takes them."""
+
+    def on_lanes(t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        assert lanes is not None
+        own = [lanes.batch(x) if so else x for x, so in zip(inputs, lanes.rows, strict=True)]
+        return lanes.laid(f(t, lanes.batch(y), own))
+
+    return f if lanes is None else on_lanes
+
+
+def value_graph(f: FieldGraph, args: Sequence[Tensor], lanes: Lanes | None = None) -> Traced:
     """`(t, y, *inputs)` -> f."""
+    own = _around(f, lanes)
 
     def value(t: Tensor, y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return (f(t, y, inputs),)
+        return (own(t, y, inputs),)
 
-    return _traced(value, (t, y, *inputs), dynamic_of(f, 2))
+    return _traced(value, args, dynamic_of(f, 2, lanes))
 
 
-def pull_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Wanted) -> Traced:
+def pull_graph(f: FieldGraph, args: Sequence[Tensor], wanted: Wanted, lanes: Lanes | None = None) -> Traced:
     """`(t, y, g, *inputs)` -> the product of g with df/dy, with df/dt, and those with what else is wanted.
 
     All of them are in the dtype of the state, in which the loops add them up.
     """
+    own = _around(f, lanes)
 
     def pull(t: Tensor, y: Tensor, g: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         # By autograd: a transform around those that f has inside would be at the level that its graph gives theirs.
@@ -66,20 +104,21 @@ def pull_graph(f: FieldGraph, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wa
         y, t = y.detach().requires_grad_(), t.detach().requires_grad_(wanted.time)
         wrt = [y, *([t] if wanted.time else []), *(x for x in leaves if x.requires_grad)]
         with torch.enable_grad():
-            k = f(t, y, leaves)
+            k = own(t, y, leaves)
             grads = torch.autograd.grad(k, wrt, g, materialize_grads=True) if k.requires_grad else None
         return tuple(x.to(y.dtype) for x in grads or map(torch.zeros_like, wrt))
 
-    return _traced(pull, (t, y, y, *inputs), dynamic_of(f, 3))
+    return _traced(pull, args, dynamic_of(f, 3, lanes))
 
 
-def dynamic_of(f: FieldGraph, lead: int) -> dict[int, set[int]]:
+def dynamic_of(f: FieldGraph, lead: int, lanes: Lanes | None = None) -> dict[int, set[int]]:
     """The dimensions whose sizes may change: of y and what is like it, and of the inputs from place `lead` on."""
     own = [at for at in range(f.n_inputs) if at not in (f.t_at, f.y_at)]
     places = [None, *[f.y_at] * (lead - 1), *own]
-    return {
+    found = {
         i: {dim for other, dim in f.dynamic if other == at} for i, at in enumerate(places) if at is not None
     }
+    return found if lanes is None else lanes.dynamic(lead, found)
 
 
 def _traced(

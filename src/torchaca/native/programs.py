@@ -20,7 +20,7 @@ from ..compiled.failure import CannotCompile, attempt, first_line
 from ..compiled.field_graph import FieldGraph
 from . import records
 from .build import Build, CannotBuild, Library
-from .graphs import Traced, Wanted, dynamic_of, pull_graph, value_graph
+from .graphs import Lanes, Traced, Wanted, dynamic_of, pull_graph, value_graph
 from .operations import Function, Uncovered, addresses, prelude, translate
 
 ENTRY = """
@@ -125,21 +125,26 @@ class Called:
     alive: tuple[Any, ...]
 
 
+Asked = tuple[Wanted | None, Lanes | None]
+"""What of f there is code for: its value, or a product; for one state, or for lanes."""
+
+
 @dataclass
 class Programs:
     """What was compiled for one graph of Dynamo's, `f`, and why something could not be."""
 
     f: FieldGraph
-    codes: dict[Any, list[Code]] = field(default_factory=dict)
+    codes: dict[Asked, list[Code]] = field(default_factory=dict)
     known: dict[Any, Code] = field(default_factory=dict)
-    failed: dict[Any, str] = field(default_factory=dict)
+    failed: dict[Asked, str] = field(default_factory=dict)
+    changing: dict[tuple[int, Lanes | None], list[tuple[int, int]]] = field(default_factory=dict)
 
     @staticmethod
     def of(f: FieldGraph) -> Programs:
         """Those of a graph, which holds them."""
         return f.loops.setdefault("native", Programs(f))
 
-    def value(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Code:
+    def value(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor], lanes: Lanes | None = None) -> Code:
         """Code of f for inputs such as these.
 
         Raises
@@ -147,28 +152,30 @@ class Programs:
         CannotCompile
             For an operation that there is no code for.
         """
-        return self._found(None, (t, y, *inputs))
+        return self._found((None, lanes), (t, y, *inputs))
 
-    def pull(self, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Wanted) -> Code:
+    def pull(
+        self, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Wanted, lanes: Lanes | None = None
+    ) -> Code:
         """The same of a vector-Jacobian product of f."""
-        return self._found(wanted, (t, y, y, *inputs))
+        return self._found((wanted, lanes), (t, y, y, *inputs))
 
-    @cached_property
-    def _changing(self) -> dict[int, list[tuple[int, int]]]:
+    def _changing(self, lead: int, lanes: Lanes | None) -> list[tuple[int, int]]:
         """The sizes that may change, by where the inputs of f start."""
-        return {lead: [(i, d) for i, own in dynamic_of(self.f, lead).items() for d in own] for lead in (2, 3)}
+        if (lead, lanes) not in self.changing:
+            own = dynamic_of(self.f, lead, lanes)
+            self.changing[lead, lanes] = [(i, d) for i, dims in own.items() for d in dims]
+        return self.changing[lead, lanes]
 
-    def _traced(self, wanted: Wanted | None, given: Sequence[Tensor]) -> Traced:
-        t, y = given[:2]
+    def _traced(self, key: Asked, given: Sequence[Tensor]) -> Traced:
+        wanted, lanes = key
         return (
-            value_graph(self.f, t, y, given[2:])
-            if wanted is None
-            else pull_graph(self.f, t, y, given[3:], wanted)
+            value_graph(self.f, given, lanes) if wanted is None else pull_graph(self.f, given, wanted, lanes)
         )
 
-    def _found(self, key: Wanted | None, given: Sequence[Tensor]) -> Code:
-        name, lead = ("value", 2) if key is None else ("pull", 3)
-        place = key, *(given[i].shape[dim] for i, dim in self._changing[lead])
+    def _found(self, key: Asked, given: Sequence[Tensor]) -> Code:
+        name, lead = ("value", 2) if key[0] is None else ("pull", 3)
+        place = key, *(given[i].shape[dim] for i, dim in self._changing(lead, key[1]))
         if place in self.known:
             return self.known[place]
         codes = self.codes.setdefault(key, [])
@@ -176,7 +183,7 @@ class Programs:
         if fitting is None and key not in self.failed:
             try:
                 with TRACING, attempt():
-                    fitting = compiled(self._traced(key, given), name, given[1].dtype)
+                    fitting = compiled(self._traced(key, given), name, given[1].dtype, key[1] is not None)
                 codes.append(fitting)
             except Uncovered as reason:
                 self.failed[key] = f"f has {reason}"
@@ -203,9 +210,9 @@ def loaded(code: Code) -> Code:
     return code
 
 
-def compiled(traced: Traced, name: str, dtype: torch.dtype) -> Code:
+def compiled(traced: Traced, name: str, dtype: torch.dtype, lanes: bool = False) -> Code:
     """The code of a traced graph, in the making."""
-    function = translate(traced.graph, name, dtype)
+    function = translate(traced.graph, name, dtype, samples_last=lanes)
     entry = ENTRY.format(name=name, bytes=function.workspace)
     text = "\n".join([prelude(dtype, function.libraries), function.text, entry])
     return Code(function, Build(text, name), name, traced, dtype)

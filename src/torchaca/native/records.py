@@ -88,19 +88,30 @@ class Back(ctypes.Structure):
 
 
 class Rows(ctypes.Structure):
-    """Independent problems, one after the other."""
+    """Independent problems, several side by side."""
 
     _fields_ = [
-        *_fields(row__last__alone__inputs__most_stops__segments__used__begun__open__taken=WHOLE),
-        *_fields(most_calls__looks=WHOLE, tolerance__pace__rtol__atol__y0=PLACE),
-        *_fields(ts__stops__signs__reach__fallback__spans__least__n_stops__places__strides__bases=PLACE),
-        *_fields(states__of__slots__steps__before__ends__befores__steepness=PLACE),
-        *_fields(ys__state__directions__lam__own__sums__totals=PLACE),
-        *_fields(since__theta__good__total__fading__near__nearest__still__rounding=REAL),
+        *_fields(row__last__alone__inputs__most_stops__most_calls__looks__room=WHOLE),
+        *_fields(tolerance__pace__rtol__atol__y0=PLACE),
+        *_fields(
+            ts__stops__signs__reach__fallback__spans__least__n_stops__places__counts__sizes__bases=PLACE
+        ),
+        *_fields(states__lanes__of__slots__steps__before__ends__befores__steepness=PLACE),
+        *_fields(ys__directions__lam__work__t__own__sums__totals=PLACE),
+        *_fields(theta__good__total__fading__near__nearest__still__rounding=REAL),
     ]
 
 
-LAYOUT = (Graph, Method, Tolerance, Pace, Solve, State, Chunk, Back, Rows, Watch)
+class Lane(ctypes.Structure):
+    """One of those side by side."""
+
+    _fields_ = [
+        *_fields(row__segments__used__begun__open__steps__step__outputs__first__follows__calls=WHOLE),
+        *_fields(since__before=REAL),
+    ]
+
+
+LAYOUT = (Graph, Method, Tolerance, Pace, Solve, State, Chunk, Back, Rows, Watch, Lane)
 """In the order of `layout` in driver/types.c."""
 
 

@@ -1,17 +1,16 @@
-/* Rows: each is searched, or marched, and swept like a solve of its own, one after the other. */
+/* Rows: each is a solve of its own, in one of the lanes. */
+
+/* Where the loops keep what lanes need between two steps: states, and stages behind them. */
+static T *kept_at(const Problem *p, const Rows *r, i64 i) { return r->work + i * p->n * W; }
+enum { STATE, END, TRIAL, ERROR, ASIDE, RTOL, ATOL, FIRST_STAGE };
 
 /* Make the problem that of a row. */
-static void enter(Problem *p, Rows *r, i64 row) {
+static void enter(Problem *p, const Rows *r, i64 row) {
     p->ts = r->ts + row * p->n_ts;
     p->stops = r->stops + row * r->most_stops;
     p->n_stops = r->n_stops[row];
     p->sign = r->signs[row];
     p->ys = r->ys + row * p->n_ts * p->n;
-    for (i64 i = 0; i < r->inputs; i++) {
-        const void *at = r->bases[i] + row * r->strides[i];
-        if (p->value) p->value->in[r->places[i]] = at;
-        if (p->pull) p->pull->in[r->places[i] + 1] = at;
-    }
     if (!p->tolerance) return;
     r->tolerance->rtol = r->rtol + row * p->n * r->tolerance->rtol_stride;
     r->tolerance->atol = r->atol + row * p->n * r->tolerance->atol_stride;
@@ -19,14 +18,32 @@ static void enter(Problem *p, Rows *r, i64 row) {
     r->pace->fallback = r->fallback[row];
 }
 
-/* What a chunk has from a slot on: a state more than steps where they are kept. */
-static Chunk from_slot(const Problem *p, const Chunk *c, i64 slot) {
-    Chunk own = *c;
-    own.room -= slot;
-    own.times += slot;
-    own.Y += c->kept ? slot * p->n : 0;
-    own.K += c->rows * slot * p->n;
-    return own;
+/* Give a lane what f reads of a row. */
+static void read_row(const Graph *f, const Rows *r, i64 row, i64 lane, i64 further) {
+    for (i64 i = 0; i < r->inputs; i++) {
+        const i64 size = r->sizes[i], count = r->counts[i];
+        const char *from = r->bases[i] + row * count * size;
+        char *to = (char *)f->in[r->places[i] + further] + lane * size;
+        for (i64 j = 0; j < count; j++) memcpy(to + j * W * size, from + j * size, size);
+    }
+}
+
+/* f of one lane, as code that functions for a single problem can call. */
+typedef struct {
+    const Problem *p;
+    const Rows *r;
+    i64 lane;
+} Alone;
+
+static void of_lane(const void *const *in, void *const *out, const i64 *sizes, const double *numbers, T *workspace) {
+    const Alone *a = (const Alone *)workspace;
+    const i64 n = a->p->n;
+    T t[W], *at = kept_at(a->p, a->r, TRIAL), *k = kept_at(a->p, a->r, ASIDE);
+    EACH_LANE t[w] = w == a->lane ? *(const T *)in[0] : a->r->t[w];
+    memcpy(at, kept_at(a->p, a->r, STATE), n * W * sizeof(T));
+    scatter(n, a->lane, in[1], at);
+    evaluate_lanes(a->p->value, t, at, k);
+    gather(n, a->lane, k, out[0]);
 }
 
 static i64 outputs_at_start(const Problem *p) {
@@ -35,43 +52,51 @@ static i64 outputs_at_start(const Problem *p) {
     return count;
 }
 
-/* A new segment: of a row that starts, or that goes on in this chunk. */
-static void open_segment(const Problem *p, Rows *r, State *s, Chunk *own) {
-    const i64 g = r->segments, n = p->n;
-    const T *y = r->begun ? r->state : r->y0 + r->row * n;
-    own->steps = 0;
-    memcpy(own->Y, y, n * sizeof(T));
-    if (!r->begun) {
-        s->t = p->ts[0];
-        r->since = NAN;
-        for (i64 end = outputs_at_start(p); s->outputs < end; s->outputs++)
-            memcpy(p->ys + s->outputs * n, y, n * sizeof(T));
-        if (s->outputs < p->n_ts) {
-            slope(p, s->t, y, p->work);
-            s->known = s->calls = 1;
-        }
-    }
-    own->times[0] = s->t;
-    r->of[g] = r->row;
-    r->slots[g] = r->used;
-    r->before[g] = s->accepted;
-    r->befores[g] = r->since;
-    r->begun = r->open = 1;
+/* The first slot of a lane, and of its segments the first; and where its open segment starts. */
+static i64 region(const Rows *r, i64 lane) { return lane * r->room; }
+static i64 slot_of(const Rows *r, i64 lane) { return region(r, lane) + r->lanes[lane].used; }
+
+#define AHEAD 4 /* steps of which memory is asked for: lanes read and write in as many places as there are of them */
+
+/* Keep the state that a lane is at. */
+static void keep_state(const Problem *p, const Rows *r, const Chunk *c, i64 lane) {
+    const i64 slot = slot_of(r, lane) + r->lanes[lane].steps;
+    c->times[slot] = r->states[r->lanes[lane].row].t;
+    __builtin_prefetch(c->times + slot + AHEAD, 1);
+    __builtin_prefetch(c->Y + (c->kept ? (slot + AHEAD) * p->n : 0), 1);
+    if (c->kept) gather(p->n, lane, kept_at(p, r, STATE), c->Y + slot * p->n);
 }
 
-static void close_segment(Rows *r, const Chunk *own, i64 ends) {
-    r->steps[r->segments] = own->steps;
-    r->ends[r->segments++] = ends;
-    r->used += own->steps + 1;
-    r->open = 0;
+static void open_segment(const Problem *p, Rows *r, const Chunk *c, i64 lane) {
+    Lane *l = r->lanes + lane;
+    const i64 g = region(r, lane) + l->segments;
+    l->steps = 0;
+    l->open = 1;
+    r->of[g] = l->row;
+    r->slots[g] = slot_of(r, lane);
+    r->before[g] = r->states[l->row].accepted;
+    r->befores[g] = l->since;
+    keep_state(p, r, c, lane);
+}
+
+/* One without a step is none, unless the row ends there. */
+static void close_segment(Rows *r, const Chunk *c, i64 lane, i64 ends) {
+    Lane *l = r->lanes + lane;
+    const i64 g = region(r, lane) + l->segments;
+    l->open = 0;
+    if (!l->steps && !ends) return;
+    if (l->steps) l->since = c->times[slot_of(r, lane) + l->steps - 1];
+    r->steps[g] = l->steps;
+    r->ends[g] = ends;
+    l->used += l->steps + 1;
+    l->segments++;
 }
 
 /* Look beside the end of a step that says nothing, and bound the next one; see torchaca.loops.rest. */
-static void bound(const Problem *p, Rows *r, State *s, const Chunk *c) {
+static void bound(const Problem *p, Rows *r, State *s, i64 row, const T *before, const T *y) {
     const i64 n = p->n;
-    const T *before = state_at(p, c, c->steps - 1), *y = state_at(p, c, c->steps);
     const Tolerance *tolerance = p->tolerance;
-    T *v = r->directions + r->row * n, *f0 = p->work, *state = f0 + p->method->all * n, *w = state + n;
+    T *v = r->directions + row * n, *f0 = p->work, *state = f0 + p->method->all * n, *w = state + n;
     if (!r->looks || s->t == p->ts[p->n_ts - 1]) return;
     for (i64 i = 0; i < n; i++) w[i] = y[i] - before[i];
     if (s->ratio > r->rounding && !(relative(tolerance, w, 1, before, y) <= r->still)) return;
@@ -87,7 +112,7 @@ static void bound(const Problem *p, Rows *r, State *s, const Chunk *c) {
     evaluate(p->value, (T)s->t, state, w);
     s->calls++;
     for (i64 i = 0; i < n; i++) w[i] -= f0[i];
-    const double rise = sqrt(dot(n, w, w)), old = r->fading * r->steepness[r->row];
+    const double rise = sqrt(dot(n, w, w)), old = r->fading * r->steepness[row];
     const int seen = rise > 0 && is_finite(rise);
     if (seen) {
         for (i64 i = 0; i < n; i++) state[i] = v[i] / 2 + w[i] * (T)(root / rise);
@@ -95,91 +120,7 @@ static void bound(const Problem *p, Rows *r, State *s, const Chunk *c) {
         for (i64 i = 0; i < n; i++) v[i] = state[i] * (T)(root / at_least(length, FLAT));
     }
     const double steep = at_least(at_least(seen ? rise / (beside * root) : 0, old), FLAT);
-    const double small = r->good * pow(r->total / at_least(r->spans[r->row] * steep, FLAT), 1.0 / p->method->order);
-    r->steepness[r->row] = steep;
-    s->dt = at_most(s->dt, at_least(at_most(small, r->theta) / steep, r->least[r->row]));
-}
-
-/* One row, as far as the chunk and the slice go. */
-static i64 forward_row(const Problem *p, Rows *r, State *s, Chunk *own, double until) {
-    if (s->outputs == p->n_ts) return REACHED;
-    if (!p->tolerance) return march(p, s, own, until - seconds());
-    for (;;) {
-        const i64 status = search(p, s, own, until - seconds());
-        if (status == LOOK) s->next_look = INT64_MAX;
-        else if (status == HOPELESS) s->dt = p->pace->fallback;
-        else if (status == RESTS) bound(p, r, s, own);
-        else return status;
-    }
-}
-
-/* Until the last row is done, or the chunk is full, or the slice of time is spent, or a row cannot go on. */
-API i64 forward_rows(Problem *p, Rows *r, Chunk *c, double slice) {
-    const double until = seconds() + slice;
-    const i64 n = p->n;
-    while (r->row < r->last) {
-        State *s = r->states + r->row;
-        if (!r->open && c->room - r->used < 1) return FULL;
-        enter(p, r, r->row);
-        Chunk own = from_slot(p, c, r->used);
-        if (!r->open) open_segment(p, r, s, &own);
-        else own.steps = r->taken;
-        const i64 status = forward_row(p, r, s, &own, until);
-        r->taken = own.steps;
-        if (status == PAUSED) return PAUSED;
-        const T *y = state_at(p, &own, own.steps);
-        close_segment(r, &own, status != FULL);
-        if (status == FULL) {
-            memcpy(r->state, y, n * sizeof(T));
-            r->since = own.times[own.steps - 1];
-            return FULL;
-        }
-        for (i64 i = s->outputs; i < p->n_ts; i++) memcpy(p->ys + i * n, y, n * sizeof(T));
-        r->row++;
-        r->begun = 0;
-        if (status == REFUSED && !r->alone) return REFUSED;
-    }
-    return REACHED;
-}
-
-/* Make the backward pass that of a segment. */
-static void enter_back(const Problem *p, Back *b, Rows *r, i64 g) {
-    const i64 row = r->of[g], n = p->n, reached = r->states[row].outputs;
-    for (i64 i = 0; i < b->totals; i++) r->sums[i] = r->totals[i] + (r->own[i] ? row * b->counts[i] : 0);
-    b->lam = r->lam + row * n;
-    b->first = outputs_at_start(p);
-    b->step = r->steps[g];
-    b->earlier = r->before[g];
-    b->before = r->befores[g];
-    r->open = 1;
-    if (!r->ends[g]) return;
-    b->follows = b->calls = 0;
-    b->outputs = reached;
-    for (i64 i = reached; i < p->n_ts; i++) add(n, 1, p->ys + i * n, b->lam); /* those behind the end repeat it */
-}
-
-/* Until the first segment of the chunk is done, or the slice of time is spent. */
-API i64 backward_rows(Problem *p, Back *b, Rows *r, Chunk *c, double slice) {
-    const double until = seconds() + slice;
-    for (; r->segments; r->segments--) {
-        const i64 g = r->segments - 1;
-        enter(p, r, r->of[g]);
-        const Chunk own = from_slot(p, c, r->slots[g]);
-        if (!r->open) enter_back(p, b, r, g);
-        if (sweep(p, b, &own, until - seconds()) == PAUSED) return PAUSED;
-        r->open = 0;
-        if (r->before[g]) continue;
-        for (i64 i = 0; i < b->first; i++) add(p->n, 1, p->ys + i * p->n, b->lam);
-        if (b->calls > r->most_calls) r->most_calls = b->calls;
-    }
-    return REACHED;
-}
-
-/* f where rows start. */
-API i64 slopes_of_rows(Problem *p, Rows *r, T *out) {
-    for (i64 row = r->row; row < r->last; row++) {
-        enter(p, r, row);
-        slope(p, p->ts[0], r->y0 + row * p->n, out + row * p->n);
-    }
-    return 0;
+    const double small = r->good * pow(r->total / at_least(r->spans[row] * steep, FLAT), 1.0 / p->method->order);
+    r->steepness[row] = steep;
+    s->dt = at_most(s->dt, at_least(at_most(small, r->theta) / steep, r->least[row]));
 }

@@ -8,6 +8,11 @@
 #define PATIENCE 500
 #define FLAT 1e-200
 
+/* Whether a step is no more than a few ulps of t; an ulp is 2^-52 |t| at most. */
+static int too_small(double t, double size) {
+    return !(size > TOO_SMALL * 0x1p-52 * fabs(t) && size > 1e-300) && size <= TOO_SMALL * ulp(t);
+}
+
 static int at_dt_min(const Pace *w, double t, double size) { return size <= w->dt_min * LANDING + ulp(t); }
 
 /* Hairer's first step size; one evaluation, not further than `reach` from t. */
@@ -44,7 +49,7 @@ static double first_dt(const Problem *p, State *s, const T *y, T *state, T *slop
 /* Why not to make a trial of this size, -1 if nothing speaks against it; see torchaca.loops.pace.refusals. */
 static i64 refusal(const Pace *w, const State *s, double size, int lands) {
     const int ordinary = !lands || s->rejections > 0;
-    if (ordinary && size <= TOO_SMALL * ulp(s->t)) return STEP_SIZE;
+    if (ordinary && too_small(s->t, size)) return STEP_SIZE;
     if (ordinary && size <= w->smallest) return NO_SMALLER;
     if (s->trials >= w->max_trials) return MAX_STEPS;
     if (w->dt_min > 0 && s->rejections > 0 && at_dt_min(w, s->t, s->rejected_size)) return AT_DT_MIN;

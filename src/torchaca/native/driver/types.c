@@ -90,37 +90,46 @@ typedef struct {
     T *Y, *K, *B;
 } Chunk;
 
-/* Rows: independent problems of n numbers each, those from `row` to `last`, whose steps follow one another in a chunk.
+/* Rows: independent problems of n numbers each, those from `row` to `last`, of which so many at a time are solved side by
+   side, in lanes; a lane takes the next row when its own is done.
 
-   What each has of its own: `ts` (rows, n_ts), `stops` (rows, most_stops), numbers, a State; of the tensors that f
-   reads, those at `places` among the inputs of its code (one further in those of the product), which start at `bases`
-   and have a row in every so many bytes of `strides`. `method` and so on are those of the Problem. With `alone`, rows go
-   on where another cannot.
-
-   A segment is what a chunk has of a row: which one it is `of`, from which of the `slots` on, how many `steps` and a
-   state more, how many are `before` it, the last of which starts at `befores`, and whether the row `ends` there. `used`
-   slots of the chunk are; the row has `begun`, its segment is `open`, and has `taken` steps, or its last one starts at
-   `since` and ends in `state`.
+   What each row has of its own: `ts` (rows, n_ts), `stops` (rows, most_stops), numbers, a State; of the tensors that f
+   reads, those of `inputs`: at `places` among the inputs of its code (one further in those of the product), where they
+   have lanes, `counts` numbers of `sizes` bytes each, from rows that start at `bases`. `method` and so on are those of
+   the Problem. With `alone`, rows go on where another cannot. `work` holds what lanes need between two steps, `t` the
+   times they are at.
 
    Backward, `lam` is the cotangent of all states; `totals` are the sums, `own` says which of them have rows, and `sums`
-   are those for the row in turn. The rest is torchaca.loops.rest. */
+   those that have lanes meanwhile. The rest is torchaca.loops.rest. */
 typedef struct {
-    i64 row, last, alone, inputs, most_stops, segments, used, begun, open, taken, most_calls, looks;
+    i64 row, last, alone, inputs, most_stops, most_calls, looks, room;
     Tolerance *tolerance;
     Pace *pace;
     const T *rtol, *atol, *y0;
     const double *ts, *stops, *signs, *reach, *fallback, *spans, *least;
-    const i64 *n_stops, *places, *strides;
+    const i64 *n_stops, *places, *counts, *sizes;
     char *const *bases;
     State *states;
+    struct Lane *lanes;
     i64 *of, *slots, *steps, *before, *ends;
     double *befores, *steepness;
-    T *ys, *state, *directions, *lam;
+    T *ys, *directions, *lam, *work, *t;
     const i64 *own;
     T **sums;
     T *const *totals;
-    double since, theta, good, total, fading, near, nearest, still, rounding;
+    double theta, good, total, fading, near, nearest, still, rounding;
 } Rows;
+
+/* A lane. It has `room` slots of a chunk, and room for as many segments.
+
+   A segment is what a chunk has of a row: which one it is `of`, from which of the `slots` on, how many `steps` and a
+   state more, how many are `before` it, the last of which starts at `befores`, and whether the row `ends` there. Its
+   lane has so many `segments` in `used` slots; the row has `begun`, its segment is `open` and has `steps`, and the last
+   step before it starts at `since`. Where a backward pass is: as in Back. */
+typedef struct Lane {
+    i64 row, segments, used, begun, open, steps, step, outputs, first, follows, calls;
+    double since, before;
+} Lane;
 
 enum { REACHED, FULL, PAUSED, LOOK, HOPELESS, REFUSED, RESTS, SEEN };
 enum { STEP_SIZE, NO_SMALLER, MAX_STEPS, AT_DT_MIN, REJECTIONS };
@@ -151,6 +160,7 @@ typedef struct {
 /* The size of each of these, by which records are checked. */
 API i64 layout(i64 which) {
     const i64 sizes[] = {sizeof(Graph), sizeof(Method), sizeof(Tolerance), sizeof(Pace), sizeof(Problem),
-                         sizeof(State), sizeof(Chunk), sizeof(Back), sizeof(Rows), sizeof(Watch)};
+                         sizeof(State), sizeof(Chunk), sizeof(Back), sizeof(Rows), sizeof(Watch),
+                         sizeof(Lane)};
     return sizes[which];
 }

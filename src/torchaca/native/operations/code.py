@@ -44,6 +44,7 @@ class Code:
     filled: dict[str, int] = field(default_factory=dict)  # the last statement that writes to a buffer
     libraries: set[str] = field(default_factory=set)
     doing: str = ""  # the operation that is written
+    samples_last: bool = False  # in the inputs and outputs; they are the first dimension inside
     barrier: int = 0  # statements before this one are those of another function
     laid: dict[Value, Value] = field(default_factory=dict)  # what `real` has made
 
@@ -116,6 +117,15 @@ class Code:
         self.buffers[buffer.name] = buffer
         self.filled[buffer.name] = -1
         return self.placed(buffer.name, shape, dtype)
+
+    def joined(self, shape: Sequence[Size], dtype: torch.dtype) -> Value:
+        """Memory for a value that others are put into: where samples come last, all those of a number side by side."""
+        value = self.new(shape, dtype)
+        if not self.samples_last or len(shape) < 2:
+            return value
+        assert value.place is not None
+        strides = (1, *(product((s, shape[0])) for s in dense(shape[1:])))
+        return self.placed(value.place.buffer, shape, dtype, Place(value.place.buffer, strides))
 
     def real(self, value: Value) -> Value:
         """The same value, with a place."""

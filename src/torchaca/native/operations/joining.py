@@ -24,7 +24,7 @@ def put(call: Call, x: Value, whole: Value, shape: Sequence[Size], place: Place,
 
 def cat(call: Call, tensors: Sequence[Value], dim: int = 0) -> Value:
     """One after the other, in memory of their own."""
-    whole = call.code.new(call.shape, call.dtype)
+    whole = call.code.joined(call.shape, call.dtype)
     assert whole.place is not None
     buffer, strides = whole.place.buffer, whole.place.strides
     parts = [
@@ -40,7 +40,7 @@ def cat(call: Call, tensors: Sequence[Value], dim: int = 0) -> Value:
 
 def stack(call: Call, tensors: Sequence[Value], dim: int = 0) -> Value:
     """One after the other in a dimension of its own."""
-    whole = call.code.new(call.shape, call.dtype)
+    whole = call.code.joined(call.shape, call.dtype)
     assert whole.place is not None
     buffer, strides = whole.place.buffer, whole.place.strides
     dim %= len(call.shape)

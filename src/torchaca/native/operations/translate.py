@@ -50,7 +50,9 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return rules(COVERED, COMPOSED)
 
 
-def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> CFunction:
+def translate(
+    graph_module: fx.GraphModule, name: str, dtype: torch.dtype, samples_last: bool = False
+) -> CFunction:
     """Translate a graph into a C function.
 
     Parameters
@@ -61,6 +63,8 @@ def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> CF
         That of the C function: an identifier.
     dtype
         torch.float32 or torch.float64: that of nearly all of its numbers, which C calls T.
+    samples_last
+        Whether inputs and outputs have in their last dimension what is the first one inside.
 
     Raises
     ------
@@ -69,6 +73,7 @@ def translate(graph_module: fx.GraphModule, name: str, dtype: torch.dtype) -> CF
     """
     nodes = list(decomposed(graph_module, COVERED, decompositions()).graph.nodes)
     code, values, arguments, heads = _begun(nodes, dtype)
+    code.samples_last = samples_last
     for node in nodes:
         _step(code, node, values)
     return assembled(code, arguments, heads, [Part(name, _outputs(code, _wanted(nodes), values))])[0]

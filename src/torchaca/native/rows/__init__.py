@@ -1,4 +1,4 @@
-"""Rows natively: the samples of a batch, each a solve of its own, one after the other by each of several threads."""
+"""Rows natively: the samples of a batch, each a solve of its own, a few side by side in each thread."""
 
 from .executor import NativeRows
 from .plan import Ended

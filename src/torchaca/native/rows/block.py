@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import records
-from ..driver import loops_for
+from ..driver import row_loops_for
 from ..programs import Called
 from ..records import Status
 from ..run import CHUNK, FEWEST, FIRST_CHUNK, MOST, SLICE, Keep
@@ -26,19 +26,33 @@ PARTS = ("of", "slots", "steps", "before", "ends")
 class Steps:
     """A chunk of steps: times, and what of it belongs to which row.
 
-    `parts` `(5, segments)` are those of `PARTS`, and `befores` the times at which the steps before segments start; see
-    driver/types.c.
+    `parts` `(5, lanes, room)` are those of `PARTS`, and `befores` the times at which the steps before segments start,
+    for so many segments of each lane; see driver/types.c.
     """
 
     times: Tensor
     parts: np.ndarray[Any, Any]
     befores: np.ndarray[Any, Any]
+    segments: np.ndarray[Any, Any]
 
-    def note_in(self, r: records.Rows) -> None:
+    @staticmethod
+    def empty(width: int, room: int) -> Steps:
+        """Room for so many steps of each lane."""
+        times = torch.empty(width * room, dtype=torch.float64, device="cpu")
+        parts = np.zeros((len(PARTS), width, room), np.int64)
+        return Steps(times, parts, np.zeros((width, room)), np.zeros(width, np.int64))
+
+    def note_in(self, r: records.Rows, lanes: Any) -> None:
         """Have segments of rows read or written here."""
         for name, row in zip(PARTS, self.parts, strict=True):
             setattr(r, name, row.ctypes.data)
-        r.befores = self.befores.ctypes.data
+        r.befores, r.room = self.befores.ctypes.data, self.parts.shape[2]
+        for lane, segments in zip(lanes, self.segments.tolist(), strict=True):
+            lane.used, lane.segments = 0, segments
+
+    def all(self) -> np.ndarray[Any, Any]:
+        """The segments of all lanes, `(5, n)`."""
+        return np.concatenate([self.parts[:, w, :n] for w, n in enumerate(self.segments)], 1)
 
 
 class Forward:
@@ -59,17 +73,19 @@ class Forward:
         self.kept: list[list[Tensor]] = []
         tolerance, pace = plan.held()
         self.solve = plan.solve(tolerance, pace, called, None)
-        self.rows = plan.rows(ends, tolerance, pace, rowed)
-        n = plan.n
-        work, state = plan.like.new_empty((plan.stages + 3) * n), plan.like.new_empty(n)
-        self.solve.work, self.rows.state = work.data_ptr(), state.data_ptr()
+        self.held = plan.rows(ends, tolerance, pace, rowed)
+        self.rows: records.Rows = self.held.record
+        self.lanes = self.held.alive[3]
+        work = plan.like.new_empty((plan.stages + 5) * plan.n)
+        self.solve.work = work.data_ptr()
         self.rows.y0, self.rows.ys = (x.data_ptr() for x in states)
-        self.alive = tolerance, pace, called, rowed, work, state, states
+        self.alive = called, work, states
 
     def run(self, stopped: Event) -> None:
         """Solve the rows, or up to one that cannot go on, if failures are to be raised."""
         dtype, nbytes = self.plan.like.dtype, FIRST_CHUNK
-        loop, at = loops_for(dtype).function("forward_rows"), [*map(records.address, (self.solve, self.rows))]
+        loop = row_loops_for(dtype, self.plan.width).function("forward_rows")
+        at = [*map(records.address, (self.solve, self.rows))]
         status = Status.FULL
         while status == Status.FULL:
             steps, record, own = self._chunk(nbytes)
@@ -81,29 +97,32 @@ class Forward:
 
     def _chunk(self, nbytes: int) -> tuple[Steps, records.Chunk, list[Tensor]]:
         """A new chunk with room for steps of about so many bytes."""
-        y, keep, n = self.plan.like, self.keep, self.plan.n
+        y, keep, n, width = self.plan.like, self.keep, self.plan.n, self.plan.width
         if self.left < 0 and keep.rows:
             self.keep = keep = replace(keep, rows=0)  # then all steps are made again
             self.kept = [own[:1] for own in self.kept]
         each = max(1, n * y.element_size()) * (int(keep.states) + keep.rows) + 8
-        room = min(MOST, max(FEWEST, nbytes // each))
-        states = y.new_empty((room + 1 if keep.states else 2, n))
-        own = [states, *([y.new_empty((room, keep.rows, n))] if keep.rows else [])]
+        room = min(MOST, max(FEWEST, nbytes // each // width))
+        states = y.new_empty((width * room if keep.states else 1, n))
+        own = [states, *([y.new_empty((width * room, keep.rows, n))] if keep.rows else [])]
         self.left -= own[-1].nbytes if keep.rows else 0
-        times = torch.empty(room + 1, dtype=torch.float64, device="cpu")
-        steps = Steps(times, np.zeros((len(PARTS), room + 1), np.int64), np.zeros(room + 1))
-        steps.note_in(self.rows)
-        self.rows.used = self.rows.segments = 0
-        places = [x.data_ptr() for x in (times, *own)]
+        steps = Steps.empty(width, room)
+        steps.note_in(self.rows, self.lanes)
+        places = [x.data_ptr() for x in (steps.times, *own)]
         return steps, records.Chunk(room, 0, int(keep.states), keep.rows, *places), own
 
     def _close(self, steps: Steps, own: list[Tensor]) -> None:
         """Note a chunk that is done, without the room that is left in it if that is most of it."""
-        r = self.rows
-        steps.parts, steps.befores = steps.parts[:, : r.segments].copy(), steps.befores[: r.segments].copy()
-        if 2 * r.used < len(steps.times):
-            steps.times = steps.times[: r.used].clone()
-            own = [x[: r.used].clone() for x in own] if self.keep.states else own
+        used, (width, room) = [lane.used for lane in self.lanes], steps.befores.shape
+        steps.segments = np.array([lane.segments for lane in self.lanes])
+        most = max(used)
+        if 2 * most < room:
+            steps.parts, steps.befores = steps.parts[:, :, :most].copy(), steps.befores[:, :most].copy()
+            steps.parts[1] -= (room - most) * np.arange(width)[:, None]
+            steps.times, *own = (
+                x.unflatten(0, (width, room))[:, :most].flatten(0, 1).clone() if len(x) > 1 else x
+                for x in (steps.times, *own)
+            )
         self.chunks.append(steps)
         self.kept.append(own if self.keep.states else [])
 
@@ -129,25 +148,29 @@ class Backward:
         self.plan, self.totals = plan, totals
         value, pull = codes
         n, y = plan.n, plan.like
-        self.solve, self.rows = plan.solve(None, None, value, pull), plan.rows((0, 0), None, None, rowed)
+        self.solve = plan.solve(None, None, value, pull)
+        self.held = plan.rows((0, 0), None, None, rowed, stages=3)
+        self.rows, self.lanes = self.held.record, self.held.alive[3]
         self.rows.ys, self.rows.lam = ys.data_ptr(), lam.data_ptr()
-        f1, work = y.new_empty(n), y.new_empty((3 * plan.stages + 2) * n)
-        sums, all_sums = records.places(totals), records.places(totals)
+        work = y.new_empty(2 * n)
+        buffers = [
+            torch.zeros_like(part) if so else x for x, part, so in zip(totals, parts, own, strict=True)
+        ]
+        sums, all_sums = records.places(buffers), records.places(totals)
         counts, flags = whole([x.numel() for x in parts]), whole([*map(int, own)])
         self.rows.sums, self.rows.totals, self.rows.own = map(records.address, (sums, all_sums, flags))
         self.back = back = records.Back()
         back.totals, back.lead, back.allowed = len(totals), 1, records.epsilon(y.dtype)
-        back.f1, back.work = f1.data_ptr(), work.data_ptr()
+        self.solve.work = work.data_ptr()
         back.sums, back.counts = records.address(sums), records.address(counts)
-        self.alive = value, pull, rowed, lam, ys, f1, work, sums, all_sums, counts, flags, parts
+        self.alive = value, pull, lam, ys, work, buffers, sums, all_sums, counts, flags, parts
 
     def run(self, chunks: Sequence[Steps], kept: Sequence[Sequence[Tensor]], stopped: Event) -> None:
         """Go over the chunks, the last one first."""
-        loop = loops_for(self.plan.like.dtype).function("backward_rows")
+        loop = row_loops_for(self.plan.like.dtype, self.plan.width).function("backward_rows")
         at = [*map(records.address, (self.solve, self.back, self.rows))]
         for steps, own in zip(reversed(chunks), reversed(kept), strict=True):
-            steps.note_in(self.rows)
-            self.rows.segments = steps.parts.shape[1]
+            steps.note_in(self.rows, self.lanes)
             rows = own[1].shape[1] if len(own) > 1 else 0
             places = [x.data_ptr() for x in (steps.times, *own)]
             record = records.Chunk(len(steps.times), 0, 1, rows, *places)

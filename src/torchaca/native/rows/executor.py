@@ -17,19 +17,20 @@ from ...gradients import Facts, solve_with
 from ...gradients.fitting import BUDGET
 from ...loops.rows import Spans, beside, differing
 from .. import records
-from ..codes import codes_of
+from ..codes import built, codes_of_lanes
 from ..door import refuse
-from ..driver import loops_for, started
+from ..driver import row_loops_for, started
+from ..graphs import Lanes
 from ..run import Keep
 from .passes import RowPasses
 from .plan import Ended, Plan
-from .reads import Reads, Rowed, of_one
+from .reads import Reads, Rowed, of_lanes, repeated
 
 KEEPS = (
     "gradient={0!r} with these settings is not one of a native solve of rows, which keeps all states: use 'aca', "
     "'direct' or ACA('all')"
 )
-ALONE = "f is compiled for one sample alone: what belongs to samples has to be in rows="
+ALONE = "f is compiled for other numbers of samples: what belongs to samples has to be in rows="
 BESIDE = (
     "f of the batch, asked beside the start, raises {0}, so that f of one sample cannot be compared with it"
 )
@@ -67,23 +68,27 @@ class NativeRows:
         return Keep(True) if facts.states is not None and facts.states(p, 0) == "all" else None
 
     def begin(self, p: Problem) -> Problem:
-        """Find the code of f of one sample, and evaluate it where the samples start: it has to be f of the batch.
+        """Find the code of f of a few samples, and evaluate it where the samples start: it has to be f of the batch.
 
         Raises
         ------
         CannotCompile
         """
         f: Any = p.f.call
-        started(p.y0.dtype)  # while f is traced
+        width = Plan(p, self.wanted, None).width
+        started(p.y0.dtype, width)  # while f is traced
         p.stats.nfe += 1
         with outside_inference():
             p = replace(p, y0=normal(p.y0))
-            own, whole = of_one(f, self.rows)
+            own, whole = of_lanes(f, self.rows, width)
             time = own.time(self.wanted[0, 0].item())
             try:
-                self.codes = codes_of(own, time, p.y0[:1], timed=False)
+                self.codes = codes_of_lanes(
+                    own, time, repeated(p.y0, width), lambda seen: Lanes(Reads.of(seen, whole).rowed)
+                )
             except CannotCompile as reason:
                 raise CannotCompile(f"{reason} ({ALONE})") from reason
+            built(lambda: row_loops_for(p.y0.dtype, width))
             self.reads = Reads.of(self.codes.seen.inputs, whole)
         self.codes.seen.tell(f, p.y0)
         p = replace(p, ts=Times(tuple(map(float, range(len(self.wanted))))))
@@ -95,6 +100,8 @@ class NativeRows:
         """Solve between the boundaries of fixed steps, if there are some: outputs, ends, and what knows the steps."""
         plan, keep = Plan(p, self.wanted, boundaries), self._keep(p)
         assert keep is not None
+        if "gemm" not in self.codes.value.function.libraries:
+            keep = replace(keep, rows=0)  # stages of a cheap f are made again before memory has brought them
         with outside_inference():
             differentiated = self.codes.pull is not None
             passes = RowPasses(plan, self.codes, self.reads, keep if differentiated else Keep())
@@ -126,13 +133,13 @@ class NativeRows:
     def _alone(self, p: Problem, t: Tensor, y: Tensor) -> Tensor:
         """f of each sample alone at these times and states."""
         plan, tensors = Plan(p, self.wanted, None), list(records.dense(self.reads.tensors))
-        firsts, lead = self.reads.first(tensors), self.codes.given[:2]
-        called = self.codes.value.called_with([*lead, *firsts], [None])
-        rowed = Rowed(called, firsts, tensors, self.reads.rowed)
-        solve, rows = plan.solve(None, None, called, None), plan.rows((0, plan.size), None, None, rowed)
-        k = torch.empty_like(y)
+        inputs, lead = self.reads.lanes_of(tensors, plan.width), self.codes.given[:2]
+        called = self.codes.value.called_with([*lead, *inputs], [None])
+        rowed = Rowed(called, inputs, tensors, self.reads.rowed)
+        solve, held = plan.solve(None, None, called, None), plan.rows((0, plan.size), None, None, rowed)
+        k, rows = torch.empty_like(y), held.record
         ts = t[:, None].expand(plan.ts.shape).contiguous()
         rows.y0, rows.ts = y.data_ptr(), ts.data_ptr()
-        slopes = loops_for(k.dtype).function("slopes_of_rows")
+        slopes = row_loops_for(k.dtype, plan.width).function("slopes_of_rows")
         slopes(records.address(solve), records.address(rows), k.data_ptr())
         return k

@@ -44,13 +44,14 @@ class RowPasses:
         """Solve the rows; kept are the states of the chunks, and their stages where those are kept."""
         plan, reads, p = self.plan, self.reads, self.problem
         tensors = list(records.dense(reads.tensors))
-        firsts, (t, y) = reads.first(tensors), self.codes.given[:2]
+        t, y = self.codes.given[:2]
         y0 = p.y0.detach().contiguous()
         ys = y0.new_empty((plan.size, plan.n_ts, *y0.shape[1:]))
         parts = []
         for ends in ranges(plan.size):
-            called = self.codes.value.called_with([t, y, *firsts], [None])
-            rowed = Rowed(called, firsts, tensors, reads.rowed)
+            inputs = reads.lanes_of(tensors, plan.width)
+            called = self.codes.value.called_with([t, y, *inputs], [None])
+            rowed = Rowed(called, inputs, tensors, reads.rowed)
             parts.append(Forward(plan, ends, called, rowed, (y0, ys), self.keep))
         side_by_side([one.run for one in parts])
         kept: list[Tensor] = []
@@ -65,7 +66,7 @@ class RowPasses:
         plan, chunks = self.plan, [chunk for own in self.chunks for chunk in own]
         found = np.tile(plan.states["t"], (int(plan.states["accepted"].max()) + 1, 1))
         for chunk in chunks:
-            of, slots, steps, before, _ = chunk.parts
+            of, slots, steps, before, _ = chunk.all()
             segment = np.repeat(np.arange(len(of)), steps + 1)
             place = np.arange(len(segment)) - np.repeat(np.cumsum(steps + 1) - steps - 1, steps + 1)
             found[before[segment] + place, of[segment]] = chunk.times.numpy()[slots[segment] + place]
@@ -114,12 +115,12 @@ class RowPasses:
         """The backward pass of a range of rows."""
         codes, reads = self.codes, self.reads
         assert codes.pull is not None
-        firsts, (t, y) = reads.first(whole), codes.given[:2]
-        chosen = [x for x, want in zip(firsts, codes.wanted.inputs, strict=True) if want]
+        inputs, (t, y) = reads.lanes_of(whole, self.plan.width), codes.given[:2]
+        chosen = [x for x, want in zip(inputs, codes.wanted.inputs, strict=True) if want]
         parts = [torch.empty_like(x, dtype=y.dtype) for x in chosen]
-        value = codes.value.called_with([t, y, *firsts], [None])
-        pull = codes.pull.called_with([t, y, y, *firsts], [None, *parts])
-        rowed = Rowed(value, firsts, whole, reads.rowed)
+        value = codes.value.called_with([t, y, *inputs], [None])
+        pull = codes.pull.called_with([t, y, y, *inputs], [None, *parts])
+        rowed = Rowed(value, inputs, whole, reads.rowed)
         return Backward(self.plan, (value, pull), rowed, lam, ys, totals, own, parts)
 
     def _pieces(self, kept: Sequence[Tensor]) -> Iterator[list[Sequence[Tensor]]]:

@@ -23,6 +23,11 @@ STATE = np.dtype(
     [(field[0], np.float64 if field[1] is records.REAL else np.int64) for field in records.State._fields_]
 )
 
+WIDTH, MOST_BYTES = 8, 2**19
+"""Samples side by side, as long as what a step of theirs takes is not larger: a processor's own cache."""
+FIRST_STAGE = 7
+"""The first stage in what lanes keep; see driver/rows.c."""
+
 ENDS = ("t", "dt", "shortest", "accepted", "rejected", "calls", "reason")
 
 
@@ -91,6 +96,11 @@ class Plan:
         method: Any = self.p.method
         return len(method.nodes)
 
+    @property
+    def width(self) -> int:
+        """How many rows are solved side by side: the same for any number of them."""
+        return WIDTH if self.n * self.stages * WIDTH * self.like.element_size() <= MOST_BYTES else 1
+
     def solve(
         self, tolerance: Held | None, pace: records.Pace | None, value: Called | None, pull: Called | None
     ) -> records.Solve:
@@ -105,19 +115,31 @@ class Plan:
         )
 
     def rows(
-        self, ends: tuple[int, int], tolerance: Held | None, pace: records.Pace | None, rowed: Rowed
-    ) -> records.Rows:
-        """The rows between two as the loops in C see them."""
-        r = records.Rows()
+        self,
+        ends: tuple[int, int],
+        tolerance: Held | None,
+        pace: records.Pace | None,
+        rowed: Rowed,
+        stages: int = 1,
+    ) -> Held:
+        """The rows between two as the loops in C see them, with memory for lanes: so many times that of all stages."""
+        r, width = records.Rows(), self.width
         (r.row, r.last), r.most_stops = ends, self.stops.shape[1]
         r.alone = int(self.p.log.on_failure != "raise")
         r.ts, r.stops = self.ts.data_ptr(), self.stops.data_ptr()
         r.signs, r.n_stops, r.states = self.sign.data_ptr(), self.n_stops.data_ptr(), self.states.ctypes.data
         r.inputs = rowed.count
-        r.places, r.strides, r.bases = map(records.address, (rowed.places, rowed.strides, rowed.bases))
+        lists = rowed.places, rowed.counts, rowed.sizes, rowed.bases
+        r.places, r.counts, r.sizes, r.bases = map(records.address, lists)
+        lanes = (records.Lane * width)(*[records.Lane(-1)] * width)
+        # Lanes without a row are at the start of the first one.
+        t = self.like.new_empty(width).copy_(self.ts[0, 0].expand(width))
+        work = self.like.new_zeros((FIRST_STAGE + stages * self.stages, self.n, width))
+        work[:2] = self.p.y0.detach()[0].reshape(-1, 1)
+        r.lanes, r.t, r.work = records.address(lanes), t.data_ptr(), work.data_ptr()
         if tolerance is not None and pace is not None:
             self._put_limits(r, tolerance, pace)
-        return r
+        return Held(r, [tolerance, pace, rowed, lanes, t, work])
 
     def _put_limits(self, r: records.Rows, tolerance: Held, pace: records.Pace) -> None:
         r.tolerance, r.pace = tolerance.address, records.address(pace)
