@@ -236,6 +236,17 @@ def test_whatever_requires_gradients():
 
 
 @pytest.mark.usefixtures("either_backend")
+def test_one_graph_for_all_sizes_of_a_batch():
+    """Also where the state of a step is what another graph has returned."""
+    f = Net(hidden=3)
+    for n in (4, 7, 9):  # the second one shows that sizes change
+        y0 = torch.randn(n, 2, dtype=DOUBLE)
+        with torch._dynamo.config.patch(recompile_limit=1 if n > 7 else 2, fail_on_recompile_limit_hit=True):
+            ys = solve(f, y0, [0.0, 1.0], method="euler", n_steps=3, gradient="direct", compile="steps").ys
+        torch.autograd.grad(ys.sum(), tuple(f.parameters()))
+
+
+@pytest.mark.usefixtures("either_backend")
 def test_under_autocast():
     f = Net(dtype=torch.float32)
     y0 = start(dtype=torch.float32)

@@ -195,21 +195,21 @@ def _graph(field: FieldGraph, kind: Kind, time_dtype: torch.dtype) -> Callable[.
 
     if not kind.cuda_graph:
         made = compiler.compiled(step, forward=not kind.differentiated)
-        return (lambda *args: _Once.apply(*made(*args))) if kind.differentiated else made
+        return (lambda *args: _once(made(*args))) if kind.differentiated else made
     graph = compiler.replayed(step)
     # The next replay writes over what this one returns.
     return lambda *args: [x.clone() for x in graph(*args)]
 
 
-class _Once(torch.autograd.Function):
+def _once(outputs: Sequence[Tensor]) -> Sequence[Tensor]:
     """The outputs of a graph, whose backward pass has no derivative."""
+    # A function around them would make views of them, on whose bases the next step's graph would have guards.
+    for x in outputs:
+        if x.grad_fn is not None:
+            x.grad_fn.register_prehook(_refuse_second)
+    return outputs
 
-    @staticmethod
-    def forward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.view_as(x) for x in outputs)
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(SECOND)
-        return cotangents
+def _refuse_second(cotangents: tuple[Tensor, ...]) -> None:
+    if torch.is_grad_enabled():
+        raise NotImplementedError(SECOND)
