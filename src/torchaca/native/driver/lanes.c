@@ -70,11 +70,6 @@ static inline void add_lanes(i64 n, LANES h, const T *y, T *x) {
     for (i64 i = 0; i < n * PARTS_OF; i += PARTS_OF) EACH_PART parts_at(x)[i + q] += h.parts[q] * parts_of(y)[i + q];
 }
 
-/* to = from in the lanes that are `chosen`. */
-static void take_lanes(i64 n, const i64 *chosen, const T *from, T *to) {
-    for (i64 i = 0; i < n * W; i += W) EACH_LANE to[i + w] = chosen[w] ? from[i + w] : to[i + w];
-}
-
 static void scatter(i64 n, i64 lane, const T *from, T *lanes) {
     for (i64 i = 0; i < n; i++) lanes[i * W + lane] = from[i];
 }
@@ -87,6 +82,17 @@ static void gather(i64 n, i64 lane, const T *lanes, T *to) {
 static inline VEC either(MASK mask, VEC x, VEC y) { return (VEC)(((MASK)x & mask) | ((MASK)y & ~mask)); }
 
 static inline VEC sizes_of(VEC x) { return (VEC)((MASK)x & ~(MASK)(-(VEC){0})); }
+
+/* to = from in the lanes that are `chosen`. */
+static void take_lanes(i64 n, const i64 *chosen, const T *from, T *to) {
+    union {
+        BITS numbers[W];
+        MASK parts[PARTS_OF];
+    } mask;
+    EACH_LANE mask.numbers[w] = -(BITS)(chosen[w] != 0);
+    for (i64 i = 0; i < n * PARTS_OF; i += PARTS_OF)
+        EACH_PART parts_at(to)[i + q] = either(mask.parts[q], parts_of(from)[i + q], parts_of(to)[i + q]);
+}
 
 /* x over the tolerance for a state of that size. */
 static inline VEC over(const Tolerance *t, const T *rtol, const T *atol, VEC x, VEC size) {

@@ -7,7 +7,7 @@ enum { LAM = TRIAL, GY = ERROR, AGAIN = ASIDE }; /* beside STATE and END; then s
 typedef struct {
     Problem each[W];
     double t0[W], t1[W], h[W];
-    i64 steps[W], whole[W];
+    i64 steps[W], whole[W], outputs, inside; /* of any lane */
     Span own[W], before[W];
 } Sweep;
 
@@ -64,6 +64,8 @@ static void enter_step(const Problem *p, Back *b, const Rows *r, const Chunk *c,
     s->h[w] = times[1] - times[0];
     s->whole[w] = s->own[w].inside && !(linear && l->follows);
     s->steps[w] = 1;
+    s->outputs |= s->own[w].first < s->own[w].last;
+    s->inside |= s->own[w].inside || s->before[w].inside;
     const char *soon = (const char *)(c->Y + (slot > AHEAD ? slot - AHEAD : 0) * n);
     for (i64 i = 0; i < (i64)(n * sizeof(T)); i += 64) __builtin_prefetch(soon + i);
     __builtin_prefetch(c->times + (slot > AHEAD ? slot - AHEAD : 0));
@@ -162,14 +164,14 @@ static void add_outputs(const Problem *p, const Sweep *s, int ends, T *lam, i64 
 static void begin_lanes(const Problem *p, Rows *r, const Sweep *s, i64 used, T *const *g) {
     const Method *m = p->method;
     T *lam = kept_at(p, r, LAM);
-    EACH_LANE add_outputs(s->each + w, s, 1, lam, w);
+    if (s->outputs) EACH_LANE add_outputs(s->each + w, s, 1, lam, w);
     for (i64 j = 0; j < used; j++) {
         const LANES v = scaled(s->h, j < m->stages ? m->b[j] : 0);
         for (i64 i = 0; i < p->n * PARTS_OF; i += PARTS_OF)
             EACH_PART parts_at(g[j])[i + q] = v.parts[q] * parts_of(lam)[i + q];
-        EACH_LANE if (s->whole[w] || j < m->stages - m->fsal) pull_lane(s->each + w, s->own + w, j, g[j], w);
+        if (s->inside) EACH_LANE if (s->whole[w] || j < m->stages - m->fsal) pull_lane(s->each + w, s->own + w, j, g[j], w);
     }
-    EACH_LANE {
+    if (s->inside) EACH_LANE {
         pull_lane(s->each + w, s->before + w, m->f1, g[0], w);
         if (s->own[w].inside) add_outputs(s->each + w, s, 0, lam, w);
     }
@@ -209,7 +211,7 @@ API i64 backward_rows(Problem *p, Back *b, Rows *r, Chunk *c, double slice) {
         s.each[w] = *p;
     }
     for (;;) {
-        i64 steps = 0;
+        i64 steps = s.outputs = s.inside = 0;
         EACH_LANE steps += enter_back(p, b, r, c, &s, w);
         if (!steps) return REACHED;
         replay_lanes(p, b, r, c, &s);

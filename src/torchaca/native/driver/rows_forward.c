@@ -1,11 +1,11 @@
 /* Forward: every lane tries a step of its row at once, and accepts or rejects its own. */
 
 /* The steps that lanes try: the problems of their rows, which lanes do, from where to where, whether they are cut short,
-   and which accept theirs. */
+   which accept theirs and pass outputs, some of them inside, and know f at their ends. */
 typedef struct {
     Problem each[W];
     double t0[W], t1[W];
-    i64 tries[W], clipped[W], accepted[W], inside[W], slope[W];
+    i64 tries[W], clipped[W], accepted[W], passes[W], inside[W], slope[W];
 } Trial;
 
 /* A problem of one lane, for functions that know of no others. */
@@ -122,6 +122,10 @@ static void write_outputs(const Problem *p, State *s, const Trial *trial, T *con
     }
 }
 
+static int passes(const Problem *p, const State *s, double t1) {
+    return s->outputs < p->n_ts && p->sign * p->ts[s->outputs] <= p->sign * t1;
+}
+
 /* Whether outputs are inside of a lane's step, which take the stages of the interpolant. */
 static int any_inside(const Problem *p, const State *s, double t1) {
     for (i64 i = s->outputs; i < p->n_ts && p->sign * p->ts[i] <= p->sign * t1; i++)
@@ -152,7 +156,7 @@ static void accept_row(Rows *r, const Chunk *c, Trial *trial, T *const *k, i64 w
     State *s = r->states + l->row;
     const i64 n = p->n, f1 = p->method->f1, slot = slot_of(r, w) + l->steps;
     const i64 known = trial->inside[w] ? p->method->all : p->method->stages - (p->tolerance ? 0 : p->method->fsal);
-    write_outputs(p, s, trial, k, kept_at(p, r, STATE), kept_at(p, r, END), w);
+    if (trial->passes[w]) write_outputs(p, s, trial, k, kept_at(p, r, STATE), kept_at(p, r, END), w);
     for (i64 j = 0; j < (known < c->rows ? known : c->rows); j++) gather(n, w, k[j], c->K + (slot * c->rows + j) * n);
     s->known = trial->slope[w] = f1 >= 0 && f1 < known;
     s->shortest = at_most(s->shortest, fabs(trial->t1[w] - s->t));
@@ -203,9 +207,10 @@ static void try_all(Problem *p, Rows *r, const Chunk *c, Trial *trial) {
     }
     judge(p, r, trial, found);
     EACH_LANE {
-        trial->inside[w] = trial->slope[w] = 0;
-        if (!trial->accepted[w]) continue;
         State *s = r->states + r->lanes[w].row;
+        trial->inside[w] = trial->slope[w] = 0;
+        trial->passes[w] = trial->accepted[w] && passes(trial->each + w, s, trial->t1[w]);
+        if (!trial->passes[w]) continue;
         trial->inside[w] = any_inside(trial->each + w, s, trial->t1[w]);
         if (trial->inside[w]) more = 1, s->calls += m->all - last;
     }
