@@ -83,6 +83,18 @@ def test_fixed_steps(steps, t):
     assert_same(method="rk4", t=t, **steps)
 
 
+@pytest.mark.parametrize("method", [name for name in TABLES if METHODS[name].adaptive])
+def test_jumps_of_f(method, monkeypatch):
+    monkeypatch.setattr(block, "FIRST_CHUNK", 2000)
+
+    def kicked(t, y, mu):
+        column = mu[:, None]
+        return torch.where(t >= 0.6, -column * y, column + 0.1 * y) + torch.where(t >= 1.5, 2.0, 0.0)
+
+    t = torch.tensor([[0.0, 1.0, 2.0], [2.0, 0.7, 0.1], [0.6, 1.5, 1.7], [0.2, 0.3, 0.6]], dtype=DOUBLE)
+    assert_same(f=kicked, t=t, method=method, jump_ts=[0.6, 1.5], rtol=1e-4)
+
+
 @pytest.mark.parametrize("gradient", ["aca", "direct", ACA("all")], ids=str)
 def test_chunks_of_few_steps(gradient, monkeypatch):
     monkeypatch.setattr(block, "FIRST_CHUNK", 100)

@@ -79,11 +79,10 @@ def solve_natively(p: Problem, clock: Clock, spans: Spans, options: Any) -> Solv
 
 def _asked(p: Problem, clock: Clock, options: Any) -> tuple[NativeRows, str | None]:
     """The executor, and why it does not take the problem, as far as can be said before anything is evaluated."""
-    executor = NativeRows(clock.wanted, pytree.tree_leaves(options.rows))
+    executor = NativeRows(clock.wanted, pytree.tree_leaves(options.rows), clock.jumps)
     elsewhere = {
         "events": options.events is not None,
         "dense output": p.dense,
-        "jumps of f": clock.jumps is not None,
         "derivatives with respect to times": clock.moves,
     }
     what = next((what for what, wanted in elsewhere.items() if wanted), None)

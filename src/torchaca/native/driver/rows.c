@@ -109,7 +109,7 @@ static void bound(const Problem *p, Rows *r, State *s, i64 row, const T *before,
     for (i64 i = 0; i < n; i++) floor += (double)tolerance->atol[i * tolerance->atol_stride] * tolerance->atol[i * tolerance->atol_stride];
     const double root = sqrt(n), size = (sqrt(dot(n, y, y)) + sqrt(floor)) / root, beside = r->near * size + r->nearest;
     for (i64 i = 0; i < n; i++) state[i] = y[i] + (T)beside * v[i];
-    evaluate(p->value, (T)s->t, state, w);
+    slope(p, s->t, state, w);
     s->calls++;
     for (i64 i = 0; i < n; i++) w[i] -= f0[i];
     const double rise = sqrt(dot(n, w, w)), old = r->fading * r->steepness[row];

@@ -158,7 +158,7 @@ static void accept_row(Rows *r, const Chunk *c, Trial *trial, T *const *k, i64 w
     const i64 known = trial->inside[w] ? p->method->all : p->method->stages - (p->tolerance ? 0 : p->method->fsal);
     if (trial->passes[w]) write_outputs(p, s, trial, k, kept_at(p, r, STATE), kept_at(p, r, END), w);
     for (i64 j = 0; j < (known < c->rows ? known : c->rows); j++) gather(n, w, k[j], c->K + (slot * c->rows + j) * n);
-    s->known = trial->slope[w] = f1 >= 0 && f1 < known;
+    s->known = trial->slope[w] = f1 >= 0 && f1 < known && !(p->n_jumps && jumps_at(p, trial->t1[w]));
     s->shortest = at_most(s->shortest, fabs(trial->t1[w] - s->t));
     s->t = trial->t1[w];
     s->accepted++;

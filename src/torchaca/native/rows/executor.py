@@ -41,10 +41,10 @@ MIXES = (
 
 
 class NativeRows:
-    """Solves the rows of a problem at times `(n, B)`; see `torchaca.executors.Executor`."""
+    """Solves the rows of a problem at times `(n, B)`, whose f jumps at others; see `torchaca.executors.Executor`."""
 
-    def __init__(self, wanted: Tensor, rows: Sequence[Tensor]) -> None:
-        self.wanted, self.rows = wanted, rows
+    def __init__(self, wanted: Tensor, rows: Sequence[Tensor], jumps: Tensor | None = None) -> None:
+        self.wanted, self.rows, self.jumps = wanted, rows, jumps
 
     def refusal(self, p: Problem) -> str | None:
         """What has no native solve; see `torchaca.executors.Executor`."""
@@ -98,7 +98,7 @@ class NativeRows:
 
     def finish(self, p: Problem, boundaries: Tensor | None) -> tuple[Tensor, Ended, RowPasses]:
         """Solve between the boundaries of fixed steps, if there are some: outputs, ends, and what knows the steps."""
-        plan, keep = Plan(p, self.wanted, boundaries), self._keep(p)
+        plan, keep = Plan(p, self.wanted, boundaries, self.jumps), self._keep(p)
         assert keep is not None
         if "gemm" not in self.codes.value.function.libraries:
             keep = replace(keep, rows=0)  # stages of a cheap f are made again before memory has brought them

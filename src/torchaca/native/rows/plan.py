@@ -13,6 +13,7 @@ from torch import Tensor
 from ...core import Problem, tolerant
 from ...loops.pace import Limits
 from ...loops.rest import FADING, ROUNDING, STILL, TOTAL, Slope, least_between, looks, resolution
+from ...loops.rows import Spans
 from ...methods.stability import GOOD, SHARE, stability
 from .. import records
 from ..programs import Called
@@ -46,18 +47,25 @@ class Ended:
 
 
 class Plan:
-    """The rows of a problem between times `(n, B)`; with fixed steps, which end at the `boundaries`, `(N + 1, B)`."""
+    """The rows of a problem between times `(n, B)`; with fixed steps, which end at the `boundaries`, `(N + 1, B)`.
 
-    def __init__(self, p: Problem, wanted: Tensor, boundaries: Tensor | None) -> None:
+    f may jump at the times `jumps`, `(m,)`.
+    """
+
+    def __init__(
+        self, p: Problem, wanted: Tensor, boundaries: Tensor | None, jumps: Tensor | None = None
+    ) -> None:
+        self.jumps = wanted.new_empty(0) if jumps is None else jumps
         self.p, self.size, self.n_ts = p, len(p.y0), len(wanted)
         y0 = p.y0.detach()
         self.n, self.shape, self.like = y0[:1].numel(), y0.shape, y0.new_empty(0)
         self.control = tolerant(p.control) if boundaries is None else None
         start, end = wanted[0], wanted[-1]
         span = (end - start).abs()
+        spans = Spans.between(start, end, jumps)
         self.sign = torch.where(end < start, -1.0, 1.0).double()
         self.ts = wanted.T.contiguous()
-        stops = end[None] if boundaries is None else boundaries[1:]
+        stops = torch.stack(spans.stops) if boundaries is None else boundaries[1:]
         self.stops = stops.T.contiguous()
         self.n_stops = (
             torch.searchsorted((self.sign * stops).T.contiguous(), (self.sign * end)[:, None])[:, 0] + 1
@@ -76,7 +84,7 @@ class Plan:
         p, none = self.p, torch.zeros_like(self.span)
         if control.dt0 is not None:
             self.states["dt"] = max(control.dt0, control.dt_min)
-        self.reach = (0.5 * self.span).clamp(max=control.dt_max)
+        self.reach = (0.5 * (self.stops[:, 0] - self.start).abs()).clamp(max=control.dt_max)
         self.fallback = none + Limits.over(control, p.y0, self.span, self.sign).fallback
         self.least = none + least_between(self.start, self.end, control)
         self.looks, self.steepness = looks(p, control), none
@@ -110,8 +118,8 @@ class Plan:
         return records.Solve(
             *(table_of(method).address, tolerance and tolerance.address, pace and records.address(pace)),
             *graphs,
-            *(self.n, self.n_ts, 0, 0, 0, 1.0),
-            *(None, None, None, records.address(self.exact)),
+            *(self.n, self.n_ts, 0, len(self.jumps), 0, 1.0),
+            *(None, None, self.jumps.data_ptr(), records.address(self.exact)),
         )
 
     def rows(
