@@ -133,6 +133,12 @@ class Adaptive:
         own = any(getattr(type(self), name) is not getattr(Adaptive, name) for name in names)
         return None if own else self._rule
 
+    @cached_property
+    def older(self) -> int:
+        """How many error ratios of earlier steps a size may follow from, beside the newest."""
+        alone = self.step_rule is not None and not self.pid.d
+        return 2 if not alone else int(self.pid.p != 0)
+
     def ratio(self, step: Step) -> Tensor:
         """The error of a step over its tolerance, 0-dim; at most 1 is acceptable, nan is not."""
         return self._rule.ratio(step)

@@ -149,6 +149,16 @@ def refusals(
     return found
 
 
+def doubtful(size: Tensor, rejections: Tensor, limits: Limits, farthest: float) -> Tensor:
+    """Say for which trials one of the `refusals` may hold, but for that of too many: mostly for none, in two operations.
+
+    No time is farther from zero than `farthest`.
+    """
+    near = max(TOO_SMALL * math.ulp(farthest), limits.smallest)
+    stuck = isinstance(limits.dt_min, Tensor) or limits.dt_min
+    return (size <= near) | (rejections >= (1 if stuck else limits.most_rejections))
+
+
 def accepts(error: Any, t: Any, size: Any, limits: Limits, *, at_least_dt_min: bool) -> Any:
     """Say whether a trial is good enough; `at_least_dt_min`: any finite error is, if its size cannot be smaller."""
     passes = error <= 1.0

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core import CarryingStep, Log, Problem, Step, VectorField
 from ..errors import SolverError
 from ..torch_internals import forward_grad, plain
-from .pace import BAD_RATIO, Limits, accepts, first_dt, next_dt, propose, refusals
+from .pace import BAD_RATIO, Limits, accepts, doubtful, first_dt, next_dt, propose, refusals
 from .rest import ROOM, ROUNDING, STILL, Slope, least_between, longest, looks, resolution
 from .row_steps import sided, step_of
 from .row_trials import Trials
@@ -51,7 +51,7 @@ class Search:
     first. `room` says whose last step had an error that says nothing (see `rest`), and `rests` whether any had; `slope`
     is None if nobody asks. `jumps` are times at which f may jump. With `fewer`, rows that are done are left out;
     `index` are the numbers of those that are not, None if all are searched; `idle` rows have been computed for nothing
-    since then.
+    since then. No time is farther from zero than `farthest`, and no row has `made` more than `most_made` trials before.
     """
 
     p: Problem
@@ -81,6 +81,8 @@ class Search:
     fewer: Fewer | None = None
     cut: Cut | None = None
     index: Tensor | None = None
+    farthest: float = 0.0
+    most_made: float = 0.0
     rests: bool = False
     going: int = 0
     idle: int = 0
@@ -122,11 +124,13 @@ class Search:
             given = max(control.dt0 or 0.0, control.dt_min)
             dt = torch.full_like(t, given) if dt0 is None else first_dt(dt0, t, limits)
             none, never = torch.zeros_like(t), torch.full_like(t, torch.inf)
-            ratios, no = [torch.ones_like(t)] * 2, none.bool()
+            ratios, no = [torch.ones_like(t)] * max(1, control.older), none.bool()
+            made = none if made is None else made
+            farthest = torch.stack([abs(spans.start), abs(spans.end)]).max().item()
         slope = Slope(Slope.unknown(y0, rows.batch).direction, rows.each(none)) if looks(p, control) else None
         states = (y0, f0, t, dt, ratios, none, never, no, no, slope, Trials(t), control.atol)
-        last = (none if made is None else made, carry, alone, watch, jumps, fewer, cut)
-        return Search(p, rule, control, limits, rows, spans, explain, *states, *last)
+        last = (carry, alone, watch, jumps, fewer, cut, None, farthest, made.max().item())
+        return Search(p, rule, control, limits, rows, spans, explain, *states, made, *last)
 
     def boundaries(self) -> Tensor:
         """The times between which each row steps, padded with its end: `(n, *rows)`."""
@@ -150,7 +154,8 @@ class Search:
         """Which rows are on their way, where their next trials end, and which of them a stop cuts short."""
         with plain():
             t = self.t
-            active, stop = (t != self.spans.end) & ~self.failed, self.spans.next_stop(t)
+            active, stop = t != self.spans.end, self.spans.next_stop(t)
+            active = active & ~self.failed if self.failure is not None else active
             t1, clipped = propose(t, self.dt, stop, self.limits)
             going = self._going(active, (t1 - t).abs(), t1 == stop)
             few = self.fewer is not None and self.idle >= PRICE * len(t) > 0 and self.going < len(t)
@@ -228,7 +233,7 @@ class Search:
             success = active & accepts(ratio, self.t, size, self.limits, at_least_dt_min=forced)
             ratios = [ratio.nan_to_num(nan=BAD_RATIO, posinf=BAD_RATIO, neginf=BAD_RATIO), *self.ratios]
             trial, calm = (size, clipped, success), self.rejections > 0
-            self.dt = next_dt(control, order, self.dt, ratios, trial, calm, self.limits)
+            self.dt = next_dt(control, order, self.dt, ratios[: 1 + control.older], trial, calm, self.limits)
             self.ratios = [torch.where(success, *pair) for pair in pairwise(ratios)]
             self.rejections = torch.where(success, 0.0, self.rejections + 1)
             self.rejected_size = size
@@ -261,23 +266,21 @@ class Search:
     def _going(self, active: Tensor, size: Tensor, lands: Tensor) -> Tensor | None:
         """Which of the rows that are on their way can make a trial of that size, None if none is left.
 
-        Reads the device once, also whether a row rests and how many go on, and once more where a row has failed.
+        Reads the device once, also whether a row rests and how many go on, and more often where a row may fail.
 
         Raises
         ------
         SolverError
             Where a row cannot, unless rows fail alone.
         """
-        trials, limits = self.trials.n + self.made, self.limits
-        found = refusals(self.t, size, lands, self.rejections, self.rejected_size, trials, limits)
-        masks = [active & holds for holds in found.values()]
-        self.going, rest, *fails = torch.stack([active, self.room, *masks]).flatten(1).sum(1).tolist()
+        doubts = active & doubtful(size, self.rejections, self.limits, self.farthest)
+        self.going, rest, doubt = torch.stack([active, self.room, doubts]).flatten(1).sum(1).tolist()
         self.rests = bool(rest)
-        for fails_so, reason, mask in zip(fails, found, masks, strict=True):
-            if not fails_so:
-                continue
-            self.fail(reason, mask)
-        if any(fails):
+        if doubt or self.trials.n + self.most_made >= self.limits.max_trials:
+            trials, state = self.trials.n + self.made, (self.rejections, self.rejected_size)
+            for reason, holds in refusals(self.t, size, lands, *state, trials, self.limits).items():
+                if bool((active & holds).any()):
+                    self.fail(reason, active & holds)
             active = active & ~self.failed
             self.going = int(active.sum())
         return active if self.going else None
