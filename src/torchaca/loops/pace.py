@@ -150,7 +150,7 @@ def refusals(
 
 
 def doubtful(size: Tensor, rejections: Tensor, limits: Limits, farthest: float) -> Tensor:
-    """Say for which trials one of the `refusals` may hold, but for that of too many: mostly for none, in two operations.
+    """Say for which trials one of the `refusals` may hold, too many of them aside: mostly for none, in two operations.
 
     No time is farther from zero than `farthest`.
     """
