@@ -322,6 +322,23 @@ def test_a_large_state_has_a_lane_of_its_own():
     assert_same(f=wide, y0=y0, rows=(mu,), t=[0.0, 0.3], rtol=1e-4)
 
 
+def test_what_a_sample_reads_may_have_any_shape():
+    """Tables, whose samples stay first in memory, and views that join the samples' dimension to another."""
+    torch.manual_seed(2)
+    table, wide = torch.randn(4, 5, 3, dtype=DOUBLE), torch.randn(4, 6, dtype=DOUBLE)
+
+    def f(t, y, table, wide):
+        place = (2 * t[:, 0]).floor().long().clamp(0, 4)
+        own = table.gather(1, place[:, None, None].expand(-1, 1, 3))[:, 0]
+        return (
+            own[:, :2] * torch.cos(t)
+            - y.view(-1).tanh().view(-1, 2)
+            + wide.view(-1, 2).sin().view(-1, 3, 2).sum(1)
+        )
+
+    assert_same(f=f, rows=(table, wide), t=RAGGED, n_steps=40, method="rk4")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
 @pytest.mark.parametrize("f", [van_der_pol, Net()], ids=["cheap", "products"])
 def test_no_matter_in_which_lane(f, dtype):

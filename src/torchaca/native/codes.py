@@ -17,7 +17,7 @@ from ..field.dynamics import packed
 from . import records
 from .build import CannotBuild
 from .driver import loops_for
-from .graphs import Lanes, Wanted
+from .graphs import Lanes, Wanted, last
 from .programs import Called, Code, Programs, loaded
 
 Made = TypeVar("Made")
@@ -131,7 +131,7 @@ def _compiled(
     lanes = None if rows_of is None else rows_of(seen.inputs)
     given = _given(seen, time, y0)
     if lanes is not None:
-        given = [given[0], lanes.laid(given[1]), *lanes.laid_inputs(given[2:])]
+        given = [given[0], last(given[1]), *lanes.inputs(given[2:])]
     t, y, *inputs = given
     programs = Programs.of(seen.field)
     value = programs.value(t, y, inputs, lanes)

@@ -47,27 +47,41 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Lanes:
-    """How several samples lie side by side: in the last dimension of states, and of those inputs that have `rows`."""
+    """How several samples lie side by side: in the last dimension of states, and of those inputs that are `laid`.
+
+    Other inputs with `rows` have their samples first: what is large, as the values of a control, is not to be moved in
+    each evaluation. With `copies`, f gets copies in which the samples are first.
+    """
 
     rows: tuple[bool, ...]
+    laid: tuple[bool, ...]
+    copies: bool = False
 
-    def laid(self, x: Tensor) -> Tensor:
-        """A tensor with its samples last."""
-        return x.movedim(0, -1).contiguous()
+    @staticmethod
+    def of(rows: Sequence[bool], inputs: Sequence[Tensor]) -> Lanes:
+        """Those of inputs such as these."""
+        laid = (so and x.ndim < 3 for x, so in zip(inputs, rows, strict=True))
+        return Lanes(tuple(rows), tuple(laid))
+
+    def inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs of f as its code takes them."""
+        return [last(x) if so else x for x, so in zip(inputs, self.laid, strict=True)]
 
     def batch(self, x: Tensor) -> Tensor:
-        """The same with its samples first, as f takes them."""
-        # With several dimensions f may join them to one, which their memory would not allow.
-        return x.movedim(-1, 0) if x.ndim < 3 else x.movedim(-1, 0).contiguous()
-
-    def laid_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs of f as its code takes them."""
-        return [self.laid(x) if so else x for x, so in zip(inputs, self.rows, strict=True)]
+        """A tensor with its samples first, as f takes them."""
+        # Of several dimensions f may make one, which their memory would not allow.
+        x = x.movedim(-1, 0)
+        return x.contiguous() if self.copies or x.ndim > 2 else x
 
     def dynamic(self, lead: int, sizes: Mapping[int, set[int]]) -> dict[int, set[int]]:
         """The dimensions whose sizes may change, where those of the samples does not."""
-        laid = [False, *[True] * (lead - 1), *self.rows]
-        return {i: {d - 1 for d in own if d} if laid[i] else own for i, own in sizes.items()}
+        rows, laid = ([False, *[True] * (lead - 1), *own] for own in (self.rows, self.laid))
+        return {i: {d - int(laid[i]) for d in own if d or not rows[i]} for i, own in sizes.items()}
+
+
+def last(x: Tensor) -> Tensor:
+    """A tensor with its samples last."""
+    return x.movedim(0, -1).contiguous()
 
 
 def _around(f: FieldGraph, lanes: Lanes | None) -> Callable[..., Tensor]:
@@ -75,8 +89,8 @@ def _around(f: FieldGraph, lanes: Lanes | None) -> Callable[..., Tensor]:
 
     def on_lanes(t: Tensor, y: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         assert lanes is not None
-        own = [lanes.batch(x) if so else x for x, so in zip(inputs, lanes.rows, strict=True)]
-        return lanes.laid(f(t, lanes.batch(y), own))
+        own = [lanes.batch(x) if so else x for x, so in zip(inputs, lanes.laid, strict=True)]
+        return last(f(t, lanes.batch(y), own))
 
     return f if lanes is None else on_lanes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -169,6 +169,16 @@ class Programs:
 
     def _traced(self, key: Asked, given: Sequence[Tensor]) -> Traced:
         wanted, lanes = key
+        try:
+            return self._graph(wanted, lanes, given)
+        except (RuntimeError, ValueError):
+            if lanes is None:
+                raise
+            return self._graph(
+                wanted, replace(lanes, copies=True), given
+            )  # a view that needs its samples first
+
+    def _graph(self, wanted: Wanted | None, lanes: Lanes | None, given: Sequence[Tensor]) -> Traced:
         return (
             value_graph(self.f, given, lanes) if wanted is None else pull_graph(self.f, given, wanted, lanes)
         )

@@ -94,7 +94,7 @@ class Rows(ctypes.Structure):
         *_fields(row__last__alone__inputs__most_stops__most_calls__looks__room=WHOLE),
         *_fields(tolerance__pace__rtol__atol__y0=PLACE),
         *_fields(
-            ts__stops__signs__reach__fallback__spans__least__n_stops__places__counts__sizes__bases=PLACE
+            ts__stops__signs__reach__fallback__spans__least__n_stops__places__counts__sizes__laid__bases=PLACE
         ),
         *_fields(states__lanes__of__slots__steps__before__ends__befores__steepness=PLACE),
         *_fields(ys__directions__lam__work__t__own__sums__totals=PLACE),

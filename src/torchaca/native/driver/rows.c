@@ -23,8 +23,10 @@ static void read_row(const Graph *f, const Rows *r, i64 row, i64 lane, i64 furth
     for (i64 i = 0; i < r->inputs; i++) {
         const i64 size = r->sizes[i], count = r->counts[i];
         const char *from = r->bases[i] + row * count * size;
-        char *to = (char *)f->in[r->places[i] + further] + lane * size;
-        for (i64 j = 0; j < count; j++) memcpy(to + j * W * size, from + j * size, size);
+        char *to = (char *)f->in[r->places[i] + further];
+        if (!r->laid[i]) memcpy(to + lane * count * size, from, count * size);
+        else
+            for (i64 j = 0; j < count; j++) memcpy(to + (j * W + lane) * size, from + j * size, size);
     }
 }
 

@@ -36,11 +36,14 @@ static void close_back(const Problem *p, Back *b, Rows *r, i64 w) {
     const i64 g = region(r, w) + l->segments - 1, n = p->n;
     T *lam = r->lam + l->row * n;
     gather(n, w, kept_at(p, r, LAM), lam);
-    for (i64 i = 0; i < b->totals; i++)
-        for (i64 j = 0; r->own[i] && j < b->counts[i]; j += W) {
-            r->totals[i][l->row * (b->counts[i] / W) + j / W] += r->sums[i][j + w];
-            r->sums[i][j + w] = 0;
+    for (i64 i = 0; i < b->totals; i++) {
+        const i64 count = b->counts[i] / W, step = r->own[i] == 2 ? W : 1;
+        T *from = r->sums[i] + (step == W ? w : w * count), *to = r->totals[i] + l->row * count;
+        for (i64 j = 0; r->own[i] && j < count; j++) {
+            to[j] += from[j * step];
+            from[j * step] = 0;
         }
+    }
     for (i64 i = 0; i < n; i++) kept_at(p, r, LAM)[i * W + w] = 0;
     l->open = 0;
     l->segments--;

@@ -95,19 +95,20 @@ typedef struct {
 
    What each row has of its own: `ts` (rows, n_ts), `stops` (rows, most_stops), numbers, a State; of the tensors that f
    reads, those of `inputs`: at `places` among the inputs of its code (one further in those of the product), where they
-   have lanes, `counts` numbers of `sizes` bytes each, from rows that start at `bases`. `method` and so on are those of
+   have lanes, `counts` numbers of `sizes` bytes each, from rows that start at `bases`; the lanes of those that are `laid`
+   lie side by side, others one after the other. `method` and so on are those of
    the Problem. With `alone`, rows go on where another cannot. `work` holds what lanes need between two steps, `t` the
    times they are at.
 
-   Backward, `lam` is the cotangent of all states; `totals` are the sums, `own` says which of them have rows, and `sums`
-   those that have lanes meanwhile. The rest is torchaca.loops.rest. */
+   Backward, `lam` is the cotangent of all states; `totals` are the sums, `own` says which of them have rows, 1, or 2 where
+   their lanes lie side by side, and `sums` those that have lanes meanwhile. The rest is torchaca.loops.rest. */
 typedef struct {
     i64 row, last, alone, inputs, most_stops, most_calls, looks, room;
     Tolerance *tolerance;
     Pace *pace;
     const T *rtol, *atol, *y0;
     const double *ts, *stops, *signs, *reach, *fallback, *spans, *least;
-    const i64 *n_stops, *places, *counts, *sizes;
+    const i64 *n_stops, *places, *counts, *sizes, *laid;
     char *const *bases;
     State *states;
     struct Lane *lanes;

@@ -157,7 +157,8 @@ class Backward:
             torch.zeros_like(part) if so else x for x, part, so in zip(totals, parts, own, strict=True)
         ]
         sums, all_sums = records.places(buffers), records.places(totals)
-        counts, flags = whole([x.numel() for x in parts]), whole([*map(int, own)])
+        flags = whole([so and 1 + int(x.ndim < 3) for x, so in zip(totals, own, strict=True)])
+        counts = whole([x.numel() for x in parts])
         self.rows.sums, self.rows.totals, self.rows.own = map(records.address, (sums, all_sums, flags))
         self.back = back = records.Back()
         back.totals, back.lead, back.allowed = len(totals), 1, records.epsilon(y.dtype)

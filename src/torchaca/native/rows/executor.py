@@ -84,7 +84,7 @@ class NativeRows:
             time = own.time(self.wanted[0, 0].item())
             try:
                 self.codes = codes_of_lanes(
-                    own, time, repeated(p.y0, width), lambda seen: Lanes(Reads.of(seen, whole).rowed)
+                    own, time, repeated(p.y0, width), lambda seen: Lanes.of(Reads.of(seen, whole).rowed, seen)
                 )
             except CannotCompile as reason:
                 raise CannotCompile(f"{reason} ({ALONE})") from reason

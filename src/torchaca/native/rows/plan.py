@@ -137,8 +137,8 @@ class Plan:
         r.ts, r.stops = self.ts.data_ptr(), self.stops.data_ptr()
         r.signs, r.n_stops, r.states = self.sign.data_ptr(), self.n_stops.data_ptr(), self.states.ctypes.data
         r.inputs = rowed.count
-        lists = rowed.places, rowed.counts, rowed.sizes, rowed.bases
-        r.places, r.counts, r.sizes, r.bases = map(records.address, lists)
+        lists = rowed.places, rowed.counts, rowed.sizes, rowed.laid, rowed.bases
+        r.places, r.counts, r.sizes, r.laid, r.bases = map(records.address, lists)
         lanes = (records.Lane * width)(*[records.Lane(-1)] * width)
         # Lanes without a row are at the start of the first one.
         t = self.like.new_empty(width).copy_(self.ts[0, 0].expand(width))

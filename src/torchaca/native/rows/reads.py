@@ -42,8 +42,8 @@ class Reads:
 
     def lanes_of(self, tensors: Sequence[Tensor], width: int) -> list[Tensor]:
         """Such tensors as the code of lanes takes them, with the first sample in each lane, in memory of their own."""
-        lanes, own = Lanes(self.rowed), zip(tensors, self.rowed, strict=True)
-        return [lanes.laid(repeated(x, width)).clone() if so else x for x, so in own]
+        own = [repeated(x, width).clone() if so else x for x, so in zip(tensors, self.rowed, strict=True)]
+        return Lanes.of(self.rowed, own).inputs(own)
 
 
 class Rowed:
@@ -64,6 +64,7 @@ class Rowed:
         self.count, self.inputs = len(found), inputs
         self.places = whole([place for place, _ in found])
         self.counts = whole([x[:1].numel() for _, x in found])
+        self.laid = whole([int(x.ndim < 3) for _, x in found])
         self.sizes = whole([x.element_size() for _, x in found])
         self.bases = records.places([x for _, x in found])
 
