@@ -24,12 +24,14 @@ class Traced:
     """A graph of ATen's operations, and the tensors that it has beside its inputs.
 
     It is right for sizes that fulfil its conditions, in symbols of which each is the size of an input in a dimension.
+    `samples_last`: states, and what is laid like them, have lanes in their last dimension.
     """
 
     graph: fx.GraphModule
     constants: tuple[Tensor, ...]
     symbols: Mapping[Any, tuple[int, int]]
     conditions: Sequence[Any]
+    samples_last: bool = False
 
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """Whether it is right for inputs of these shapes."""
@@ -102,7 +104,7 @@ def value_graph(f: FieldGraph, args: Sequence[Tensor], lanes: Lanes | None = Non
     def value(t: Tensor, y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         return (own(t, y, inputs),)
 
-    return _traced(value, args, dynamic_of(f, 2, lanes))
+    return _traced(value, args, dynamic_of(f, 2, lanes), lanes is not None)
 
 
 def pull_graph(f: FieldGraph, args: Sequence[Tensor], wanted: Wanted, lanes: Lanes | None = None) -> Traced:
@@ -122,7 +124,7 @@ def pull_graph(f: FieldGraph, args: Sequence[Tensor], wanted: Wanted, lanes: Lan
             grads = torch.autograd.grad(k, wrt, g, materialize_grads=True) if k.requires_grad else None
         return tuple(x.to(y.dtype) for x in grads or map(torch.zeros_like, wrt))
 
-    return _traced(pull, args, dynamic_of(f, 3, lanes))
+    return _traced(pull, args, dynamic_of(f, 3, lanes), lanes is not None)
 
 
 def dynamic_of(f: FieldGraph, lead: int, lanes: Lanes | None = None) -> dict[int, set[int]]:
@@ -136,7 +138,10 @@ def dynamic_of(f: FieldGraph, lead: int, lanes: Lanes | None = None) -> dict[int
 
 
 def _traced(
-    function: Callable[..., tuple[Tensor, ...]], args: Sequence[Tensor], dynamic: Mapping[int, set[int]]
+    function: Callable[..., tuple[Tensor, ...]],
+    args: Sequence[Tensor],
+    dynamic: Mapping[int, set[int]],
+    samples_last: bool,
 ) -> Traced:
     """The graph of a function of tensors such as these."""
     mode, fakes = examples_of(args, dynamic)
@@ -150,7 +155,7 @@ def _traced(
     graph.graph.eliminate_dead_code()
     constants = _constants_as_inputs(graph)
     graph.recompile()
-    return Traced(graph, constants, symbols, [guard.expr for guard in mode.shape_env.guards])
+    return Traced(graph, constants, symbols, [guard.expr for guard in mode.shape_env.guards], samples_last)
 
 
 def _constants_as_inputs(graph: fx.GraphModule) -> tuple[Tensor, ...]:

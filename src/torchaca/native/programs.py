@@ -193,7 +193,7 @@ class Programs:
         if fitting is None and key not in self.failed:
             try:
                 with TRACING, attempt():
-                    fitting = compiled(self._traced(key, given), name, given[1].dtype, key[1] is not None)
+                    fitting = compiled(self._traced(key, given), name, given[1].dtype)
                 codes.append(fitting)
             except Uncovered as reason:
                 self.failed[key] = f"f has {reason}"
@@ -220,9 +220,9 @@ def loaded(code: Code) -> Code:
     return code
 
 
-def compiled(traced: Traced, name: str, dtype: torch.dtype, lanes: bool = False) -> Code:
+def compiled(traced: Traced, name: str, dtype: torch.dtype) -> Code:
     """The code of a traced graph, in the making."""
-    function = translate(traced.graph, name, dtype, samples_last=lanes)
+    function = translate(traced.graph, name, dtype, traced.samples_last)
     entry = ENTRY.format(name=name, bytes=function.workspace)
     text = "\n".join([prelude(dtype, function.libraries), function.text, entry])
     return Code(function, Build(text, name), name, traced, dtype)
