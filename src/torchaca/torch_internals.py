@@ -231,9 +231,9 @@ def mark_dynamic(x: Tensor, dim: int) -> None:
     _module("torch._dynamo").maybe_mark_dynamic(x, dim)
 
 
-def dynamo_settings(**settings: Any) -> AbstractContextManager[Any]:
-    """A context manager with these settings of Dynamo; some versions' cannot be entered twice at a time."""
-    return _module("torch._dynamo.config").patch(**settings)
+def settings_of(part: str, **settings: Any) -> AbstractContextManager[Any]:
+    """A context manager with these settings of a part of PyTorch; some versions' cannot be entered twice at a time."""
+    return _module(f"torch.{part}.config").patch(**settings)
 
 
 def is_verdict_of_dynamo(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..torch_internals import dynamo_settings, graph_pass, while_loop
+from ..torch_internals import graph_pass, settings_of, while_loop
 from .small import Small
 
 __all__ = ["compiled", "renamed", "replayed", "settings", "while_loop"]
@@ -69,7 +69,7 @@ def settings(*, scalars: bool = False) -> Iterator[None]:
     """Dynamo's settings: no side effects, enough graphs; with `scalars`, numbers that have changed become inputs."""
     # Made anew for every solve they would cost 30 us and, in PyTorch 2.13, a context variable that stays for ever.
     free = _FREE.setdefault(scalars, [])
-    patch = free.pop() if free else dynamo_settings(**{**SETTINGS, "specialize_float": not scalars})
+    patch = free.pop() if free else settings_of("_dynamo", **{**SETTINGS, "specialize_float": not scalars})
     try:
         with patch:
             yield

@@ -7,6 +7,7 @@ goes with it, on any device. With `compile="cuda-graphs"` a step of a GPU is one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..field.dynamics import Dynamics
 from ..gradients.replay import Ambience
 from ..methods.staged import Staged, staged
 from ..numbers import Time
-from ..torch_internals import pytree
+from ..torch_internals import pytree, settings_of
 from . import compiler
 from .capture import Capture, capture
 from .compiler import settings
@@ -100,9 +101,13 @@ class Steps:
         t0, t1 = (_on_device(t, y0.device) for t in span)
         kind = self._kind(p, bool(known), (t0, t1, y0, *known))
         args = (t0, t1, y0, known, self._inputs(seen, f))
-        y1, *others = seen.call(kind, lambda: _graph(seen.field, kind, f.time_dtype), *args)
-        if kind.differentiated and kind not in self.rehearsed:
-            self._rehearse(seen, kind, args)
+        place = self._unrehearsed(seen, kind, args)
+        # A graph that stays leaves alone what its backward pass may need again.
+        with settings_of("_functorch", donated_buffer=False) if place else nullcontext():
+            y1, *others = seen.call(kind, lambda: _graph(seen.field, kind, f.time_dtype), *args)
+            if place:
+                self._rehearse(seen, kind, args)
+                seen.field.warm.add(place)
         error = others.pop(0) if kind.whole else None
         f.stats.nfe += len(others)
         return Found(y1, error, [*known, *others])
@@ -129,25 +134,27 @@ class Steps:
         seen.inputs = tuple(normal(x) for x in seen.inputs)
         return seen
 
+    def _unrehearsed(self, seen: Capture, kind: Kind, args: Any) -> Any:
+        """The graph and the shapes whose backward pass nobody has tried, None if somebody has, or there is none."""
+        if not kind.differentiated or kind.cuda_graph or kind in self.rehearsed:
+            return None
+        self.rehearsed.add(kind)
+        place = (kind, tuple(x.shape for x in pytree.tree_leaves(args)))
+        return None if place in seen.field.warm else place
+
     def _rehearse(self, seen: Capture, kind: Kind, args: Any) -> None:
         """Compile the backward pass of a graph as well: what fails has to fail before anybody counts on it."""
-        self.rehearsed.add(kind)
         tensors, tree = pytree.tree_flatten(args)
-        place = (kind, tuple(x.shape for x in tensors))
-        if kind.cuda_graph or place in seen.field.warm:
-            return
         leaves = [_leaf(x) for x in tensors]
         made = seen.call(kind, _never, *pytree.tree_unflatten(leaves, tree))
         outs, wrt = ([x for x in some if x.requires_grad] for some in (made, leaves))
         try:
             with attempt(), settings():
                 zeros = [torch.zeros_like(x) for x in outs]
-                # Compiled the first time for a graph that stays, it leaves alone what it may need again.
                 torch.autograd.grad(outs, wrt, zeros, allow_unused=True, retain_graph=True)
         except Exception as error:
             seen.field.loops[kind] = f"the compiler failed ({first_line(error)})"
             raise CannotCompile(seen.field.loops[kind]) from error
-        seen.field.warm.add(place)
 
     def _inputs(self, seen: Capture, f: Dynamics) -> list[Tensor]:
         if f is self.f:
