@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from torch import nn
 
 import torchaca as aca
 from torchaca import ACA, METHODS, SolverError, solve
-from torchaca.native import build
-from torchaca.native.rows import block, passes
+from torchaca.native import build, driver
+from torchaca.native.rows import block, passes, plan
 
 DOUBLE = torch.float64
 MU = torch.tensor([0.5, 1.0, 2.0, 5.0], dtype=DOUBLE)
@@ -320,6 +321,12 @@ def test_a_large_state_has_a_lane_of_its_own():
 
     mu = torch.rand(3, 1, 1, dtype=DOUBLE)
     assert_same(f=wide, y0=y0, rows=(mu,), t=[0.0, 0.3], rtol=1e-4)
+
+
+def test_python_and_c_agree_where_the_stages_of_lanes_start():
+    text = (Path(driver.__file__).parent / "rows.c").read_text()
+    names = text.split("enum {")[1].split("}")[0].split(",")
+    assert names[plan.FIRST_STAGE].strip() == "FIRST_STAGE"
 
 
 def test_what_a_sample_reads_may_have_any_shape():

@@ -62,7 +62,7 @@ class Lanes:
     @staticmethod
     def of(rows: Sequence[bool], inputs: Sequence[Tensor]) -> Lanes:
         """Those of inputs such as these."""
-        laid = (so and x.ndim < 3 for x, so in zip(inputs, rows, strict=True))
+        laid = (so and is_laid(x) for x, so in zip(inputs, rows, strict=True))
         return Lanes(tuple(rows), tuple(laid))
 
     def inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -79,6 +79,11 @@ class Lanes:
         """The dimensions whose sizes may change, where those of the samples does not."""
         rows, laid = ([False, *[True] * (lead - 1), *own] for own in (self.rows, self.laid))
         return {i: {d - int(laid[i]) for d in own if d or not rows[i]} for i, own in sizes.items()}
+
+
+def is_laid(x: Tensor) -> bool:
+    """Whether the samples of a tensor that f reads come last in memory: not those of tables."""
+    return x.ndim < 3
 
 
 def last(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import records
 from ..driver import row_loops_for
+from ..graphs import is_laid
 from ..programs import Called
 from ..records import Status
 from ..run import CHUNK, FEWEST, FIRST_CHUNK, MOST, SLICE, Keep
@@ -157,7 +158,7 @@ class Backward:
             torch.zeros_like(part) if so else x for x, part, so in zip(totals, parts, own, strict=True)
         ]
         sums, all_sums = records.places(buffers), records.places(totals)
-        flags = whole([so and 1 + int(x.ndim < 3) for x, so in zip(totals, own, strict=True)])
+        flags = whole([so and 1 + int(is_laid(x)) for x, so in zip(totals, own, strict=True)])
         counts = whole([x.numel() for x in parts])
         self.rows.sums, self.rows.totals, self.rows.own = map(records.address, (sums, all_sums, flags))
         self.back = back = records.Back()

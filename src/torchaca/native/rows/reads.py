@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core import Stats
 from .. import records
-from ..graphs import Lanes
+from ..graphs import Lanes, is_laid
 from ..programs import Called
 
 
@@ -64,7 +64,7 @@ class Rowed:
         self.count, self.inputs = len(found), inputs
         self.places = whole([place for place, _ in found])
         self.counts = whole([x[:1].numel() for _, x in found])
-        self.laid = whole([int(x.ndim < 3) for _, x in found])
+        self.laid = whole([int(is_laid(x)) for _, x in found])
         self.sizes = whole([x.element_size() for _, x in found])
         self.bases = records.places([x for _, x in found])
 
