@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ Time: TypeAlias = "float | Tensor"
 Numbers = Callable[..., Sequence[Any]]
 """What of 0-dim tensors arithmetic goes on with, in float64: tensors (`in_double`), or numbers (`on_host`)."""
 
+WHOLE = 64  # numbers that are a whole number of turns of PyTorch's vectorised loops
 BLOCK = 2**16  # numbers that are summed up at a time, if a state is no larger
 
 
@@ -107,7 +109,9 @@ def at_least(x: Any, low: Any) -> Any:
 
 
 def at_most(x: Any, high: Any) -> Any:
-    """Replace what is above `high`."""
+    """Replace what is above `high`; nothing is above infinity."""
+    if not isinstance(high, Tensor) and high == math.inf:
+        return x
     return x.clamp(max=high) if isinstance(x, Tensor) else min(x, high)
 
 
@@ -116,6 +120,18 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
     if isinstance(condition, Tensor):
         return torch.where(condition, yes, no)
     return yes if condition else no
+
+
+def power(x: Any, exponent: float) -> Any:
+    """`x ** exponent`, with the same bits for the same number wherever it stands among others.
+
+    PyTorch leaves the last few numbers of a tensor to a scalar loop on the CPU, which rounds powers otherwise.
+    """
+    short = -x.numel() % WHOLE if isinstance(x, Tensor) and x.ndim and x.device.type == "cpu" else 0
+    if not short:
+        return x**exponent
+    padded = torch.cat([x.reshape(-1), x.new_ones(short)])
+    return (padded**exponent)[: x.numel()].view(x.shape)
 
 
 def negated(condition: Any) -> Any:

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..core import Method, Problem, VectorField
 from ..methods.stability import GOOD, SHARE, stability
 from ..norms import length, rms, size_of
-from ..numbers import Numbers, Time, at_least, at_most, column, in_double, on_host, value, where
+from ..numbers import Numbers, Time, at_least, at_most, column, in_double, on_host, power, value, where
 from ..torch_internals import plain
 from .pace import TOO_SMALL, ulp
 from .rule import FLAT
@@ -129,7 +129,7 @@ def longest(steepness: Any, method: Method, span: Any) -> Any:
     """Return how long a step may be where |J| is `steepness`, a number or a tensor, in a solve over `span`."""
     theta, steep = stability(method).theta, at_least(steepness, FLAT)
     good = theta / SHARE  # there a step is off by GOOD (z / good)^(order + 1), and L span / z steps are taken
-    small = good * (TOTAL / GOOD * good / at_least(span * steep, FLAT)) ** (1 / method.order)
+    small = good * power(TOTAL / GOOD * good / at_least(span * steep, FLAT), 1 / method.order)
     return at_most(small, theta) / steep
 
 

@@ -22,7 +22,7 @@ from ..core import Step, VectorField
 from ..log import Rests
 from ..methods.stability import GOOD, SHARE
 from ..norms import each, length, rms, size_of
-from ..numbers import Numbers, Time, at_least, at_most, clip, column, in_double, where
+from ..numbers import Numbers, Time, at_least, at_most, clip, column, in_double, power, where
 
 Norm = Callable[[Tensor], Tensor]
 FLAT = 1e-200  # a |J| that is as good as none
@@ -113,7 +113,7 @@ class StepRule:
         factor: Any = self.safety
         for ratio, exponent in zip(ratios, exponents, strict=False):
             if exponent:
-                factor = factor * at_least(ratio, TINY_RATIO) ** (exponent / order)
+                factor = factor * power(at_least(ratio, TINY_RATIO), exponent / order)
         if isinstance(after_rejection, Tensor):
             factor = clip(factor, self.factor_min, self.factor_max)
             return torch.where(after_rejection, factor.clamp(max=1.0), factor)
@@ -156,7 +156,7 @@ class StepRule:
         h1 = where(
             steepest <= 1e-15,
             at_least(h0 * 1e-3, 1e-6),
-            (0.01 / at_least(steepest, 1e-15)) ** (1.0 / order),
+            power(0.01 / at_least(steepest, 1e-15), 1.0 / order),
         )
         h1 = at_most(h1, 100 * h0)
         if not self.resolves:
