@@ -62,32 +62,60 @@ class Parts:
     """Which samples each step computes, of a solve between `times` `(N + 1, B, 1, ..., 1)`."""
 
     def __init__(self, times: Tensor, home: Home, gathering: Gathering) -> None:
-        self.home, self.ndim, self.device = home, times.ndim - 1, times.device
+        self.home, self.times, self.ndim, self.device = home, times, times.ndim - 1, times.device
         self.rests = (times[1:] == times[:-1]).flatten(1).cpu().numpy()
         self.index = self._chosen(~self.rests, gathering)
         self.homes: dict[int, Home] = {}
         self.known: dict[tuple[int, int], Part] = {}
+        self.first = 0
+        self.steps: list[tuple[Part, tuple[Tensor, Tensor]]] = []
+
+    def step(self, n: int) -> tuple[Part, tuple[Tensor, Tensor]]:
+        """That of step n, and between which times its samples go; those at rest are at home."""
+        if not 0 <= n - self.first < len(self.steps):
+            self._enter(n)
+        return self.steps[n - self.first]
+
+    def _enter(self, n: int) -> None:
+        """Prepare the steps around number n that compute the same samples, all at once, and forget others."""
+        index, first, last = self.index[n], n, n + 1
+        while first and self.index[first - 1] is index:
+            first -= 1
+        while last < len(self.index) and self.index[last] is index:
+            last += 1
+        home, times, rests = self.home, self.times[first : last + 1], self.rests[first:last]
+        if index is not None:
+            home, times, rests = (
+                self._home_of(index),
+                times.index_select(1, index),
+                rests[:, index.cpu().numpy()],
+            )
+        mask = torch.from_numpy(rests).to(self.device).reshape(times[1:].shape)
+        ends = [torch.where(mask, home.t, t).unbind() for t in (times[:-1], times[1:])]
+        some: list[bool] = np.any(rests, axis=1).tolist()
+        masks = [own if so else None for own, so in zip(mask.unbind(), some, strict=True)]
+        parts = [Part(home, self.ndim, index, own, len(self.home.y)) for own in masks]
+        self.first, self.steps = first, list(zip(parts, zip(*ends, strict=True), strict=True))
 
     def between(self, first: int, last: int) -> Part:
         """That of a step that makes, or lies in, the steps from number `first` to `last`."""
+        if last == first + 1:
+            return self.step(first)[0]
         key = first, last
         if key not in self.known:
-            index = self.index[first] if last == first + 1 else None
-            rest = np.logical_and.reduce(self.rests[first:last])
-            self.known[key] = self._part(rest, index)
+            self.known[key] = self._part(np.logical_and.reduce(self.rests[first:last]))
         return self.known[key]
 
     def resting(self, n: int) -> Part:
         """All samples, where those that rest in step n are at home."""
-        return self._part(self.rests[n], None)
+        return self._part(self.rests[n])
 
-    def _part(self, rest: np.ndarray, index: Tensor | None) -> Part:
-        home = self.home if index is None else self._home_of(index)
-        rest = rest if index is None else rest[index.cpu().numpy()]
+    def _part(self, rest: np.ndarray) -> Part:
+        """All samples, of which these rest."""
         mask = None
         if rest.any():
             mask = torch.from_numpy(rest).to(self.device).reshape(-1, *[1] * (self.ndim - 1))
-        return Part(home, self.ndim, index, mask, len(self.home.y))
+        return Part(self.home, self.ndim, None, mask, len(self.home.y))
 
     def _home_of(self, index: Tensor) -> Home:
         key = id(index)

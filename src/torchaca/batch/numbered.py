@@ -98,7 +98,10 @@ class _ByNumber(ABC):
 
     def between(self, t0: Time, t1: Time) -> tuple[Part, tuple[Tensor, Tensor]]:
         """Which samples a step from number t0 to t1 computes, and between which times."""
-        part, ends = self.parts.between(int(value(t0)), math.ceil(value(t1))), (self.at(t0), self.at(t1))
+        first, last = value(t0), value(t1)
+        if self.moving is None and first == int(first) and last == first + 1:
+            return self.parts.step(int(first))
+        part, ends = self.parts.between(int(first), math.ceil(last)), (self.at(t0), self.at(t1))
         if part.whole:
             return part, ends
         first, last = (part.at_home(t, part.home.t) for t in ends)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..core import Stats
-from ..numbers import Time, has_lanes, value
+from ..numbers import Time
 from ..state import Structure
 from ..torch_internals import pytree
 from .calling import NOT_A_LEAF, call_with_flags, refuse_signature
 from .devices import explain_devices, explain_dtypes, refuse_result_elsewhere
-from .fitting import fit, swapped
+from .fitting import fit, note_first_call
 from .histories import coarser
 
 
@@ -52,7 +52,7 @@ class Dynamics:
     _asked: Time = math.nan
     _last: tuple[float | None, Tensor | None] = (None, None)
     _returned: tuple[weakref.ref[Tensor], int] | None = None
-    _some: tuple[Tensor, Dynamics] | None = None
+    _some: tuple[Tensor, Dynamics, bool] | None = None
 
     @cached_property
     def time_dtype(self) -> torch.dtype:
@@ -82,18 +82,19 @@ class Dynamics:
 
     def fewer(self, index: Tensor) -> Dynamics:
         """The same f of some samples of a batch, those of the index."""
-        if self._some is not None and self._some[0] is index:
-            return self._some[1]
-        other, n = copy(self), len(self.args) - self.rows
-        other.dtypes, other._some = self.dtypes, None
-        other.structure = replace(self.structure, lead=(len(index),))
-        other.start = None if self.start is None else self.start[index]
-        rows = self.args[n:]
-        with torch.enable_grad():  # whoever evaluates it later may want a graph
-            some = pytree.tree_map(lambda x: x.index_select(0, index), rows)
-        other.args = (*self.args[:n], *some)
-        if not any(x.requires_grad for x in pytree.tree_leaves(rows)):
-            self._some = index, other  # else it may belong to the graph of one step
+        n = len(self.args) - self.rows
+        if self._some is None or self._some[0] is not index:
+            other = copy(self)
+            other.dtypes, other._some = self.dtypes, None
+            other.structure = replace(self.structure, lead=(len(index),))
+            other.start = None if self.start is None else self.start[index]
+            other.args = (*self.args[:n], *(_of_some(x, index) for x in self.args[n:]))
+            self._some = index, other, any(x.requires_grad for x in pytree.tree_leaves(other.args[n:]))
+            return other
+        _, other, attached = self._some
+        if attached:  # they may belong to the graph of one step
+            other = copy(other)
+            other.args = (*self.args[:n], *(_of_some(x, index) for x in self.args[n:]))
         return other
 
     def time(self, t: Time, nudge: Time | None = None) -> Tensor:
@@ -124,6 +125,8 @@ class Dynamics:
         if not isinstance(t, Tensor):
             t = torch.scalar_tensor(t, dtype=dtype, device=self.device) if self.start is None else self.start
         t = t.to(device=self.device, dtype=dtype)
+        if t.shape == shape:
+            return t
         return t.reshape(shape) if t.ndim else t.expand(shape)
 
     def __call__(self, t: Time, y: Tensor, nudge: Time | None = None) -> Tensor:
@@ -227,7 +230,7 @@ class Dynamics:
                 explain_dtypes(error, self.func, self.args, [leaf.dtype for leaf in self.structure.leaves])
             if isinstance(error, TypeError | RuntimeError | IndexError):
                 refuse_signature(self.func, len(self.args), error)
-            _note_first_call(error, self.func, self._asked, state)
+            note_first_call(error, self.func, self._asked, state)
         if "in-place operation" in text and self._writes(time, y):
             raise ValueError(WRITES.format("y")) from error
         return False
@@ -283,18 +286,14 @@ WRITES = (
 )
 
 
+@torch.enable_grad()
+def _of_some(rows: Any, index: Tensor) -> Any:
+    """An argument with rows, of some samples; whoever evaluates f later may want a graph."""
+    if isinstance(rows, Tensor):
+        return rows.index_select(0, index)
+    return pytree.tree_map(lambda x: x.index_select(0, index), rows)
+
+
 def _versions(time: Tensor, y: Tensor) -> tuple[int, int]:
     """How often each was changed in place; inference tensors do not count."""
     return 0 if time.is_inference() else time._version, 0 if y.is_inference() else y._version
-
-
-def _note_first_call(error: Exception, func: Callable[..., Any], t: Time, y: Any) -> None:
-    """Add to an error that f itself raised on its first call how f was called; reads no device, which may be broken."""
-    on_host = not isinstance(t, Tensor) or (t.device.type == "cpu" and not has_lanes(t))
-    shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(y)]
-    flat = isinstance(error, IndexError | RuntimeError) and all(len(shape) < 2 for shape in shapes)
-    error.add_note(
-        f"torchaca called f(t, y) with t = {value(t) if on_host else 't0'} and y of shape "
-        f"{shapes[0] if len(shapes) == 1 else shapes}{swapped(func)}"
-        f"{'. If f takes a batch, give it one: y0[None]' if flat else ''}"
-    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..numbers import Time, has_lanes, value
 from ..state import HALF, Leaf, Structure, described
 from ..torch_internals import pytree
 from .calling import takes_state_first
@@ -96,3 +97,15 @@ def swapped(func: Callable[..., Any]) -> str:
     if advice := takes_state_first(func):
         return f" (f is called as f(t, y); {advice})"
     return " (f is called as f(t, y), in this order)"
+
+
+def note_first_call(error: Exception, func: Callable[..., Any], t: Time, y: Any) -> None:
+    """Add to an error that f itself raised on its first call how f was called; reads no device, which may be broken."""
+    on_host = not isinstance(t, Tensor) or (t.device.type == "cpu" and not has_lanes(t))
+    shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(y)]
+    flat = isinstance(error, IndexError | RuntimeError) and all(len(shape) < 2 for shape in shapes)
+    error.add_note(
+        f"torchaca called f(t, y) with t = {value(t) if on_host else 't0'} and y of shape "
+        f"{shapes[0] if len(shapes) == 1 else shapes}{swapped(func)}"
+        f"{'. If f takes a batch, give it one: y0[None]' if flat else ''}"
+    )

@@ -121,6 +121,8 @@ def coarse(times: Any, dtype: torch.dtype, *, failed: bool = False) -> Coarse | 
         return None
     places = np.maximum(np.abs(ends[1:]), np.abs(ends[:-1]))[steps]
     apart = np.spacing(places.astype(np.float32 if dtype == torch.float32 else np.float64)).astype(np.float64)
+    if not (apart > COARSE * sizes[steps]).any():
+        return None
     # Of most steps: a jump, or a sharp bend, may take a few that are as small as that.
     sizes = sizes[steps]
     order = np.argsort(apart / sizes)

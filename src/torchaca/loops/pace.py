@@ -121,10 +121,23 @@ def first_dt(guess: Any, t: Any, limits: Limits) -> Any:
 
 def propose(t: Any, dt: Any, stop: Any, limits: Limits) -> tuple[Any, Any]:
     """Say where the next trial ends, and whether the stop cuts it short."""
+    t1, lands, short = reached(t, dt, stop, limits)
+    return t1, lands & short()
+
+
+def reached(t: Any, dt: Any, stop: Any, limits: Limits) -> tuple[Any, Any, Callable[[], Any]]:
+    """Say where the next trial ends, whether on the stop, and, when asked, whether that is nearer than dt."""
     size = at_most(dt, limits.dt_max)
     left = abs(stop - t)
     lands = left <= size * LANDING
-    return where(lands, stop, t + limits.sign * size), lands & (left < size)
+    return where(lands, stop, moved(t, size, limits.sign)), lands, lambda: left < size
+
+
+def moved(t: Any, size: Any, sign: Any) -> Any:
+    """`t + sign size`, in one operation if there is one sign for all of several times."""
+    if isinstance(t, Tensor) and isinstance(size, Tensor) and not isinstance(sign, Tensor):
+        return torch.add(t, size, alpha=sign)
+    return t + sign * size
 
 
 def refusals(
@@ -179,15 +192,18 @@ def next_dt(
     """Compute the step size that the controller wants after a trial.
 
     `ratios` are those of the trial and of the last accepted steps, at most two; `trial` is its size, whether a stop cut
-    it short, and whether it was accepted; `calm` is true after a rejection.
+    it short, None if nobody goes on from stops, and whether it was accepted; `calm` is true after a rejection.
     """
     size, clipped, ok = trial
     newest, *older = ratios
     # A rejection asks the newest alone.
     past = [where(ok, ratio, 1.0) for ratio in older] if isinstance(ok, Tensor) else older if ok else []
     wanted = size * control.factor([newest, *past], order, after_rejection=calm | negated(ok))
-    restored = ok & clipped & (wanted < dt)  # after a clipped step the old size is restored
-    return where(restored, dt, at_least(wanted, limits.dt_min))
+    least = isinstance(limits.dt_min, Tensor) or limits.dt_min
+    bounded = at_least(wanted, limits.dt_min) if least else wanted
+    if clipped is None:
+        return bounded
+    return where(ok & clipped & (wanted < dt), dt, bounded)  # after a clipped step the old size is restored
 
 
 def ulp(t: Any) -> Any:

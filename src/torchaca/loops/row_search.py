@@ -17,10 +17,10 @@ from torch import Tensor
 from ..core import CarryingStep, Log, Problem, Step, VectorField
 from ..errors import SolverError
 from ..torch_internals import forward_grad, plain
-from .pace import BAD_RATIO, Limits, accepts, doubtful, first_dt, next_dt, propose, refusals
+from .pace import BAD_RATIO, Limits, accepts, doubtful, first_dt, next_dt, reached, refusals
 from .rest import ROOM, ROUNDING, STILL, Slope, least_between, longest, looks, resolution
 from .row_steps import sided, step_of
-from .row_trials import Trials
+from .row_trials import Trial, Trials
 from .rows import PRICE, Rows, Spans
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Explain: TypeAlias = "Callable[[Search, str, Tensor], SolverError]"
 """Explains why the rows of a mask cannot go on, for a reason of `WORDS`."""
-
 
 Watch: TypeAlias = "Callable[[Search, Step, Tensor, Tensor], None]"
 """Sees a trial of the rows that are searched: the step, when it ends, and which rows have accepted it."""
@@ -116,9 +115,8 @@ class Search:
             y0, f0 = p.y0.detach(), f0.detach()
             p = replace(p.knowing(f0), y0=y0, log=Log(p.stats))
             dt0 = guess(p, f0) if control.dt0 is None else None
-            carry = (
-                None if p.carrying is None else p.carrying.lift(p.f.call, rows.spread(spans.start), y0, f0)
-            )
+            start = rows.spread(spans.start)
+            carry = None if p.carrying is None else p.carrying.lift(p.f.call, start, y0, f0)
         with plain():
             limits, t = Limits.over(control, y0, abs(spans.end - spans.start), spans.sign), spans.start
             given = max(control.dt0 or 0.0, control.dt_min)
@@ -137,7 +135,7 @@ class Search:
         stats = self.p.stats
         with torch.no_grad(), forward_grad(False):
             while proposed := self._propose():
-                self._try(*proposed)
+                self._try(proposed)
         trials = self.trials
         with plain():
             if self.index is not None:
@@ -150,17 +148,20 @@ class Search:
             stats.rejected += rejected
         return boundaries
 
-    def _propose(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Which rows are on their way, where their next trials end, and which of them a stop cuts short."""
+    def _propose(self) -> Trial | None:
+        """The next trial of the rows that are on their way, None if none is."""
         with plain():
             t = self.t
             active, stop = t != self.spans.end, self.spans.next_stop(t)
-            active = active & ~self.failed if self.failure is not None else active
-            t1, clipped = propose(t, self.dt, stop, self.limits)
-            going = self._going(active, (t1 - t).abs(), t1 == stop)
+            t1, lands, short = reached(t, self.dt, stop, self.limits)
+            size = (t1 - t).abs()
+            self.room = self.room & active if self.slope is not None else self.room
+            going = self._going(active, size, (t1, stop))
             few = self.fewer is not None and self.idle >= PRICE * len(t) > 0 and self.going < len(t)
             if not self.rests and (going is None or not few or not self._leave(going)):
-                return None if going is None else (going, torch.where(going, t1, t), clipped)
+                goes_on = len(self.spans.stops) > 1 or self.cut is not None
+                clipped = lands & short() if goes_on else None
+                return None if going is None else Trial(going, t1, size, clipped)
         if self.rests:
             self._bound()
         return self._propose()
@@ -200,9 +201,9 @@ class Search:
         assert known is not None
         assert before is not None
         motion = rows.gathered(self.rule.motion(before, self.y))
+        t = rows.spread(self.t)
         with plain():
             here = self.room & ((motion <= STILL) | (self.ratios[0] <= ROUNDING))
-        t = rows.spread(self.t)
         f = sided(p.f.call, t, rows.spread(self.spans.end), self.jumps)
         self.f0 = f(t, self.y) if self.f0 is None else self.f0
         point = (t, self.y, self.f0, self.atol, resolution(p))
@@ -212,14 +213,15 @@ class Search:
         steepness = rows.gathered(self.slope.steepness)
         with plain():
             start, end = self.spans.start, self.spans.end
-            bound = longest(steepness, p.method, abs(end - start))
-            bound = torch.maximum(bound, least_between(start, end, self.control))
+            least = least_between(start, end, self.control)
+            bound = torch.maximum(longest(steepness, p.method, abs(end - start)), least)
             self.dt = torch.where(here, torch.minimum(self.dt, bound), self.dt)
             self.room = torch.zeros_like(here)
 
-    def _try(self, active: Tensor, t1: Tensor, clipped: Tensor) -> None:
+    def _try(self, trial: Trial) -> None:
         """One trial in every row; the rows that are not active stay where they are."""
         p, control, spread = self.p, self.control, self.rows.spread
+        active, t1, size, clipped = trial
         self.idle += len(self.t) - self.going
         order = p.method.order if p.carrying is None else p.carrying.error_order
         carried, times = self.carry is not None, (spread(self.t), spread(t1))
@@ -228,14 +230,14 @@ class Search:
         step = step_of(p.method, p.f.call, times, start, self.f0, self.jumps, carried=carried, lifts=lifts)
         ratio = self.rows.gathered(self.rule.ratio(step))
         with plain():
-            ratio, size = ratio.double(), (t1 - self.t).abs()
+            ratio = ratio.double()
             forced = control.accept_at_dt_min
             success = active & accepts(ratio, self.t, size, self.limits, at_least_dt_min=forced)
             ratios = [ratio.nan_to_num(nan=BAD_RATIO, posinf=BAD_RATIO, neginf=BAD_RATIO), *self.ratios]
-            trial, calm = (size, clipped, success), self.rejections > 0
-            self.dt = next_dt(control, order, self.dt, ratios[: 1 + control.older], trial, calm, self.limits)
+            tried, calm = (size, clipped, success), self.rejections > 0
+            self.dt = next_dt(control, order, self.dt, ratios[: 1 + control.older], tried, calm, self.limits)
             self.ratios = [torch.where(success, *pair) for pair in pairwise(ratios)]
-            self.rejections = torch.where(success, 0.0, self.rejections + 1)
+            self.rejections = (self.rejections + 1).masked_fill_(success, 0.0)
             self.rejected_size = size
         if self.watch is not None:
             self.watch(self, step, t1, success)
@@ -248,13 +250,13 @@ class Search:
         with plain():
             self.t = torch.where(success, t1, self.t)
             if self.slope is not None:
-                self.room = success & (ratio <= ROOM) & (t1 != self.spans.end)
+                self.room = success & (ratio <= ROOM)
             self.trials.note(t1, active, success)
         here, f1, self.before = spread(moved), step.hint, self.y
         self.y = torch.where(here, step.y1, self.y)
         if self.carry is not None:
             self.carry = torch.where(here, cast("CarryingStep", step).carry, self.carry)
-        if self._jumps(torch.where(success, t1, torch.inf)):
+        if self.jumps is not None and self._jumps(torch.where(success, t1, torch.inf)):
             f1 = None  # on the other side of a jump f is another
         self.f0 = None if f1 is None else torch.where(here, f1, step.f0)
 
@@ -263,22 +265,20 @@ class Search:
         with plain():
             return self.jumps is not None and bool(torch.isin(t, self.jumps).any())
 
-    def _going(self, active: Tensor, size: Tensor, lands: Tensor) -> Tensor | None:
+    def _going(self, active: Tensor, size: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor | None:
         """Which of the rows that are on their way can make a trial of that size, None if none is left.
 
-        Reads the device once, also whether a row rests and how many go on, and more often where a row may fail.
+        The `ends` are that of the trial, and the next stop.
 
-        Raises
-        ------
-        SolverError
-            Where a row cannot, unless rows fail alone.
+        Reads the device once, also whether a row rests and how many go on, and more often where a row may fail; raises
+        where one does, unless rows fail alone.
         """
         doubts = active & doubtful(size, self.rejections, self.limits, self.farthest)
         self.going, rest, doubt = torch.stack([active, self.room, doubts]).flatten(1).sum(1).tolist()
         self.rests = bool(rest)
         if doubt or self.trials.n + self.most_made >= self.limits.max_trials:
-            trials, state = self.trials.n + self.made, (self.rejections, self.rejected_size)
-            for reason, holds in refusals(self.t, size, lands, *state, trials, self.limits).items():
+            tried = self.rejections, self.rejected_size, self.trials.n + self.made
+            for reason, holds in refusals(self.t, size, torch.eq(*ends), *tried, self.limits).items():
                 if bool((active & holds).any()):
                     self.fail(reason, active & holds)
             active = active & ~self.failed
@@ -286,7 +286,7 @@ class Search:
         return active if self.going else None
 
     def fail(self, reason: str, mask: Tensor) -> None:
-        """The rows of the mask stop where they are.
+        """The rows of the mask end where they are.
 
         Raises
         ------
@@ -297,4 +297,4 @@ class Search:
         if not self.alone:
             raise failure
         self.failure = self.failure or failure
-        self.failed = self.failed | mask
+        self.failed, self.spans = self.failed | mask, self.spans.ending(mask, self.t)

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Trial(NamedTuple):
+    """The next trial of rows, `(*rows,)`: which take part, where it ends, its size, and if a stop cuts it short.
+
+    `clipped` is None where nobody goes on from stops.
+    """
+
+    active: Tensor
+    t1: Tensor
+    size: Tensor
+    clipped: Tensor | None
 
 
 class Trials:

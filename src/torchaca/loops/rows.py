@@ -23,7 +23,7 @@ from ..torch_internals import (
     maybe_get_level,
 )
 
-PRICE = 0.1
+PRICE = 0.3
 """What it costs to leave rows out, in trials of the rows that are carried: so much is computed for nothing before.
 
 0.1 with a network for f and many rows, up to 0.7 with one operation and few (`python -m benchmarks.leaving_out`).
@@ -142,7 +142,8 @@ class Spans:
     @staticmethod
     def between(start: Tensor, end: Tensor, times: Tensor | None = None) -> Spans:
         """Each row from its start to its end, by way of those of the `times` that lie in between."""
-        sign = torch.where(end < start, -1.0, 1.0).to(start)
+        backward = end < start
+        sign = torch.where(backward, -1.0, 1.0).to(start) if bool(backward.any()) else 1.0
         if times is None:
             return Spans(start, [end], sign)
         t = times[:, None]
@@ -159,7 +160,9 @@ class Spans:
 
     def ending(self, mask: Tensor, t: Tensor) -> Spans:
         """The same, but the rows of the mask end at their times t."""
-        return Spans(self.start, [*self.stops[:-1], torch.where(mask, t, self.end)], self.sign)
+        *earlier, end = self.stops
+        stops = [torch.where(mask & (self.sign * (stop - t) > 0), t, stop) for stop in earlier]
+        return Spans(self.start, [*stops, torch.where(mask, t, end)], self.sign)
 
     def of(self, index: Tensor) -> Spans:
         """Those of some rows."""

@@ -220,12 +220,10 @@ class RungeKuttaStep:
         self._f, self._error = f, error
         self._grad = torch.is_grad_enabled()
         self._ks = list(known)
-        size = t1 - t0
-        length = Length(t0, t1, y0) if isinstance(size, Tensor) else None
+        on_device = isinstance(t0, Tensor) or isinstance(t1, Tensor)
+        length = Length(t0, t1, y0) if on_device else None
         if y1 is None:
-            self._evaluate(
-                len(method.weights) - method.fsal, cast("float", size) if length is None else length
-            )
+            self._evaluate(len(method.weights) - method.fsal, length or cast("float", t1 - t0))
             # Increments are added up before they meet y0: one rounding at the size of y, not one a stage.
             length = length or Length(t0, t1, y0)
             y1 = length.shift(y0, *weigh(method._b, self._ks))
