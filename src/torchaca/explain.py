@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .batch import passed_over
+from .batch import solver_of
 from .batched import batch_of
 from .compiled import CannotCompile
 from .events import watch_for
-from .executors import EAGER, NATIVE, chosen, following
+from .executors import EAGER, chosen, following
 from .going_on import State
 from .options import Options, refuse_unknown
 from .solve import problem_of
@@ -85,10 +85,7 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
     asked = Options(**{"compile": True, **options})
     if asked.batch:
         p, times, _ = batch_of(f, y0, t, asked, problem_of)
-        reason = passed_over(p, times, asked) if asked.compile else None
-        return Explanation(
-            EAGER if reason or not asked.compile else NATIVE, {NATIVE: reason} if reason else {}
-        )
+        return Explanation(*solver_of(p, times, asked))
     start = y0 if isinstance(y0, State) else None
     y0 = y0 if start is None else start.y
     structure = structure_of(y0)

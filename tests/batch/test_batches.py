@@ -375,7 +375,7 @@ BAD_OPTIONS = {
     "batch": ({"batch": 2}, ValueError, "batch=1 says.*got batch=2"),
     "steps": ({"batch": 1, "steps": "each"}, ValueError, "'own' or 'joint'.*got 'each'"),
     "a number of steps": ({"steps": 4}, ValueError, "got 4. The number of fixed steps is n_steps="),
-    "compile": ({"batch": 1, "compile": "steps"}, ValueError, "compile='steps'.*which has those of each"),
+    "compile": ({"batch": 1, "compile": "loops"}, ValueError, "compile='loops'.*which has those of each"),
     "deterministic alone": ({"deterministic": True}, ValueError, "deterministic= has no effect without batch=1"),
     "events": ({"batch": 1, "steps": "joint", "events": aca.Event(lambda t, y: y)}, NotImplementedError, "end those"),
     "debug": ({"batch": 1, "debug": True}, NotImplementedError, "debug=True tells of steps by their times"),

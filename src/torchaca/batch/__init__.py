@@ -5,7 +5,7 @@ from .dense import SampleDense
 from .door import check_door
 from .pieces import SamplePieces
 from .solved import Solved
-from .solving import passed_over, solve_samples
+from .solving import solve_samples, solver_of
 from .times import SampleTimes, common_times, sample_times
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "check_independence",
     "check_options",
     "common_times",
-    "passed_over",
+    "solver_of",
     "sample_times",
     "solve_samples",
 ]

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..control import FixedSteps
-from ..core import Carrying, Method, Problem, Reversible, Times
+from ..core import Carrying, Method, Problem, Reversible, Step, Times
 from ..gradients import Facts
+from ..numbers import Time
 from .clock import Clock
 from .gathering import Gathering, Parts
 from .home import Home
 from .numbered import Numbered, NumberedCarrying, NumberedReversible
 from .outputs import Places
+
+
+@dataclass(frozen=True)
+class ByGraphs:
+    """Makes the steps of a numbered problem from the graphs of those of its samples; see `torchaca.field.Field`."""
+
+    graphs: Any
+
+    def __call__(self, p: Problem, t0: Time, t1: Time, start: Tensor, hint: Tensor | None = None) -> Step:
+        """The method's step."""
+        method: Any = p.method
+        return method.made(p.f.call, t0, t1, start, hint, self.graphs)
 
 
 def kind_of(method: Method) -> type[Numbered | NumberedCarrying]:
@@ -51,5 +64,7 @@ def numbered(
         p.method, times, Parts(times, home, gathering), places, moved, lands, clock.jumps
     )
     grid = Times(tuple(map(float, range(len(boundaries)))))
-    q = replace(p, method=method, ts=Times(tuple(places.numbers)), control=FixedSteps(grid=grid))
+    stepper = None if p.f.stepper is None else ByGraphs(p.f.stepper)
+    f, ts, control = replace(p.f, stepper=stepper), Times(tuple(places.numbers)), FixedSteps(grid=grid)
+    q = replace(p, method=method, f=f, ts=ts, control=control)
     return q, places.chosen

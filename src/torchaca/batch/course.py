@@ -126,7 +126,7 @@ class Course:
             return True
         begun = self._begun(p, spans)
         guards = guards_of(begun, tuple(self.events))
-        wanted = not self.options.deterministic
+        wanted = not self.options.deterministic and begun.f.stepper is None
         gathering = Gathering(begun, self.samples, spans, wanted=wanted, guards=guards)
         gathering.known = self.gathers
         run = Run(begun, clock, self.samples, spans, gathering, self.failures)
@@ -140,7 +140,7 @@ class Course:
         """The problem with f at its starts; what is found out at the first one holds for all stretches."""
         gradient, options, first = p.gradient, self.options, not self.begun
         assert gradient is not None
-        begun = prepared(Eager().begin(p), gradient)
+        begun = prepared(Eager().begin(p, attaches=p.f.stepper is None), gradient)
         refuse_problem(begun, joint=False)
         if options.check_rows and first:
             t, y = beside(spans, begun.y0.detach())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..compiled import in_steps
+from ..compiled.door import CUDA_GRAPHS, STEPS, refuse_steps
 from ..core import Gradient, Problem
 from ..errors import shorten
-from ..executors import NATIVE
+from ..executors import LOOPS, NATIVE, check_mode
 from ..gradients import Facts
 from ..torch_internals import transformed
 from .clock import Clock
 
-STEPS = ("own", "joint")
+WHOSE = ("own", "joint")
 NEEDED = {True: "step_rule", False: "rows"}
 """What a control has that is adaptive, or that is not, and works on samples."""
 
@@ -28,7 +30,7 @@ def check_door(options: Any) -> Any:
             "batch=1 says that the leading dimension of y0 holds independent problems; got "
             f"batch={shorten(options.batch)}"
         )
-    if options.steps not in STEPS:
+    if options.steps not in WHOSE:
         raise ValueError(
             f"steps is 'own' or 'joint', which says whose steps they are in a batch; got {options.steps!r}. The "
             "number of fixed steps is n_steps="
@@ -56,11 +58,12 @@ def check_door(options: Any) -> Any:
             f"compile={options.compile!r} is not available with steps='joint', where f gets t as (B, 1, ..., 1): leave "
             "out batch=1, with f for the whole of y and one t, or steps='joint'"
         )
-    if options.compile not in (False, True, NATIVE):
+    if options.compile == LOOPS:
         raise ValueError(
-            f"compile={options.compile!r} compiles steps that all of y takes together: with batch=1 use "
-            f"compile={NATIVE!r}, which has those of each sample"
+            f"compile={LOOPS!r} compiles the loop of steps that all of y takes together: with batch=1 use "
+            f"compile={NATIVE!r}, which has those of each sample, or compile={STEPS!r}"
         )
+    check_mode(options.compile)
     if transformed():
         raise NotImplementedError(
             "batch=1 is not available inside torch.func transforms and forward-mode AD: there, torch.func.vmap over "
@@ -108,6 +111,24 @@ def refuse_problem(p: Problem, *, joint: bool = True) -> None:
             raise NotImplementedError(
                 f"{why}: use {instead}, or gradient='aca' or 'direct' and tolerances or n_steps"
             )
+
+
+def with_graphs(p: Problem, clock: Clock, mode: bool | str) -> Problem:
+    """The problem with graphs for steps, if they are asked for.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if mode not in (STEPS, CUDA_GRAPHS):
+        return p
+    assert p.gradient is not None
+    reason = refuse_steps(p, p.gradient, str(mode), transformed(), jumps=clock.jumps is not None)
+    if reason is not None:
+        raise ValueError(reason)
+    p.stats.executor = str(mode)
+    return in_steps(p, str(mode))
 
 
 def refuse_outputs(gradient: Gradient, clock: Clock) -> None:

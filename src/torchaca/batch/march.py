@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import CarryingStep, Problem
 from ..errors import SolverError
-from ..loops.row_steps import step_of
+from ..loops.row_steps import trial_of
 from ..loops.rows import Samples, Spans
 from .failures import Failures
 from .watch import RowWatch
@@ -40,7 +40,7 @@ class March:
         for later in times[1:]:
             t1 = torch.where(done, self.t, later)
             active, ends = t1 != self.t, (spread(self.t), spread(t1))
-            step = step_of(p.method, p.f.call, ends, start, f0, None, carried=p.carrying is not None)
+            step = trial_of(p, ends, start, f0, None)
             t1, found = watch(self, step, t1, active)
             done = done | found | self.failed
             self.t = torch.where(self.failed, self.t, t1)

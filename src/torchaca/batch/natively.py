@@ -23,7 +23,10 @@ from .failures import Failures
 from .outputs import reached_by
 from .solved import Solved
 
-WHOLE = "{0} of samples are made by the eager loop, from the steps that all of them have taken: leave out compile="
+WHOLE = (
+    "{0} of samples are made in the loop in Python, from the steps that all of them have taken: use compile='steps', "
+    "with a graph for each step, or leave out compile="
+)
 
 
 @dataclass

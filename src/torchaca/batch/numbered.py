@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -107,15 +107,21 @@ class _ByNumber(ABC):
         first, last = (part.at_home(t, part.home.t) for t in ends)
         return part, (first, last)
 
-    def made(self, f: VectorField, t0: Time, t1: Time, start: Tensor, hint: Tensor | None) -> NumberedStep:
-        """The steps of all samples from number t0 to t1, from what the ones before have handed on."""
+    def made(
+        self, f: VectorField, t0: Time, t1: Time, start: Tensor, hint: Tensor | None, graphs: Any = None
+    ) -> NumberedStep:
+        """The steps of all samples from number t0 to t1, from what the ones before handed on; or their `graphs`."""
         part, times = self.between(t0, t1)
         home = part.home
         given = part.at_home(start, home.y if start.ndim == part.ndim else home.carry)
         known = None if hint is None else part.at_home(hint, home.f)
         carried = start.ndim > part.ndim
         lifts = carried and self.jumps_at(value(t0))
-        inner = step_of(self.method, part.f(f), times, given, known, self.jumps, carried=carried, lifts=lifts)
+        own, side = part.f(f), {"carried": carried, "lifts": lifts}
+        if graphs is not None:
+            inner = graphs.made(own, times, given, known, searches=False)
+        else:
+            inner = step_of(self.method, own, times, given, known, self.jumps, **side)
         return NumberedStep(self, (value(t0), value(t1)), inner, part, start, hint)
 
     @cached_property

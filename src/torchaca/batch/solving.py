@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..core import Problem
-from ..executors import EAGER, Eager, check_problem, prepared
+from ..executors import EAGER, NATIVE, Eager, check_problem, prepared
 from ..log import Samples as Counts
 from ..loops.clock import check_clock
 from ..loops.rows import Samples, Spans, beside
 from .check import check_independence
 from .clock import Clock
 from .course import solve_through
-from .door import refuse_outputs, refuse_problem
+from .door import refuse_outputs, refuse_problem, with_graphs
 from .gathering import Gathering
 from .natively import solve_natively, why_not
 from .outputs import reached_by
@@ -37,20 +37,24 @@ def solve_samples(p: Problem, times: SampleTimes, options: Any) -> Solved:
     p.stats.executor = EAGER
     p, clock, samples, spans = _placed(p, times, options)
     still = not p.y0.numel() or bool((spans.start == spans.end).all())
-    if options.compile and not still and (found := solve_natively(p, clock, spans, options)) is not None:
+    p = with_graphs(p, clock, options.compile)
+    if (
+        options.compile in (True, NATIVE)
+        and not still
+        and (found := solve_natively(p, clock, spans, options)) is not None
+    ):
         return found
     if options.events is not None:
         return solve_through(p, clock, samples, options)
     if still:
         p.stats.samples = Counts.none(samples.size)
         return unmoved(p, clock)
-    eager = Eager()
-    begun = prepared(eager.begin(p), gradient)
+    begun = prepared(Eager().begin(p, attaches=p.f.stepper is None), gradient)
     refuse_problem(begun)
     if options.check_rows:
         t, y = beside(spans, begun.y0.detach())
         check_independence(begun, samples.spread(t), y)
-    gathering = Gathering(begun, samples, spans, wanted=not options.deterministic)
+    gathering = Gathering(begun, samples, spans, wanted=not options.deterministic and begun.f.stepper is None)
     written, inputs = None, begun.f.inputs
     if inputs is not None and not inputs.wanted:
         check_problem(gradient, begun)  # what training will refuse, evaluation refuses as well
@@ -70,10 +74,21 @@ def solve_samples(p: Problem, times: SampleTimes, options: Any) -> Solved:
     return Solved(begun, written.finished(search.y), reached, search.failure, run.failures.kinds)
 
 
-def passed_over(p: Problem, times: SampleTimes, options: Any) -> str | None:
-    """Say why a batch would not be solved natively; None if it would."""
+def solver_of(p: Problem, times: SampleTimes, options: Any) -> tuple[str, dict[str, str]]:
+    """Say who would solve a batch, and why those who were asked before would not.
+
+    Raises
+    ------
+    ValueError
+        If nobody would.
+    """
     p, clock, _, _ = _placed(p, times, options)
-    return why_not(p, clock, options)
+    mode = options.compile
+    if mode in (True, NATIVE):
+        reason = why_not(p, clock, options)
+        return (NATIVE, {}) if reason is None else (EAGER, {NATIVE: reason})
+    with_graphs(p, clock, mode)
+    return str(mode or EAGER), {}
 
 
 def _placed(p: Problem, times: SampleTimes, options: Any) -> tuple[Problem, Clock, Samples, Spans]:

@@ -38,8 +38,10 @@ def refuse_loops(p: Problem, gradient: Gradient, transformed: bool) -> str | Non
     return _first({**_in_general(p, transformed), **reasons}, possible)
 
 
-def refuse_steps(p: Problem, gradient: Gradient, mode: str, transformed: bool) -> str | None:
-    """Say why the steps of the solve cannot be graphs; None if they can."""
+def refuse_steps(
+    p: Problem, gradient: Gradient, mode: str, transformed: bool, *, jumps: bool = False
+) -> str | None:
+    """Say why the steps of the solve cannot be graphs; None if they can. `jumps`: f jumps for some of its samples."""
     device, facts = p.y0.device.type, Facts.of(gradient)
     if mode == CUDA_GRAPHS and device != "cuda":
         return f"compile={mode!r} is for a GPU, and y0 is on {device!r}: use compile={STEPS!r}"
@@ -48,7 +50,7 @@ def refuse_steps(p: Problem, gradient: Gradient, mode: str, transformed: bool) -
             facts.moves or facts.records
         ),
         "stagewise=True replays stages, not steps": facts.stagewise,
-        "f that jump are not compiled step by step": bool(p.jumps),
+        "f that jump are not compiled step by step": jumps or bool(p.jumps),
     }
     return _first({**_in_general(p, transformed), **reasons}, "use compile=False")
 

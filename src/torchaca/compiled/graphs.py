@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Problem, Step
+from ..core import Problem, Step, VectorField
 from ..errors import warn
 from ..field.dynamics import Dynamics
 from ..gradients.replay import Ambience
@@ -73,34 +73,40 @@ class Steps:
         method = staged(p.method)
         assert method is not None
         assert isinstance(p.f.call, Dynamics)
-        self.method, self.f, self.mode = method, p.f.call, mode
+        self.method, self.mode = method, mode
         self.here = Ambience.here(p.y0)
-        self.seen: Capture | None = None
-        self.places: list[int | None] = []
+        self.traced: Traced | None = None
         self.given_up = False
         self.rehearsed: set[Kind] = set()
 
     def __call__(self, p: Problem, t0: Time, t1: Time, y0: Tensor, f0: Tensor | None = None) -> Step:
         """The method's step, from a graph; `p` is the problem of the solve, or of a replay."""
+        return self.made(p.f.call, (t0, t1), y0, f0, searches=p.control.adaptive)
+
+    def made(
+        self, f: VectorField, span: tuple[Time, Time], y0: Tensor, f0: Tensor | None, *, searches: bool
+    ) -> Step:
+        """The method's step of f, in a search for steps or of one that has been found."""
         if not self.given_up:
             try:
-                assert isinstance(p.f.call, Dynamics)
+                assert isinstance(f, Dynamics)
                 with outside_inference():
                     known = [] if f0 is None else [normal(f0)]
-                    found = self._found(p, p.f.call, (t0, t1), normal(y0), known)
-                return self.method.complete(p.f.call, t0, t1, y0, found.stages, found.y1, found.error)
+                    found = self._found(f, span, normal(y0), known, searches)
+                return self.method.complete(f, *span, y0, found.stages, found.y1, found.error)
             except CannotCompile as reason:
                 self.given_up = True
                 warn(f"compile={self.mode!r}: {reason}; this solve runs without graphs, in the eager loop")
-        return self.method.step(p.f.call, t0, t1, y0, f0)
+        return self.method.step(f, *span, y0, f0)
 
     def _found(
-        self, p: Problem, f: Dynamics, span: tuple[Time, Time], y0: Tensor, known: Sequence[Tensor]
+        self, f: Dynamics, span: tuple[Time, Time], y0: Tensor, known: Sequence[Tensor], searches: bool
     ) -> Found:
-        seen = self.seen = self.seen or self._captured(span[0], y0)
+        traced = self.traced = self.traced or Traced.of(f, span[0], y0)
+        seen = traced.seen
         t0, t1 = (_on_device(t, y0.device) for t in span)
-        kind = self._kind(p, bool(known), (t0, t1, y0, *known))
-        args = (t0, t1, y0, known, self._inputs(seen, f))
+        kind = self._kind(searches, bool(known), (t0, t1, y0, *known))
+        args = (t0, t1, y0, known, traced.inputs(f))
         place = self._unrehearsed(seen, kind, args)
         # A graph that stays leaves alone what its backward pass may need again.
         with settings_of("_functorch", donated_buffer=False) if place else nullcontext():
@@ -112,27 +118,12 @@ class Steps:
         f.stats.nfe += len(others)
         return Found(y1, error, [*known, *others])
 
-    def _kind(self, p: Problem, begun: bool, tensors: Sequence[Tensor]) -> Kind:
+    def _kind(self, searches: bool, begun: bool, tensors: Sequence[Tensor]) -> Kind:
         """An adaptive search asks for errors; replays do not, and no replay of an FSAL method is given f0."""
         differentiated = torch.is_grad_enabled()
-        searches = p.control.adaptive and (begun or not self.method.fsal)
+        searches = searches and (begun or not self.method.fsal)
         whole, wanted = searches and not differentiated, tuple(x.requires_grad for x in tensors)
         return Kind(self.method, begun, whole, differentiated, wanted, self.here, self.mode == CUDA_GRAPHS)
-
-    def _captured(self, t: Time, y: Tensor) -> Capture:
-        """f as a graph; and which of the tensors that it reads are among its arguments, which replays exchange."""
-        seen = capture(self.f, self.f.time(t).detach(), y, evaluates=False)
-        leaves = [id(x) for x in pytree.tree_leaves(self.f.args)]
-        self.places = [leaves.index(id(x)) if id(x) in leaves else None for x in seen.inputs]
-        if any(
-            x.grad_fn is not None and place is None for x, place in zip(seen.inputs, self.places, strict=True)
-        ):
-            # Its replays would keep their graphs, which PyTorch's compiled backward passes refuse.
-            raise CannotCompile(
-                "f captures a tensor computed from others (hand it over with args=(tensor, ...))"
-            )
-        seen.inputs = tuple(normal(x) for x in seen.inputs)
-        return seen
 
     def _unrehearsed(self, seen: Capture, kind: Kind, args: Any) -> Any:
         """The graph and the shapes whose backward pass nobody has tried, None if somebody has, or there is none."""
@@ -156,12 +147,42 @@ class Steps:
             seen.field.loops[kind] = f"the compiler failed ({first_line(error)})"
             raise CannotCompile(seen.field.loops[kind]) from error
 
-    def _inputs(self, seen: Capture, f: Dynamics) -> list[Tensor]:
+
+@dataclass(frozen=True)
+class Traced:
+    """f as a graph, and the `places` of the tensors that it reads among its arguments, which replays exchange."""
+
+    f: Dynamics
+    seen: Capture
+    places: Sequence[int | None]
+
+    @staticmethod
+    def of(f: Dynamics, t: Time, y: Tensor) -> Traced:
+        """That of f on such states.
+
+        Raises
+        ------
+        CannotCompile
+        """
+        seen = capture(f, f.time(t).detach(), y, evaluates=False)
+        leaves = [id(x) for x in pytree.tree_leaves(f.args)]
+        places = [leaves.index(id(x)) if id(x) in leaves else None for x in seen.inputs]
+        if any(x.grad_fn is not None and place is None for x, place in zip(seen.inputs, places, strict=True)):
+            # Its replays would keep their graphs, which PyTorch's compiled backward passes refuse.
+            raise CannotCompile(
+                "f captures a tensor computed from others (hand it over with args=(tensor, ...))"
+            )
+        seen.inputs = tuple(normal(x) for x in seen.inputs)
+        return Traced(f, seen, places)
+
+    def inputs(self, f: Dynamics) -> list[Tensor]:
+        """The tensors that `f` reads, which may have other arguments."""
         if f is self.f:
-            return list(seen.inputs)
+            return list(self.seen.inputs)
         leaves = pytree.tree_leaves(f.args)
         return [
-            x if place is None else leaves[place] for x, place in zip(seen.inputs, self.places, strict=True)
+            x if place is None else leaves[place]
+            for x, place in zip(self.seen.inputs, self.places, strict=True)
         ]
 
 
@@ -182,7 +203,9 @@ def _leaf(x: Tensor) -> Tensor:
 def _on_device(t: Time, device: torch.device) -> Tensor:
     """A time as a tensor, without waiting for the device."""
     if isinstance(t, Tensor):
-        return t.to(device, torch.float64)
+        t = t.to(device, torch.float64)
+        # Those of samples may be views of others, by whose strides and bases PyTorch tells graphs apart.
+        return t.clone(memory_format=torch.contiguous_format) if t.ndim else t
     return torch.full((), t, dtype=torch.float64, device=device)
 
 

@@ -19,7 +19,7 @@ from ..errors import SolverError
 from ..torch_internals import forward_grad, plain
 from .pace import BAD_RATIO, Limits, accepts, doubtful, first_dt, next_dt, reached, refusals
 from .rest import ROOM, ROUNDING, STILL, Slope, least_between, longest, looks, resolution
-from .row_steps import sided, step_of
+from .row_steps import sided, trial_of
 from .row_trials import Trial, Trials
 from .rows import PRICE, Rows, Spans
 
@@ -224,10 +224,9 @@ class Search:
         active, t1, size, clipped = trial
         self.idle += len(self.t) - self.going
         order = p.method.order if p.carrying is None else p.carrying.error_order
-        carried, times = self.carry is not None, (spread(self.t), spread(t1))
-        start = self.y if self.carry is None else self.carry
-        lifts = carried and self._jumps(self.t)
-        step = step_of(p.method, p.f.call, times, start, self.f0, self.jumps, carried=carried, lifts=lifts)
+        times, start = (spread(self.t), spread(t1)), self.y if self.carry is None else self.carry
+        lifts = self.carry is not None and self._jumps(self.t)
+        step = trial_of(p, times, start, self.f0, self.jumps, lifts=lifts)
         ratio = self.rows.gathered(self.rule.ratio(step))
         with plain():
             ratio = ratio.double()

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..core import Carrying, Method, Step, VectorField
+from ..core import Carrying, Method, Problem, Step, VectorField
 from ..numbers import Time
 
 
@@ -34,6 +34,26 @@ def sided(f: VectorField, t0: Tensor, t1: Tensor, jumps: Tensor | None) -> Vecto
 def among(t: Tensor, jumps: Tensor) -> Tensor:
     """Which times are those of jumps; `torch.isin` is not for lanes."""
     return (t.detach()[..., None] == jumps).any(-1)
+
+
+def trial_of(
+    p: Problem,
+    times: tuple[Tensor, Tensor],
+    start: Tensor,
+    hint: Tensor | None,
+    jumps: Tensor | None,
+    *,
+    lifts: bool = False,
+) -> Step:
+    """A step of a problem between `times`, or its graph: those are of methods that hand on nothing, without jumps.
+
+    For the rest see `step_of`.
+    """
+    graphs: Any = p.f.stepper
+    if graphs is not None:
+        return graphs.made(p.f.call, times, start, hint, searches=p.control.adaptive)
+    carried = p.carrying is not None
+    return step_of(p.method, p.f.call, times, start, hint, jumps, carried=carried, lifts=lifts)
 
 
 def step_of(
