@@ -41,15 +41,18 @@ class Explanation:
         Which executors were asked before it, and why they cannot, with what to write instead where that is known.
     stepwise : str
         Why the loop of a native solve would be in Python, as in `Stats.stepwise`; empty if it would not.
+    samples : bool
+        Whether it is a batch whose samples have steps of their own.
     """
 
     executor: str
     passed_over: dict[str, str] = field(default_factory=dict)
     stepwise: str = ""
+    samples: bool = False
 
     def __str__(self) -> str:
         about = INSTEAD.get(self.executor, "an executor of your own")
-        about = STEPWISE + self.stepwise if self.stepwise else about
+        about = (self.stepwise if self.samples else STEPWISE + self.stepwise) if self.stepwise else about
         lines = [f"runs as {self.executor!r}: {about}"]
         lines += [f"not as {name!r}: {why}" for name, why in self.passed_over.items()]
         return "\n".join(lines)
@@ -85,7 +88,7 @@ def explain(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Explanati
     asked = Options(**{"compile": True, **options})
     if asked.batch:
         p, times, _ = batch_of(f, y0, t, asked, problem_of)
-        return Explanation(*solver_of(p, times, asked))
+        return Explanation(*solver_of(p, times, asked), samples=True)
     start = y0 if isinstance(y0, State) else None
     y0 = y0 if start is None else start.y
     structure = structure_of(y0)

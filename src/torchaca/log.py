@@ -108,8 +108,9 @@ class Stats:
     passed_over : dict of str to str
         Who was asked before it, and why it could not.
     stepwise : str
-        Of a native solve: why its loop is in Python, and its steps alone are native; empty if the loop is in C. None of
-        these three counts where two costs are compared.
+        Of a native solve: why its loop is in Python, and its steps alone are native; with `batch=1`, for what the steps
+        that were found in C are made again in Python; empty if all of it is in C. None of these three counts where two
+        costs are compared.
     """
 
     nfe: int = 0

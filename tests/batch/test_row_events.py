@@ -480,7 +480,7 @@ def test_what_is_refused(options, match):
 def test_compiled():
     """The eager loop solves in its place, and says so."""
     run = partial(solve, swings, STARTS, [0.0, 3.0], batch=1, rows=(MU,), events=events(LEVEL))
-    with pytest.warns(UserWarning, match="events of samples are made by the eager loop"):
+    with pytest.warns(UserWarning, match="events of samples are found in the loop in Python"):
         sol = run(compile=True)
     assert sol.stats.executor == "eager"
     assert torch.equal(sol.events[0].t.nan_to_num(), run().events[0].t.nan_to_num())

@@ -252,12 +252,61 @@ def test_an_f_that_is_not_of_one_sample_runs_in_the_eager_loop(f):
     assert alike.executor == "eager"
 
 
+MADE_AGAIN = {
+    "dense output": {"dense": True},
+    "states at two steps": {"gradient": ACA(checkpoints=2)},
+    "a memory budget": {"gradient": ACA(memory_budget=2000)},
+    "substeps": {"gradient": ACA(substeps=2)},
+    "a gradient that is refined": {"gradient": ACA(grad_rtol=1e-3), "t": torch.tensor([0.0, 2.0])},
+    "derivatives by times": {
+        "t": torch.tensor([[0.0, 0.5, 1.0], [1.0, 0.5, 0.0], [0.0, 0.1, 0.2], [0.2, 0.7, 3.0]])
+    },
+}
+"""What takes the steps that are found in C, and makes them in Python."""
+
+
+@pytest.mark.parametrize("options", MADE_AGAIN.values(), ids=MADE_AGAIN)
+def test_steps_that_are_found_in_c_and_made_again(options):
+    options, own = dict(options), ()
+    if "t" in options and options["t"].ndim > 1:
+        options["t"] = options["t"].double().requires_grad_()
+        own = (options["t"],)
+    sol = assert_same(wrt=own, **options)
+    assert sol.stats.stepwise.startswith("the steps of samples are found in C, and made again in Python for ")
+    t = options.pop("t", T)
+    told = aca.explain(van_der_pol, Y0, t, batch=1, rows=(MU,), **options)
+    assert told.executor == "native"
+    assert told.stepwise == sol.stats.stepwise
+    assert told.stepwise in str(told)
+    if sol.dense is not None:
+        at = torch.full((4,), 0.3, dtype=DOUBLE)
+        eager = solve(van_der_pol, Y0, t, batch=1, rows=(MU,), **options)
+        torch.testing.assert_close(sol.dense(at), eager.dense(at), rtol=1e-9, atol=1e-9)
+
+
+def test_samples_that_fail_where_steps_are_made_again():
+    """At the places, and with the kinds, of the loop in Python."""
+    options = {"batch": 1, "rows": (MU,), "max_steps": 14, "on_failure": "status", "dense": True}
+    native, eager = (solve(van_der_pol, Y0, T, compile=mode, **options) for mode in ("native", False))
+    assert "max-steps" in native.status
+    assert native.status == eager.status
+    assert torch.equal(native.mask, eager.mask)
+    torch.testing.assert_close(native.ys, eager.ys)
+    with pytest.raises(SolverError, match="stopped at t"):
+        solve(van_der_pol, Y0, T, compile="native", **{**options, "on_failure": "raise"})
+
+
+def test_nothing_is_made_again_for_nobody():
+    sol = solve(van_der_pol, Y0, T, batch=1, rows=(MU,), compile="native", gradient=ACA(checkpoints=2))
+    assert not sol.stats.stepwise
+
+
 def test_refusals():
     options = {"batch": 1, "rows": (MU,)}
-    with pytest.raises(ValueError, match="is not one of a native solve of rows"):
-        solve(van_der_pol, Y0, T, compile="native", gradient=ACA(checkpoints=2), **options)
+    with pytest.raises(ValueError, match="with steps that are known beforehand, take the loop in Python"):
+        solve(van_der_pol, Y0, T, compile="native", method="rk4", n_steps=3, dense=True, **options)
     with pytest.raises(ValueError, match="which has those of each sample"):
-        solve(van_der_pol, Y0, T, compile="steps", **options)
+        solve(van_der_pol, Y0, T, compile="loops", **options)
     with pytest.raises(NotImplementedError, match="leave out batch=1"):
         solve(van_der_pol, Y0, T, compile=True, steps="joint", **options)
     y0 = Y0.clone().requires_grad_()

@@ -53,8 +53,8 @@ class Where(Protocol):
 class Failures:
     """Explains failures of samples, and notes their kinds by their numbers."""
 
-    def __init__(self) -> None:
-        self.kinds: dict[int, str] = {}
+    def __init__(self, kinds: dict[int, str] | None = None) -> None:
+        self.kinds = {} if kinds is None else kinds
 
     def __call__(self, search: Where, reason: str, mask: Tensor) -> SolverError:
         """The failure of the samples of the mask; see `row_search.Explain`."""

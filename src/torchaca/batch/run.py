@@ -9,12 +9,13 @@ a sample's solution and gradient are those of a solve of its own, and no derivat
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..core import Problem, VectorField, tolerant
+from ..errors import SolverError
 from ..executors import Eager
 from ..layout import stacked
 from ..log import Samples as Counts
@@ -27,7 +28,6 @@ from .clock import Clock
 from .dense import SampleDense
 from .failures import Failures
 from .gathering import Gathering
-from .march import March
 from .outputs import reached_by
 from .solved import Solved
 from .written import Written
@@ -46,6 +46,13 @@ def unmoved(p: Problem, clock: Clock) -> Solved:
     ys = clock.along(stacked([p.y0] * len(clock.wanted)), p)
     dense = SampleDense.of(p, clock, clock.ends[:1], ()) if p.dense else None
     return Solved(p, ys, torch.ones_like(clock.wanted, dtype=torch.bool), dense=dense)
+
+
+class Found(Protocol):
+    """What has found steps: which samples have `failed`, and the failure of the first."""
+
+    failed: Tensor
+    failure: SolverError | None
 
 
 @dataclass
@@ -114,9 +121,7 @@ class Run:
         self.p.stats.samples = Counts(n, torch.zeros_like(n))
         return boundaries
 
-    def replayed(
-        self, boundaries: Tensor, moving: Tensor | None, search: Search | March | None = None
-    ) -> Solved:
+    def replayed(self, boundaries: Tensor, moving: Tensor | None, search: Found | None = None) -> Solved:
         """Make these steps under the gradient, `moving` if they have derivatives; a search has found them, or none."""
         p, clock, failure = self.p, self.clock, None
         times = boundaries.cpu().numpy()

@@ -74,8 +74,8 @@ def solve_samples(p: Problem, times: SampleTimes, options: Any) -> Solved:
     return Solved(begun, written.finished(search.y), reached, search.failure, run.failures.kinds)
 
 
-def solver_of(p: Problem, times: SampleTimes, options: Any) -> tuple[str, dict[str, str]]:
-    """Say who would solve a batch, and why those who were asked before would not.
+def solver_of(p: Problem, times: SampleTimes, options: Any) -> tuple[str, dict[str, str], str]:
+    """Say who would solve a batch, why those who were asked before would not, and what is made again in Python.
 
     Raises
     ------
@@ -85,10 +85,10 @@ def solver_of(p: Problem, times: SampleTimes, options: Any) -> tuple[str, dict[s
     p, clock, _, _ = _placed(p, times, options)
     mode = options.compile
     if mode in (True, NATIVE):
-        reason = why_not(p, clock, options)
-        return (NATIVE, {}) if reason is None else (EAGER, {NATIVE: reason})
+        again, reason = why_not(p, clock, options)
+        return (NATIVE, {}, again) if reason is None else (EAGER, {NATIVE: reason}, "")
     with_graphs(p, clock, mode)
-    return str(mode or EAGER), {}
+    return str(mode or EAGER), {}, ""
 
 
 def _placed(p: Problem, times: SampleTimes, options: Any) -> tuple[Problem, Clock, Samples, Spans]:

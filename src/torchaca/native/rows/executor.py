@@ -26,10 +26,7 @@ from .passes import RowPasses
 from .plan import Ended, Plan
 from .reads import Reads, Rowed, of_lanes, repeated
 
-KEEPS = (
-    "gradient={0!r} with these settings is not one of a native solve of rows, which keeps all states: use 'aca', "
-    "'direct' or ACA('all')"
-)
+KEEPS = "gradient={0!r} with these settings, which does not keep all states"
 ALONE = "f is compiled for other numbers of samples: what belongs to samples has to be in rows="
 BESIDE = (
     "f of the batch, asked beside the start, raises {0}, so that f of one sample cannot be compared with it"
@@ -48,11 +45,17 @@ class NativeRows:
 
     def refusal(self, p: Problem) -> str | None:
         """What has no native solve; see `torchaca.executors.Executor`."""
-        reason = refuse(p)
-        if reason is None and self._keep(p) is None:
-            assert p.gradient is not None
-            return KEEPS.format(p.gradient.name)
-        return reason
+        return refuse(p)
+
+    def elsewhere(self, p: Problem) -> str:
+        """Which settings of the gradient do not go back over these passes; empty if all do."""
+        assert p.gradient is not None
+        return KEEPS.format(p.gradient.name) if self._keep(p) is None else ""
+
+    def differentiated(self, p: Problem) -> bool:
+        """Whether somebody wants a derivative of what has begun."""
+        read = p.y0, *self.codes.seen.inputs
+        return torch.is_grad_enabled() and any(x.requires_grad for x in read)
 
     @staticmethod
     def _keep(p: Problem) -> Keep | None:
@@ -98,8 +101,7 @@ class NativeRows:
 
     def finish(self, p: Problem, boundaries: Tensor | None) -> tuple[Tensor, Ended, RowPasses]:
         """Solve between the boundaries of fixed steps, if there are some: outputs, ends, and what knows the steps."""
-        plan, keep = Plan(p, self.wanted, boundaries, self.jumps), self._keep(p)
-        assert keep is not None
+        plan, keep = Plan(p, self.wanted, boundaries, self.jumps), self._keep(p) or Keep()
         if "gemm" not in self.codes.value.function.libraries:
             keep = replace(keep, rows=0)  # stages of a cheap f are made again before memory has brought them
         with outside_inference():
