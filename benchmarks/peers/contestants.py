@@ -48,6 +48,11 @@ CONTESTANTS = (
     Contestant(
         BATCH_COMPILED, "torchaca", {"gradient": "aca", "lanes": True, "batch": True, "compile": True}
     ),
+    Contestant(
+        'torchaca, batch=1, compile="steps"',
+        "torchaca",
+        {"gradient": "aca", "lanes": True, "batch": True, "compile": "steps"},
+    ),
     Contestant('torchaca, compile="steps"', "torchaca", {"gradient": "aca", "compile": "steps"}),
     Contestant('torchaca, compile="loops"', "torchaca", {"gradient": "aca", "compile": "loops"}),
     Contestant(COMPILED, "torchaca", {"gradient": "aca", "compile": True}),
