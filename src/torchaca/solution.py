@@ -220,9 +220,8 @@ class Solution:
         ys, times = self.ys, self.ts
         if n < rows:
             ys = pytree.tree_map(lambda x: torch.cat([x, x[-1:].expand(rows - n, *x.shape[1:])]), ys)
-            times = torch.cat(
-                [times, torch.tensor(ts.values[n:], dtype=torch.float64, device="cpu").to(times)]
-            )
+            later = torch.tensor(ts.values[n:], dtype=torch.float64, device="cpu")
+            times = torch.cat([times, later.to(times)])
         kinds = ("" if failure is None else failure.kind,) * size
         return replace(self, ts=times, ys=ys, mask=mask, kinds=kinds)
 
@@ -237,7 +236,8 @@ class Solution:
         """
         p, ys, failure, real = solved.p, solved.ys, solved.failure, times.real.to(solved.ys.device)
         mask = real & solved.reached
-        kinds = tuple(solved.kinds.get(i, "") for i in range(mask.shape[1]))
+        n, own = mask.shape[1], solved.kinds
+        kinds = tuple(own.get(i, "") for i in range(n)) if own else ("",) * n
         if p.log.on_failure == "nan" and failure is not None:
             failed = torch.tensor([kind != "" for kind in kinds], device=mask.device)
             missed = (real & ~mask & failed).reshape(*mask.shape, *[1] * (ys.ndim - 2))

@@ -23,7 +23,7 @@ from ..driver import row_loops_for, started
 from ..graphs import Lanes
 from ..run import Keep
 from .passes import RowPasses
-from .plan import Ended, Plan
+from .plan import Ended, Plan, width_of
 from .reads import Reads, Rowed, of_lanes, repeated
 
 KEEPS = "gradient={0!r} with these settings, which does not keep all states"
@@ -78,7 +78,7 @@ class NativeRows:
         CannotCompile
         """
         f: Any = p.f.call
-        width = Plan(p, self.wanted, None).width
+        width = width_of(p)
         started(p.y0.dtype, width)  # while f is traced
         p.stats.nfe += 1
         with outside_inference():
@@ -134,7 +134,7 @@ class NativeRows:
 
     def _alone(self, p: Problem, t: Tensor, y: Tensor) -> Tensor:
         """f of each sample alone at these times and states."""
-        plan, tensors = Plan(p, self.wanted, None), list(records.dense(self.reads.tensors))
+        plan, tensors = Plan(p, self.wanted, self.wanted[[0, -1]]), list(records.dense(self.reads.tensors))
         inputs, lead = self.reads.lanes_of(tensors, plan.width), self.codes.given[:2]
         called = self.codes.value.called_with([*lead, *inputs], [None])
         rowed = Rowed(called, inputs, tensors, self.reads.rowed)

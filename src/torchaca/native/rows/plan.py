@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,18 @@ class Ended:
     rejected: Tensor
     calls: Tensor
     reasons: dict[int, str]
+
+
+def stages_of(p: Problem) -> int:
+    """How many stages the method has, those of its interpolant included."""
+    method: Any = p.method
+    return len(method.nodes)
+
+
+def width_of(p: Problem) -> int:
+    """How many rows are solved side by side: the same for any number of them."""
+    nbytes = p.y0[:1].numel() * p.y0.element_size()
+    return WIDTH if nbytes * stages_of(p) * WIDTH <= MOST_BYTES else 1
 
 
 class Plan:
@@ -101,13 +114,12 @@ class Plan:
     @property
     def stages(self) -> int:
         """How many the method has, those of its interpolant included."""
-        method: Any = self.p.method
-        return len(method.nodes)
+        return stages_of(self.p)
 
-    @property
+    @cached_property
     def width(self) -> int:
-        """How many rows are solved side by side: the same for any number of them."""
-        return WIDTH if self.n * self.stages * WIDTH * self.like.element_size() <= MOST_BYTES else 1
+        """How many rows are solved side by side."""
+        return width_of(self.p)
 
     def solve(
         self, tolerance: Held | None, pace: records.Pace | None, value: Called | None, pull: Called | None
