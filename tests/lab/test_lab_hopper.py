@@ -13,7 +13,7 @@ from lab_helpers import metrics, run, summary
 
 from torchaca.lab import hopper
 from torchaca.lab.experiment import UsageError
-from torchaca.lab.hopper import data, networks, physics, train
+from torchaca.lab.hopper import curve, data, networks, physics, settings, train
 
 FIRST_20 = "e05d6213e5d1930a7d884a726686d15f9f273f21f3f051b878411b9643bd9f6a"
 """The checksum of the first 20 sequences of hopper_sample.npz, as float32."""
@@ -40,14 +40,18 @@ def small(**changes):
     return replace(hopper.EXPERIMENT, sizes={"smoke": {**size, **network, **changes}}, size="smoke")
 
 
+def small_settings(**changes):
+    return small(**changes).resolve({})
+
+
 @pytest.fixture
 def quick(cache, monkeypatch):
     """The experiment in a size that ends in seconds, on waves, without plots."""
     monkeypatch.setattr(physics, "engine", lambda: None)
     monkeypatch.setattr(data, "engine", lambda: None)
     monkeypatch.setattr(hopper, "EXPERIMENT", small())
-    for name in ("plot_errors", "plot_reconstructions"):
-        monkeypatch.setattr(f"torchaca.lab.hopper.outcome.{name}", lambda *args: args[-1].touch())
+    for name in ("outcome.plot_errors", "outcome.plot_curves", "rows.plot_reconstructions"):
+        monkeypatch.setattr(f"torchaca.lab.hopper.{name}", lambda *args: args[-1].touch())
 
 
 def test_generated_once_and_checked(cache):
@@ -134,9 +138,9 @@ def test_as_many_points_as_asked_for_are_seen(fraction):
 
 @pytest.mark.parametrize("name", networks.CELLS)
 def test_the_baselines(name):
-    settings = train.Settings(units=20, layers=0, gru_units=10)
-    latent = train.network("aca", settings, 14, 0)
-    net = train.network(name, settings, 14, 0)
+    size = train.Settings(units=20, layers=0, gru_units=10)
+    latent = train.network("aca", size, 14, 0)
+    net = train.network(name, size, 14, 0)
     sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (latent, net)]
     assert 0.95 < sizes[1] / sizes[0] <= 1
     x, times = torch.rand(2, 8, 14), torch.arange(8) / 200
@@ -159,8 +163,8 @@ def test_the_weight_of_the_divergence():
 
 
 def test_the_same_start_for_every_gradient():
-    settings = train.Settings(units=6, layers=0)
-    a, b = (train.network(name, settings, 14, 1).state_dict() for name in ("aca", "adjoint"))
+    size = train.Settings(units=6, layers=0)
+    a, b = (train.network(name, size, 14, 1).state_dict() for name in ("aca", "adjoint"))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
@@ -205,14 +209,16 @@ def test_killed_and_resumed_equals_uninterrupted(quick, tmp_path, monkeypatch):
 
 
 def test_the_plots(tmp_path):
-    from torchaca.lab.hopper.plots import plot_errors, plot_reconstructions
+    from torchaca.lab.hopper.plots import plot_curves, plot_errors, plot_reconstructions
 
     made = data.prepare(waves(), 12, 20, 0)
     draws = made.test[:2] + 0.1 * torch.randn(5, 2, 20, 14)
-    plot_reconstructions(made, data.seen(2, 20, 0.2), draws, tmp_path / "r.png")
-    rows = [{"model": name, "fraction": 0.1, "mse": 0.1} for name in ("aca", "rnn")]
+    plot_reconstructions(made, data.seen(2, 20, 0.2), draws, torch.full((20, 14), 0.1), tmp_path / "r.png")
+    about = {"fraction": 0.1, "mse": 0.1, "seed": 0, "curve": [0.2, 0.1]}
+    rows = [{"model": name, **about} for name in ("aca", "rnn")]
     plot_errors(rows, {"aca": ("0.3",)}, tmp_path / "e.png")
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("r.png", "e.png"))
+    plot_curves(rows, {"aca": ("0.3",)}, tmp_path / "c.png")
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("r.png", "e.png", "c.png"))
 
 
 def test_sharding_is_refused_at_the_door(monkeypatch):
@@ -224,10 +230,121 @@ def test_sharding_is_refused_at_the_door(monkeypatch):
 def test_the_first_line_says_what_was_run_and_what_it_shows():
     from torchaca.lab.hopper.headline import first_line
 
-    settings = train.Settings(sequences=20, epochs=2, seeds=1, fractions=(0.1,), gradient=("aca", "adjoint"))
-    rows = [{"model": name, "fraction": 0.1, "mse": mse} for name, mse in (("aca", 0.1), ("adjoint", 0.102))]
-    line = first_line(rows, settings)
-    assert line.startswith("20 of the paper's 10000 sequences, 2 of its 300 epochs, 1 seed: ")
-    assert "to 2.0%" in line
-    assert "not to be compared" in line
-    assert first_line(rows[:1], settings).endswith("1 seed.")
+    changes = {"seeds": 1, "fractions": (0.1,), "gradient": ("aca", "adjoint")}
+    rows = [
+        {"model": name, "fraction": 0.1, "mse": mse, "epochs": 2, "of": 2}
+        for name, mse in (("aca", 0.1), ("adjoint", 0.102), ("rnn-gru", 0.11))
+    ]
+    line = first_line(rows, train.Settings(sequences=20, epochs=2, **changes), {"aca": ("0.31",)})
+    assert line.startswith("20 of its 10000 sequences, 300 of its 300 units, 2 of its 300 epochs, 1 seed. ")
+    assert (
+        "by aca has 10.00 (x 1e-2); the recurrent networks' best 11.00: the former is below everywhere"
+        in line
+    )
+    assert line.endswith("to 2.0%.")
+    assert "0.31" not in line  # of another size
+    line = first_line(rows[:1], train.Settings(epochs=2, **changes), {"aca": ("0.31",)})
+    assert line.startswith("The paper's size: 10000 of its 10000 sequences")
+    assert line.endswith("has 10.00 (x 1e-2), the paper's has 0.31.")
+    assert "(some rows have fewer)" in first_line([{**rows[0], "epochs": 1}], train.Settings(**changes), {})
+
+
+def test_the_seen_points_are_what_the_network_is_given():
+    made = data.prepare(waves(), 12, 20, 0)
+    fit = train.Fit("aca", small_settings(encode="seen"), made, 0.2, 0)
+    mask = data.seen(3, 20, 0.2)
+    values, times, known = fit.given(made.train[:3], mask)
+    assert values.shape == (3, 4, 14)
+    assert known.all()
+    for i in range(3):
+        torch.testing.assert_close(values[i], made.train[i][mask[i]])
+        torch.testing.assert_close(times[i], made.times[mask[i]])
+    whole = train.Fit("rnn", small_settings(encode="seen"), made, 0.2, 0)
+    assert whole.given(made.train[:3], mask)[0].shape == (3, 20, 14)
+    assert fit.draws(made.train[:3], mask, 2).shape == (2, 3, 20, 14)
+
+
+def test_with_all_points_seen_both_encoders_are_one():
+    made = data.prepare(waves(), 12, 20, 0)
+    mask = torch.ones(3, 20, dtype=torch.bool)
+    found = []
+    for encode in ("all", "seen"):
+        fit = train.Fit("aca", small_settings(encode=encode), made, 1.0, 0)
+        torch.manual_seed(0)
+        found.append(fit.loss(made.train[:3], mask, 2).loss)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_schedules():
+    cosine = small_settings(schedule="cosine", warm_up=0.2)
+    factors = [settings.lr_factor(cosine, step, 100) for step in range(101)]
+    assert factors[:20] == sorted(factors[:20])
+    assert max(factors) == factors[20] == 1
+    assert factors[20:] == sorted(factors[20:], reverse=True)
+    assert factors[100] == pytest.approx(0)
+    decay = [settings.lr_factor(train.Settings(), step, 100) for step in (0, 1, 5000)]
+    assert decay == [pytest.approx(0.999), pytest.approx(0.999**2), 0.1]
+    assert settings.differences(train.Settings()) == []
+    assert "schedule cosine for decay" in settings.differences(cosine)
+    assert "then a cosine to zero" in settings.recipe(cosine)
+
+
+def test_short_rows_are_the_first_epochs_of_the_whole_ones(quick, tmp_path, monkeypatch):
+    short = (("direct", 0.5, 1), ("adjoint", 0.5, 1), ("naive", 0.5, 1))
+    changes = {"schedule": "cosine", "encode": "seen", "baseline_epochs": 1, "baselines": ("rnn",)}
+    experiment = small(
+        fractions=(0.5,), epochs=3, short=short, gradient=("aca", "direct", "adjoint"), **changes
+    )
+    monkeypatch.setattr(hopper, "EXPERIMENT", experiment)
+    assert run("hopper", "--out", tmp_path / "run") == 0
+    found = {row["model"]: row for row in summary(tmp_path / "run")["rows"]}
+    assert {name: row["epochs"] for name, row in found.items()} == {
+        "aca": 3,
+        "rnn": 1,
+        "direct": 1,
+        "adjoint": 1,
+    }
+    assert found["direct"]["curve"][0] == pytest.approx(found["aca"]["curve"][0], rel=1e-5)
+    assert found["direct"]["curve"][0] != pytest.approx(found["aca"]["curve"][1], rel=1e-5)
+    page = (tmp_path / "run" / "summary.md").read_text()
+    assert "The same first epochs by other gradients" in page
+    assert "| latent ODE, direct | 50% | 1 of 3 |" in page
+    assert "1 of the recurrent networks" in page
+
+
+def test_the_curve_file(quick, tmp_path, capsys):
+    assert run("hopper", "--gradient", "aca", "--out", tmp_path / "run", "--docs", tmp_path / "docs") == 0
+    copied = (tmp_path / "docs" / "hopper" / "curve.csv").read_text()
+    head, *lines = copied.splitlines()
+    assert head == "row,epoch,train_mse,test_mse,seconds,nfe"
+    assert [line.split(",")[:2] for line in lines[:2]] == [["aca 20% seed 0", "1"], ["aca 20% seed 0", "2"]]
+    assert len(lines) == 2 * 3 * 2
+    logged = [line for line in metrics(tmp_path / "run") if "epoch" in line]
+    assert float(lines[1].split(",")[3]) == pytest.approx(logged[1]["test_mse"], rel=1e-4)
+    (tmp_path / "run" / "summary.json").unlink()  # as of a run that was killed
+    assert curve.main([str(tmp_path / "run"), "--write", str(tmp_path / "c.csv")]) == 0
+    assert (tmp_path / "c.csv").read_text() == copied
+    capsys.readouterr()
+    assert curve.main([str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == copied
+
+
+def test_a_row_out_of_time_says_how_far_it_came(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(hopper, "EXPERIMENT", small(fractions=(0.5,), baselines=(), epochs=500))
+    assert run("hopper", "--gradient", "aca", "--time-limit", "1e-3", "--out", tmp_path / "run") == 0
+    assert (
+        "stopped early: latent ODE, aca 50% has 1 of 500 epochs"
+        in (tmp_path / "run" / "summary.md").read_text()
+    )
+
+
+def test_the_matrix_products_are_as_before_a_run(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(hopper, "EXPERIMENT", small(fractions=(0.5,), baselines=("rnn",), matmul="medium"))
+    assert run("hopper", "--gradient", "aca", "--out", tmp_path / "run") == 0
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_unknown_parts_of_a_recipe_are_refused(cache):
+    for name in ("encode", "optimizer", "schedule"):
+        with pytest.raises(UsageError, match=f"unknown {name} 'none'"):
+            hopper.EXPERIMENT.check(replace(train.Settings(), **{name: "none"}))

@@ -28,12 +28,15 @@ class Report:
         Everything in the tables, unrounded, for `summary.json`.
     first : str
         The first line of the page: what size was run, and what it shows.
+    files : sequence of str
+        Further files in the run folder that are worth committing.
     """
 
     tables: Sequence[Table]
     plots: Mapping[str, str]
     numbers: Mapping[str, Any]
     first: str = ""
+    files: Sequence[str] = ()
 
 
 def write_report(run: Run, experiment: Experiment, settings: Any, report: Report) -> None:
@@ -101,6 +104,6 @@ def publish(run: Run, experiment: Experiment, report: Report, docs: Path) -> Pat
     """Copy what is worth committing (table, plots, summary, configuration) to `docs/NAME`."""
     target = docs / experiment.name
     make(target)
-    for name in ("summary.md", "summary.json", "config.json", *report.plots):
+    for name in ("summary.md", "summary.json", "config.json", *report.plots, *report.files):
         write(target / name, (run.folder / name).read_bytes())
     return target

@@ -6,10 +6,10 @@ The paper's table of interpolation errors: a model sees 10, 20 or 50 % of the po
 from __future__ import annotations
 
 from ..engine import SHARDED, check_hardware
-from ..experiment import Experiment, UsageError
+from ..experiment import Experiment, UsageError, check_name
 from . import data
 from .outcome import main
-from .train import Settings
+from .settings import ENCODERS, OPTIMIZERS, SCHEDULES, Settings
 
 
 def _check(settings: Settings) -> None:
@@ -18,6 +18,8 @@ def _check(settings: Settings) -> None:
         raise UsageError(
             f"--strategy {SHARDED} shards wide networks, and hopper's is small: leave it out, for DDP"
         )
+    for option, known in (("encode", ENCODERS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        check_name(option, getattr(settings, option), known)
     data.check(settings.data, settings.sequences)
 
 

@@ -6,38 +6,64 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..table import mean
-from .train import Settings
+from .networks import CELLS
+from .settings import Settings
 
 Row = Mapping[str, Any]
+SIZE = ("sequences", "window", "latent", "units", "layers", "state", "gru_units")
 
 
-def first_line(rows: Sequence[Row], settings: Settings) -> str:
-    """What size was run, and how much the gradient matters in it."""
-    paper = Settings()
+def first_line(rows: Sequence[Row], settings: Settings, paper: Mapping[str, Sequence[str]]) -> str:
+    """What size was run, where the latent ODE stands beside the paper's, and beside recurrent networks."""
+    public = Settings()
+    whole = all(getattr(settings, name) == getattr(public, name) for name in SIZE)
+    seeds = f"{settings.seeds} {'seed' if settings.seeds == 1 else 'seeds'}"
+    short = any(row["epochs"] < row["of"] for row in rows)
+    prefix = "The paper's size: " if whole else ""
     size = (
-        f"{settings.sequences} of the paper's {paper.sequences} sequences, {settings.epochs} of its {paper.epochs} "
-        f"epochs, {settings.seeds} {'seed' if settings.seeds == 1 else 'seeds'}"
+        f"{prefix}{settings.sequences} of its {public.sequences} sequences, "
+        f"{settings.units} of its {public.units} units, {settings.epochs} of its {public.epochs} epochs"
+        f"{' (some rows have fewer)' if short else ''}, {seeds}."
     )
+    return " ".join([size, *_reached(rows, settings, paper if whole else {}), *_gradients(rows, settings)])
+
+
+def _reached(rows: Sequence[Row], settings: Settings, paper: Mapping[str, Sequence[str]]) -> list[str]:
+    """The errors of the first gradient, beside the paper's and the best recurrent network's."""
+    name = settings.gradient[0]
+    own = [_error(rows, name, fraction) for fraction in settings.fractions]
+    seen = " / ".join(f"{fraction * 100:g}" for fraction in settings.fractions)
+    if None in own:
+        return []
+    theirs = f", the paper's has {' / '.join(paper[name])}" if name in paper else ""
+    said = f"With {seen} % of the points seen, the latent ODE by {name} has {_said(own)} (x 1e-2){theirs}"
+    best = [_best(rows, fraction) for fraction in settings.fractions]
+    if None in best:
+        return [f"{said}."]
+    below = all(a < b for a, b in zip(own, best, strict=True) if a is not None and b is not None)
+    verdict = "the former is below" if below else "the former is not below"
+    return [f"{said}; the recurrent networks' best {_said(best)}: {verdict} everywhere."]
+
+
+def _gradients(rows: Sequence[Row], settings: Settings) -> list[str]:
     spreads = []
     for fraction in settings.fractions:
-        errors = [
-            mean(
-                [
-                    row["mse"]
-                    for row in rows
-                    if (row["model"], row["fraction"]) == (name, fraction) and "mse" in row
-                ]
-            )
-            for name in settings.gradient
-        ]
-        found = [error for error in errors if error is not None]
+        found = [e for name in settings.gradient if (e := _error(rows, name, fraction)) is not None]
         if len(found) > 1:
             spreads.append((max(found) - min(found)) / min(found))
-    if not spreads:
-        return f"{size}."
-    out = (
-        ""
-        if settings.epochs >= paper.epochs
-        else " It is not trained out, and not to be compared with the paper's."
+    return [f"Its error is the same for every gradient, to {max(spreads):.1%}."] if spreads else []
+
+
+def _error(rows: Sequence[Row], name: str, fraction: float) -> float | None:
+    return mean(
+        [row["mse"] for row in rows if (row["model"], row["fraction"]) == (name, fraction) and "mse" in row]
     )
-    return f"{size}: the latent ODE's error is the same for every gradient, to {max(spreads):.1%}.{out}"
+
+
+def _best(rows: Sequence[Row], fraction: float) -> float | None:
+    """The least error of a recurrent network."""
+    return min((e for cell in CELLS if (e := _error(rows, cell, fraction)) is not None), default=None)
+
+
+def _said(errors: Sequence[float | None]) -> str:
+    return " / ".join("-" if error is None else f"{error * 100:.2f}" for error in errors)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.utils.data import TensorDataset
 
-from ..cases import measure
 from ..distances import REFERENCE, WHEN, compared
-from ..engine import Batches, Loader, evaluate, fit
+from ..files import write
 from ..report import Report
 from ..run import Run
 from ..table import NONE, Table, count, deviation, mean, number
-from ..training import share
-from .data import Data, prepare, seen, trajectories
+from .curve import curve
+from .data import Data, prepare, trajectories
 from .headline import first_line
 from .networks import CELLS
-from .plots import plot_errors, plot_reconstructions
-from .train import Fit, Settings, gradient_distances
+from .plots import plot_curves, plot_errors
+from .rows import COUNTS, full, train_rows
+from .settings import Settings, differences, recipe
 
 PAPER = {
     "rnn": ("2.45", "1.71", "0.79"),
@@ -31,8 +31,6 @@ PAPER = {
 }
 """Test MSE x 1e-2 at 10, 20 and 50 %; the recurrent networks' and naive's are quoted there from the literature."""
 FRACTIONS = (0.1, 0.2, 0.5)
-DRAWS = 50  # samples of a reconstruction's band
-COUNTS = ("nfe", "nfe_backward", "rejected")
 
 Row = Mapping[str, Any]
 
@@ -41,120 +39,41 @@ def main(run: Run, settings: Settings, console: Console) -> Report:
     """Train what is not trained yet; test, plot and tabulate every row."""
     raw = trajectories(settings.data)
     data = {seed: prepare(raw, settings.sequences, settings.window, seed) for seed in range(settings.seeds)}
-    names = (*settings.baselines, *settings.gradient)
-    rows, plots = train_rows(run, settings, data, names, console)
+    with _matmul(settings.matmul):
+        rows, plots = train_rows(run, settings, data, console)
     distances = {
         fraction: line for fraction in settings.fractions for line in run.of(f"gradients {fraction:.0%}")
     }
-    plot_errors(rows, PAPER if settings.fractions == FRACTIONS else {}, run.folder / "errors.png")
+    names, paper = full(settings), PAPER if settings.fractions == FRACTIONS else {}
+    whole = [row for row in rows if not row["short"]]
+    write(run.folder / "curve.csv", curve(run.metrics).encode())
+    plot_errors(whole, paper, run.folder / "errors.png")
+    plot_curves(whole, paper, run.folder / "curve.png")
     plots = {
         "errors.png": "Test MSE x 1e-2 against the part of the points that is seen; crosses: the paper.",
+        "curve.png": f"Error of the first {settings.curve} test sequences after each epoch; dotted: the paper's "
+        "latent ODE by aca, at the end of its 300.",
         **plots,
     }
-    return Report(
-        [
-            error_table(rows, names, settings, constant_error(data[0])),
-            cost_table(rows, names, settings),
-            distance_table(distances, settings),
-        ],
-        plots,
-        {"rows": rows, "gradient_distances": {f"{key:g}": value for key, value in distances.items()}},
-        first_line(rows, settings),
-    )
+    tables = [
+        error_table(whole, names, settings, constant_error(data[0])),
+        *([short_table(rows, settings)] if any(row["short"] for row in rows) else []),
+        cost_table(rows, settings),
+        distance_table(distances, settings),
+    ]
+    numbers = {"rows": rows, "gradient_distances": {f"{key:g}": value for key, value in distances.items()}}
+    return Report(tables, plots, numbers, first_line(whole, settings, paper), files=("curve.csv",))
 
 
-def train_rows(
-    run: Run,
-    settings: Settings,
-    data: Mapping[int, Data],
-    names: Sequence[str],
-    console: Console,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """One result for every model, fraction and seed; for the first gradient and seed, a plot with its caption."""
-    cases = {
-        f"{name} {fraction:.0%} seed {seed}": (name, fraction, seed)
-        for seed in range(settings.seeds)
-        for fraction in settings.fractions
-        for name in names
-    }
-    waiting, rows, plots = list(cases), [], {}
-    for row, (name, fraction, seed) in cases.items():
-        made = Fit(name, settings, data[seed], fraction, seed)
-        seconds = share(run, settings.time_limit, waiting, [])
-        train = data[seed].train
-        loader = Loader(TensorDataset(train), Batches(len(train), settings.batch, seed))
-        fit(
-            run,
-            console,
-            row,
-            made,
-            loader,
-            hardware=settings,
-            seed=seed,
-            epochs=settings.epochs,
-            seconds=seconds,
-            least=1,
-        )
-        rows.append(
-            {"model": name, "fraction": fraction, "seed": seed, **result(run.of(row), made, data[seed], seed)}
-        )
-        waiting.remove(row)
-        if name == settings.gradient[0] and seed == 0 and "mse" in rows[-1]:
-            if (
-                fraction == settings.fractions[(len(settings.fractions) - 1) // 2]
-            ):  # the others look much alike
-                plots.update(reconstructions(run, made, data[seed], name))
-            if rows[-1]["epochs"] == settings.epochs:
-                measurements = {
-                    f"gradients {fraction:.0%}": lambda made=made: gradient_distances(
-                        settings, data[0], made, 0
-                    )
-                }
-                measure(run, console, "distances of gradients", measurements)
-    return rows, plots
-
-
-def result(lines: Sequence[Row], made: Fit, data: Data, seed: int) -> dict[str, Any]:
-    """What one row is worth: its test error and the cost of an epoch."""
-    trained = [line for line in lines if "failed" not in line]
-    batches = len(Batches(len(data.train), made.settings.batch))
-    found: dict[str, Any] = {
-        "epochs": len(trained),
-        "parameters": sum(parameter.numel() for parameter in made.parameters()),
-        "seconds": mean([line["seconds"] for line in trained]),
-        **{name: mean([line[name] * batches for line in trained]) for name in COUNTS},
-        "train_mse": trained[-1]["mse"] if trained else None,
-    }
-    failures = [line["message"] for line in lines if "failed" in line]
-    if failures:
-        return {**found, "failed": failures[-1]}
-    loader = Loader(
-        TensorDataset(data.test, test_mask(data, made.fraction, seed)), Batches(len(data.test), 200)
-    )
-    return {**found, **evaluate(made, loader, hardware=made.settings, seed=seed)}
-
-
-def test_mask(data: Data, fraction: float, seed: int) -> torch.Tensor:
-    """Which points of the test set are seen: the same for every model."""
-    generator = torch.Generator().manual_seed(1_000_003 + seed)
-    return seen(len(data.test), data.test.shape[1], fraction, generator)
-
-
-def reconstructions(run: Run, made: Fit, data: Data, name: str) -> dict[str, str]:
-    """A plot of test sequences beside the band that the model gives them."""
-    mask = test_mask(data, made.fraction, 0)
-    chosen = slice(0, 3)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        given = mask[chosen, :, None].expand_as(data.test[chosen])
-        draws = made.net.to("cpu")(data.test[chosen], data.times, given, samples=DRAWS)
-    file = f"reconstructions-{made.fraction * 100:.0f}.png"
-    plot_reconstructions(data, mask[chosen], draws, run.folder / file)
-    caption = (
-        f"Test sequences, {name}, {made.fraction:.0%} of the points seen (dots): truth (black), mean and two standard "
-        f"deviations of {DRAWS} draws."
-    )
-    return {file: caption}
+@contextmanager
+def _matmul(precision: str) -> Iterator[None]:
+    """Matrix products in this precision, for as long as it takes."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def constant_error(data: Data) -> float:
@@ -180,22 +99,25 @@ def error_table(rows: Sequence[Row], names: Sequence[str], settings: Settings, c
             line += [_error(found), paper]
         lines.append(line)
     parts = f"{settings.sequences} sequences, the first 80 % to train; windows of {settings.window} steps"
+    own = settings.baseline_epochs
     return Table(
         title="Hopper, points seen: test MSE x 1e-2 over all points",
         columns=columns,
         rows=lines,
         notes=[
-            f"{parts}; {settings.epochs} epochs in batches of {settings.batch}; seeds: {settings.seeds}, with the "
-            "same initial weights, batches, masks and draws for every gradient method.",
+            f"{parts}; {settings.epochs} epochs{f', {own} of the recurrent networks' if own else ''}; seeds: "
+            f"{settings.seeds}, with the same initial weights, batches, masks and draws for every gradient method.",
+            recipe(settings),
+            *(f"the public code's recipe has {each}." for each in differences(settings)),
             f"a constant for each dimension, its mean over the training set, has {number(constant * 100, 3)}.",
             f"mean over {settings.samples} latent samples, all points and dimensions. Normalised as in the public "
             "code: minus the minimum, divided by the maximum, not by the difference.",
             f"latent ODE: {settings.method} rtol {settings.rtol:g} atol {settings.atol:g}; "
-            f"{_parameters(rows, settings)} parameters in each model.",
+            f"{_parameters(rows)} parameters in each model.",
             "rnn: tanh cell, rnn-gru: gated cell, with mask and time since the last point seen, predicting from "
             "the past alone; the paper quotes its two rows from the literature: a gated cell with the time gap, "
             "and GRU-D.",
-            *(_unfinished(rows, settings)),
+            *_unfinished(rows),
             *(
                 f"{row['model']} {row['fraction']:.0%} seed {row['seed']} failed: {row['failed'].splitlines()[0]}"
                 for row in rows
@@ -205,25 +127,66 @@ def error_table(rows: Sequence[Row], names: Sequence[str], settings: Settings, c
     )
 
 
-def cost_table(rows: Sequence[Row], names: Sequence[str], settings: Settings) -> Table:
+def short_table(rows: Sequence[Row], settings: Settings) -> Table:
+    """The gradients that were trained for a few epochs, beside the same epochs of the first one."""
+    first = full(settings)[0]
+    lines = []
+    for row in rows:
+        if not row["short"]:
+            continue
+        beside = [each for each in _of(rows, first, row["fraction"]) if each["seed"] == row["seed"]]
+        for each in (*beside, row):
+            found = each["curve"][: row["epochs"]]
+            minibatch = None if each["seconds"] is None else each["seconds"] / each["batches"]
+            lines.append(
+                [
+                    _title(each["model"]),
+                    f"{row['fraction']:.0%}",
+                    f"{len(found)} of {settings.epochs}",
+                    number(found[-1] * 100, 5) if found and found[-1] is not None else NONE,
+                    number(minibatch),
+                    number(minibatch and minibatch * each["batches"] * settings.epochs / 3600),
+                ]
+            )
+    return Table(
+        title="The same first epochs by other gradients",
+        columns=[
+            "model",
+            "seen",
+            "epochs",
+            "MSE x 1e-2 then",
+            "s per minibatch",
+            f"h for all {settings.epochs}",
+        ],
+        rows=lines,
+        notes=[
+            f"trained for these epochs of the schedule only; MSE: of the {settings.curve} test sequences of the curve; "
+            "seconds: means of the wall time over all epochs that the row has, of one process that shares the machine.",
+        ],
+    )
+
+
+def cost_table(rows: Sequence[Row], settings: Settings) -> Table:
     """What an epoch costs, means over seeds."""
     lines = []
-    for name in names:
+    for name in dict.fromkeys(row["model"] for row in rows):
         for fraction in settings.fractions:
-            own = _of(rows, name, fraction)
+            if not (own := _of(rows, name, fraction)):
+                continue
             seconds = [row["seconds"] for row in own if row["seconds"] is not None]
             counts = ([row[key] for row in own if row[key] is not None] for key in COUNTS)
             lines.append(
                 [
                     _title(name),
                     f"{fraction:.0%}",
+                    number(mean([float(row["epochs"]) for row in own])),
                     number(mean(seconds)),
                     *(count(mean(each)) for each in counts),
                 ]
             )
     return Table(
         title="Cost of an epoch (means)",
-        columns=["model", "seen", "seconds", "NFE forward", "NFE backward", "rejected"],
+        columns=["model", "seen", "epochs", "seconds", "NFE forward", "NFE backward", "rejected"],
         rows=lines,
         notes=["NFE: evaluations of the generator's ODE; wall time includes the encoder."],
     )
@@ -269,13 +232,15 @@ def _title(name: str) -> str:
     return name if name in CELLS else f"latent ODE, {name}"
 
 
-def _parameters(rows: Sequence[Row], settings: Settings) -> str:
+def _parameters(rows: Sequence[Row]) -> str:
     found = sorted({row["parameters"] for row in rows})
     return f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
-def _unfinished(rows: Sequence[Row], settings: Settings) -> list[str]:
-    short = [row["epochs"] for row in rows if row["epochs"] < settings.epochs]
-    return (
-        [f"stopped early: {len(short)} rows have {min(short)} to {max(short)} epochs only."] if short else []
-    )
+def _unfinished(rows: Sequence[Row]) -> list[str]:
+    short = [
+        f"{_title(row['model'])} {row['fraction']:.0%} has {row['epochs']} of {row['of']} epochs"
+        for row in rows
+        if row["epochs"] < row["of"]
+    ]
+    return [f"stopped early: {', '.join(short)}."] if short else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,44 +12,13 @@ from torchaca.core import Stats
 from torchaca.nn import LatentLoss, LatentODE
 
 from ..distances import When, flat_gradient, relative_distances
-from ..engine import Trained
+from ..engine import Batches, Trained
 from ..variants import gradient_of
 from .data import Data, seen
 from .networks import CELLS, Recurrent, latent_parameters
+from .settings import Settings, kl_weight, lr_factor
 
-KL_WAIT, KL_BASE = 10, 0.99  # the divergence counts 0 for 10 epochs, then 1 - 0.99^(epochs since)
-LR, LR_DECAY, LR_LEAST = 1e-2, 0.999, 0.1  # Adamax; after each step, down to a tenth
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Those of the public latent-ODE code at the paper's size."""
-
-    gradient: tuple[str, ...] = ("aca", "direct", "naive", "adjoint")
-    baselines: tuple[str, ...] = ("rnn", "rnn-gru")
-    fractions: tuple[float, ...] = (0.1, 0.2, 0.5)
-    seeds: int = 3
-    method: str = "dopri5"
-    rtol: float = 1e-3
-    atol: float = 1e-4
-    data: str | None = None
-    sequences: int = 10_000
-    window: int = 100
-    batch: int = 50
-    epochs: int = 300
-    latent: int = 15
-    units: int = 300
-    layers: int = 3
-    state: int = 30
-    gru_units: int = 100
-    std: float = 1e-3
-    samples: int = 3
-    precision: str = "32"
-    accelerator: str = "cpu"
-    devices: int = 1
-    strategy: str = "auto"
-    time_limit: float | None = None
-    threads: int = 1
+VALIDATION_SEED = 7
 
 
 def network(name: str, settings: Settings, features: int, seed: int) -> LatentODE | Recurrent:
@@ -66,6 +34,7 @@ def network(name: str, settings: Settings, features: int, seed: int) -> LatentOD
             state=settings.state,
             gru_units=settings.gru_units,
             std=settings.std,
+            start=0.0,
             method=settings.method,
             rtol=settings.rtol,
             atol=settings.atol,
@@ -91,6 +60,8 @@ class Fit(Trained):
         super().__init__()
         self.settings, self.fraction = settings, fraction
         self.net = network(name, settings, data.train.shape[-1], seed)
+        self.epochs = epochs_of(name, settings)
+        self.steps = self.epochs * len(Batches(len(data.train), settings.batch))
         self.register_buffer("times", data.times)
         self.last: tuple[float, float, Stats] = (0.0, 0.0, Stats())
 
@@ -98,22 +69,48 @@ class Fit(Trained):
         """Minus the bound for one minibatch."""
         (x,) = batch
         mask = seen(len(x), x.shape[1], self.fraction).to(x.device)
-        found = self.loss(x, mask, kl_weight=kl_weight(self.current_epoch))
+        found = self.loss(x, mask, self.settings.train_samples, kl_weight(self.current_epoch))
         self.last = found.loss.item(), found.mse.item(), self.net.stats
         return found.loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        """The error after an epoch, with draws that leave those of the training as they are."""
+        x, mask = batch
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(VALIDATION_SEED)
+            error = self.loss(x, mask, self.settings.samples).mse
+        self.log("test_mse", error, batch_size=len(x), on_epoch=True, sync_dist=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """The error over all points and samples, for the mask that comes with the data."""
         x, mask = batch
-        self.log("mse", self.loss(x, mask, kl_weight=0.0).mse, batch_size=len(x))
+        self.log("mse", self.loss(x, mask, self.settings.samples).mse, batch_size=len(x))
 
-    def loss(self, x: Tensor, mask: Tensor, kl_weight: float) -> LatentLoss:
+    def loss(self, x: Tensor, mask: Tensor, samples: int, kl_weight: float = 0.0) -> LatentLoss:
         """The loss of predicting all of `x` from the points `(B, window)` in the mask."""
-        given = mask[..., None].expand_as(x)
-        samples = self.settings.samples
         return self.net.loss(
-            x, self.get_buffer("times"), given, targets=x, samples=samples, kl_weight=kl_weight
+            *self.given(x, mask), targets=x, samples=samples, kl_weight=kl_weight, **self._at()
         )
+
+    def draws(self, x: Tensor, mask: Tensor, samples: int) -> Tensor:
+        """`(samples, B, window, D)`: predictions of all of `x` from the points in the mask."""
+        return self.net(*self.given(x, mask), samples=samples, **self._at())
+
+    def given(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, times and mask as the network takes them.
+
+        With `encode="seen"`, a latent ODE is given the seen points alone, at times of each series' own: as many in
+        all of them. A recurrent network, which predicts at each point, takes all.
+        """
+        times = self.get_buffer("times")
+        if self.settings.encode == "all" or isinstance(self.net, Recurrent):
+            return x, times, mask[..., None].expand_as(x)
+        index = mask.nonzero()[:, 1].view(len(x), -1)
+        values = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        return values, times[index], torch.ones_like(values, dtype=torch.bool)
+
+    def _at(self) -> dict[str, Tensor]:
+        return {} if isinstance(self.net, Recurrent) else {"at": self.get_buffer("times")}
 
     def measures(self) -> Mapping[str, float]:
         loss, mse, stats = self.last
@@ -121,16 +118,18 @@ class Fit(Trained):
         return {"loss": loss, "mse": mse, **counts}
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adamax(self.parameters(), lr=LR)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: max(LR_DECAY ** (step + 1), LR_LEAST)
+        made = {"adamax": torch.optim.Adamax, "adam": torch.optim.Adam}[self.settings.optimizer]
+        optimizer = made(self.parameters(), lr=self.settings.lr)
+        rates = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(self.settings, step, self.steps)
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
 
-def kl_weight(epoch: int) -> float:
-    """The factor of the divergence in an epoch."""
-    return 0.0 if epoch < KL_WAIT else 1 - KL_BASE ** (epoch - KL_WAIT)
+def epochs_of(name: str, settings: Settings) -> int:
+    """How many epochs the schedule of a network is for."""
+    own = settings.baseline_epochs if name in CELLS else None
+    return settings.epochs if own is None else own
 
 
 def gradient_distances(settings: Settings, data: Data, trained: Fit, seed: int) -> dict[str, float]:
@@ -144,7 +143,7 @@ def gradient_distances(settings: Settings, data: Data, trained: Fit, seed: int) 
             fit.load_state_dict(trained.state_dict())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fit.loss(x, mask, kl_weight=1.0).loss.backward()
+            fit.loss(x, mask, settings.train_samples, 1.0).loss.backward()
         return flat_gradient(fit)
 
     return relative_distances(settings.gradient, gradient)
