@@ -183,15 +183,18 @@ def test_from_command_to_page(quick, tmp_path, capsys):
     assert (tmp_path / "docs" / "hopper" / "reconstructions-20.png").exists()
 
 
-def test_killed_and_resumed_equals_uninterrupted(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(hopper, "EXPERIMENT", small(fractions=(0.5,), baselines=("rnn",)))
+@pytest.mark.parametrize(
+    "recipe", [{}, {"optimizer": "muon", "schedule": "cosine", "encode": "seen"}], ids=str
+)
+def test_killed_and_resumed_equals_uninterrupted(quick, tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr(hopper, "EXPERIMENT", small(fractions=(0.5,), baselines=("rnn",), layers=1, **recipe))
     options = ("--gradient", "aca", "direct", "--out")
     step, calls = train.Fit.training_step, 0
 
     def killed(self, batch):
         nonlocal calls
         calls += 1
-        if calls == 10:  # the second epoch of the latent ODE
+        if calls == 5:  # the second epoch of the latent ODE
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, batch)
 
@@ -348,3 +351,21 @@ def test_unknown_parts_of_a_recipe_are_refused(cache):
     for name in ("encode", "optimizer", "schedule"):
         with pytest.raises(UsageError, match=f"unknown {name} 'none'"):
             hopper.EXPERIMENT.check(replace(train.Settings(), **{name: "none"}))
+
+
+def test_muon_takes_the_matrices_between_hidden_units():
+    chosen = train.Settings(optimizer="muon", units=20, layers=2, gru_units=10)
+    for name, shapes in (("aca", [(20, 20)] * 4), ("rnn", None), ("rnn-gru", None)):
+        net = train.network(name, chosen, 14, 0)
+        muon, adam = train.optimizers(net, chosen)
+        found = [parameter for group in muon.param_groups for parameter in group["params"]]
+        others = [parameter for group in adam.param_groups for parameter in group["params"]]
+        assert isinstance(muon, torch.optim.Muon)
+        assert {id(p) for p in (*found, *others)} == {id(p) for p in net.parameters()}
+        if shapes:
+            assert [tuple(p.shape) for p in found] == shapes
+        else:
+            assert [p is net.cell.weight_hh_l0 for p in found] == [True]
+    (alone,) = train.optimizers(net, train.Settings())
+    assert isinstance(alone, torch.optim.Adamax)
+    assert "Muon, learning rate 0.01" in settings.recipe(chosen)

@@ -10,7 +10,8 @@ KL_WAIT, KL_BASE = 10, 0.99  # the divergence counts 0 for 10 epochs, then 1 - 0
 LR_DECAY, LR_LEAST = 0.999, 0.1  # of the schedule "decay"; after each step, down to a tenth
 
 ENCODERS = ("all", "seen")
-OPTIMIZERS = ("adamax", "adam")
+MUON = "muon"
+OPTIMIZERS = ("adamax", "adam", MUON)
 SCHEDULES = ("decay", "cosine")
 
 
@@ -25,7 +26,8 @@ class Settings:
         some series of a batch was seen at each of them, or those at which the series itself was seen.
     train_samples, samples : int
         Draws of z0 in training, and in tests.
-    optimizer, lr, schedule, warm_up : str, float, str, float
+    optimizer, lr, muon_lr, schedule, warm_up : str, float, float, str, float
+        "muon" is Muon with `muon_lr` for the matrices between hidden units, and Adam with `lr` for all other weights.
         "decay" is the public code's: times 0.999 after each step, down to a tenth. "cosine" rises linearly during the
         part `warm_up` of all steps, and falls to zero at the last one.
     matmul : str
@@ -61,6 +63,7 @@ class Settings:
     encode: str = "all"
     optimizer: str = "adamax"
     lr: float = 1e-2
+    muon_lr: float = 1e-2
     schedule: str = "decay"
     warm_up: float = 0.0
     matmul: str = "highest"
@@ -98,9 +101,14 @@ def recipe(settings: Settings) -> str:
         if s.schedule == "decay"
         else f"rising for {s.warm_up:.0%} of the steps, then a cosine to zero"
     )
+    optimizer = (
+        f"Muon, learning rate {s.muon_lr:g}, for the matrices between hidden units, Adam, {s.lr:g}, for all others"
+        if s.optimizer == MUON
+        else f"{s.optimizer}, learning rate {s.lr:g}"
+    )
     steps = "all times of the window" if s.encode == "all" else "the points that the series was seen at"
     return (
-        f"recipe of all rows: {s.optimizer}, learning rate {s.lr:g}, {schedule}; batches of {s.batch}; "
+        f"recipe of all rows: {optimizer}, {schedule}; batches of {s.batch}; "
         f"{s.train_samples} latent samples in training; Euler steps of the encoder between {steps}; "
         f"matrix products in the precision {s.matmul!r} of `torch.set_float32_matmul_precision`."
     )

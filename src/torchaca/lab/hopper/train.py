@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchaca.core import Stats
 from torchaca.nn import LatentLoss, LatentODE
@@ -16,7 +16,7 @@ from ..engine import Batches, Trained
 from ..variants import gradient_of
 from .data import Data, seen
 from .networks import CELLS, Recurrent, latent_parameters
-from .settings import Settings, kl_weight, lr_factor
+from .settings import MUON, Settings, kl_weight, lr_factor
 
 VALIDATION_SEED = 7
 
@@ -64,14 +64,25 @@ class Fit(Trained):
         self.steps = self.epochs * len(Batches(len(data.train), settings.batch))
         self.register_buffer("times", data.times)
         self.last: tuple[float, float, Stats] = (0.0, 0.0, Stats())
+        self.automatic_optimization = settings.optimizer != MUON
 
     def training_step(self, batch: tuple[Tensor]) -> Tensor:
         """Minus the bound for one minibatch."""
         (x,) = batch
         mask = seen(len(x), x.shape[1], self.fraction).to(x.device)
         found = self.loss(x, mask, self.settings.train_samples, kl_weight(self.current_epoch))
+        if not self.automatic_optimization:
+            self._step(found.loss)
         self.last = found.loss.item(), found.mse.item(), self.net.stats
         return found.loss
+
+    def _step(self, loss: Tensor) -> None:
+        """What Lightning does by itself where there is one optimizer."""
+        self.manual_backward(loss)
+        for optimizer, rates in zip(_list(self.optimizers()), _list(self.lr_schedulers()), strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            rates.step()
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """The error after an epoch, with draws that leave those of the training as they are."""
@@ -118,12 +129,48 @@ class Fit(Trained):
         return {"loss": loss, "mse": mse, **counts}
 
     def configure_optimizers(self) -> Any:
-        made = {"adamax": torch.optim.Adamax, "adam": torch.optim.Adam}[self.settings.optimizer]
-        optimizer = made(self.parameters(), lr=self.settings.lr)
-        rates = torch.optim.lr_scheduler.LambdaLR(
+        found = [
+            {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": self._rates(optimizer), "interval": "step"},
+            }
+            for optimizer in optimizers(self.net, self.settings)
+        ]
+        return found[0] if len(found) == 1 else found
+
+    def _rates(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        return torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(self.settings, step, self.steps)
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+
+def optimizers(net: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """One for all weights; or Muon for the matrices between hidden units, and Adam for all others."""
+    if settings.optimizer != MUON:
+        made = {"adamax": torch.optim.Adamax, "adam": torch.optim.Adam}[settings.optimizer]
+        return [made(net.parameters(), lr=settings.lr)]
+    hidden = between_hidden(net)
+    known = {id(matrix) for matrix in hidden}
+    adam = torch.optim.Adam([p for p in net.parameters() if id(p) not in known], lr=settings.lr)
+    if not hidden:
+        return [adam]
+    return [torch.optim.Muon(hidden, lr=settings.muon_lr, weight_decay=0.0), adam]
+
+
+def between_hidden(net: nn.Module) -> list[nn.Parameter]:
+    """The matrices that map hidden units to hidden units: of both MLPs, or of the recurrent cell."""
+    if isinstance(net, Recurrent):
+        return [net.cell.get_parameter("weight_hh_l0")]
+    assert isinstance(net, LatentODE)
+    found = []
+    for layers in (net.encoder.dynamics, net.dynamics):
+        found += [layer.weight for layer in layers if isinstance(layer, nn.Linear)][1:-1]
+    return found
+
+
+def _list(found: Any) -> list[Any]:
+    """What Lightning gives as a list, unless there is only one."""
+    return list(found) if isinstance(found, list | tuple) else [found]
 
 
 def epochs_of(name: str, settings: Settings) -> int:
