@@ -32,6 +32,9 @@ class Settings:
         part `warm_up` of all steps, and falls to zero at the last one.
     matmul : str
         The precision of `torch.set_float32_matmul_precision`.
+    replay : bool
+        Whether aca takes its steps again in the backward pass, as the paper's does, or keeps their graphs, which is
+        the library's default where they fit.
     baseline_epochs : int, optional
         Epochs of the recurrent networks; as many as the latent ODEs have where nothing is given.
     short : tuple of (str, float, int)
@@ -67,6 +70,7 @@ class Settings:
     schedule: str = "decay"
     warm_up: float = 0.0
     matmul: str = "highest"
+    replay: bool = True
     baseline_epochs: int | None = None
     short: tuple[tuple[str, float, int], ...] = field(default=())
     curve: int = 400
@@ -110,13 +114,14 @@ def recipe(settings: Settings) -> str:
     return (
         f"recipe of all rows: {optimizer}, {schedule}; batches of {s.batch}; "
         f"{s.train_samples} latent samples in training; Euler steps of the encoder between {steps}; "
-        f"matrix products in the precision {s.matmul!r} of `torch.set_float32_matmul_precision`."
+        f"matrix products in the precision {s.matmul!r} of `torch.set_float32_matmul_precision`; aca "
+        f"{'takes its steps again' if s.replay else 'keeps the graphs of its steps'} in the backward pass."
     )
 
 
 def differences(settings: Settings) -> list[str]:
     """In which settings of the recipe these differ from the public code's."""
-    names = ("batch", "epochs", "train_samples", "encode", "optimizer", "lr", "schedule", "warm_up", "matmul")
+    names = ("batch", "epochs", "train_samples", "encode", "optimizer", "lr", "schedule")
     own, public = vars(settings), vars(Settings())
     return [
         f"{name} {_said(own[name])} for {_said(public[name])}" for name in names if own[name] != public[name]

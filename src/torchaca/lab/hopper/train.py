@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchaca import ACA
 from torchaca.core import Stats
 from torchaca.nn import LatentLoss, LatentODE
 
@@ -38,7 +39,7 @@ def network(name: str, settings: Settings, features: int, seed: int) -> LatentOD
             method=settings.method,
             rtol=settings.rtol,
             atol=settings.atol,
-            gradient=gradient_of(gradient),
+            gradient=ACA() if gradient == "aca" and not settings.replay else gradient_of(gradient),
         )
         if name in CELLS:
             return Recurrent(name, features, latent_parameters(latent), settings.std)
