@@ -13,7 +13,7 @@ from lab_helpers import metrics, run, summary
 
 from torchaca.lab import hopper
 from torchaca.lab.experiment import UsageError
-from torchaca.lab.hopper import curve, data, networks, physics, settings, train
+from torchaca.lab.hopper import curve, data, networks, parts, physics, settings, train
 
 FIRST_20 = "e05d6213e5d1930a7d884a726686d15f9f273f21f3f051b878411b9643bd9f6a"
 """The checksum of the first 20 sequences of hopper_sample.npz, as float32."""
@@ -181,6 +181,9 @@ def test_from_command_to_page(quick, tmp_path, capsys):
     assert all(row["mse"] > 0 for row in found["rows"])
     assert found["gradient_distances"]["0.5"]["aca trained"] < 1e-4
     assert (tmp_path / "docs" / "hopper" / "reconstructions-20.png").exists()
+    assert "Where the error of aca is" in (tmp_path / "docs" / "hopper" / "summary.md").read_text()
+    (aca,) = [row for row in found["rows"] if (row["model"], row["fraction"]) == ("aca", 0.5)]
+    assert aca["parts"]["test"] == pytest.approx(aca["mse"], rel=0.5)
 
 
 @pytest.mark.parametrize(
@@ -369,3 +372,27 @@ def test_muon_takes_the_matrices_between_hidden_units():
     (alone,) = train.optimizers(net, train.Settings())
     assert isinstance(alone, torch.optim.Adamax)
     assert "Muon, learning rate 0.01" in settings.recipe(chosen)
+
+
+def test_the_parts_of_the_error(monkeypatch):
+    made = data.prepare(waves(), 12, 20, 0)
+    made = replace(made, test=torch.zeros(4, 20, 14))
+    made.test[0, 10, 8] = 3.0  # a jump
+    fit = train.Fit("rnn", small_settings(), made, 0.2, 0)
+    wrong = torch.zeros(4, 20, 14)
+    wrong[0, 0, :7], wrong[1, -1] = 2.0, 1.0
+    draws = torch.stack((made.test + wrong, made.test - wrong))
+    monkeypatch.setattr(fit, "draws", lambda x, mask, samples: draws if len(x) == 4 else draws[:, : len(x)])
+    mask = torch.zeros(4, 20, dtype=torch.bool)
+    mask[:, -1] = True
+    found = parts.error_parts(fit, made, mask)
+    whole = (4 * 7 + 14) / (4 * 20 * 14)
+    assert found["test"] == pytest.approx(whole)
+    assert found["mean of draws"] == 0
+    assert found["positions"] + found["velocities"] == pytest.approx(2 * whole)
+    assert found["velocities"] == pytest.approx(7 / (4 * 20 * 7))
+    assert found["seen"] == pytest.approx(14 / (4 * 14))
+    assert found["first tenth"] == pytest.approx(28 / (4 * 2 * 14))
+    assert found["last tenth"] == pytest.approx(14 / (4 * 2 * 14))
+    assert found["roughest third"] == pytest.approx(28 / (20 * 14))
+    assert set(found) == set(parts.LINES)

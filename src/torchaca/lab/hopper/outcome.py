@@ -18,6 +18,7 @@ from .curve import curve
 from .data import Data, prepare, trajectories
 from .headline import first_line
 from .networks import CELLS
+from .parts import parts_table
 from .plots import plot_curves, plot_errors
 from .rows import COUNTS, full, train_rows
 from .settings import Settings, differences, recipe
@@ -58,6 +59,7 @@ def main(run: Run, settings: Settings, console: Console) -> Report:
     tables = [
         error_table(whole, names, settings, constant_error(data[0])),
         *([short_table(rows, settings)] if any(row["short"] for row in rows) else []),
+        *([parts_table(whole, names[0])] if any("parts" in row for row in whole) else []),
         cost_table(rows, settings),
         distance_table(distances, settings),
     ]

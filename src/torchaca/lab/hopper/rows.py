@@ -17,6 +17,7 @@ from ..table import mean
 from ..training import share
 from .data import Data, seen
 from .networks import CELLS
+from .parts import error_parts
 from .plots import plot_reconstructions
 from .settings import Settings
 from .train import Fit, epochs_of, gradient_distances
@@ -80,6 +81,7 @@ def train_rows(
         rows.append({"model": case.name, "fraction": case.fraction, "seed": case.seed, **found})
         waiting.remove(case.row)
         if case.name == full(settings)[0] and case.name not in CELLS and case.seed == 0 and "mse" in found:
+            rows[-1]["parts"] = error_parts(made.to("cpu"), own, test_mask(own, case.fraction, 0))
             if case.fraction == settings.fractions[(len(settings.fractions) - 1) // 2]:
                 plots.update(reconstructions(run, made, own, case))  # the others look much alike
             if found["epochs"] == case.epochs:
