@@ -48,8 +48,6 @@ TRIALS: dict[str, dict[str, Any]] = {
     "Muon 0.1, Adam 0.016": {"muon_lr": 0.1, "lr": 1.6e-2},
     "Muon 0.05, Adam 0.008, batches of 50": {"muon_lr": 5e-2, "lr": 8e-3, "batch": 50},
     "all weights by Adamax 0.01": {"optimizer": "adamax", "lr": 1e-2},
-    "all weights by Adam 0.002": {"optimizer": "adam"},
-    "Adamax 0.01, the public code's decay": {"optimizer": "adamax", "lr": 1e-2, "schedule": "decay"},
 }
 """What is tried -> how it differs from `BASE`."""
 

@@ -163,7 +163,8 @@ def short_table(rows: Sequence[Row], settings: Settings) -> Table:
         rows=lines,
         notes=[
             f"trained for these epochs of the schedule only; MSE: of the {settings.curve} test sequences of the curve; "
-            "seconds: means of the wall time over all epochs that the row has, of one process that shares the machine.",
+            "seconds: of the wall time, from the median of all epochs that the row has, of one process that shares the "
+            "machine.",
         ],
     )
 
@@ -190,7 +191,10 @@ def cost_table(rows: Sequence[Row], settings: Settings) -> Table:
         title="Cost of an epoch (means)",
         columns=["model", "seen", "epochs", "seconds", "NFE forward", "NFE backward", "rejected"],
         rows=lines,
-        notes=["NFE: evaluations of the generator's ODE; wall time includes the encoder."],
+        notes=[
+            "NFE: evaluations of the generator's ODE. Seconds: of the wall time, the median of a row's epochs, encoder "
+            "and the curve's test sequences included."
+        ],
     )
 
 

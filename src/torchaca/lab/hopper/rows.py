@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ def result(lines: Sequence[Line], made: Fit, data: Data, case: Case) -> dict[str
         "short": case.short,
         "parameters": sum(parameter.numel() for parameter in made.parameters()),
         "batches": batches,
-        "seconds": mean([line["seconds"] for line in trained]),
+        "seconds": median(line["seconds"] for line in trained) if trained else None,
         **{name: mean([line[name] * batches for line in trained]) for name in COUNTS},
         "train_mse": trained[-1]["mse"] if trained else None,
         "curve": [line.get("test_mse") for line in trained],
