@@ -23,7 +23,7 @@ from ..torch_internals import (
     maybe_get_level,
 )
 
-PRICE = 0.3
+PRICE = 0.1
 """What it costs to leave rows out, in trials of the rows that are carried: so much is computed for nothing before.
 
 0.1 with a network for f and many rows, up to 0.7 with one operation and few (`python -m benchmarks.leaving_out`).
