@@ -41,7 +41,7 @@ def batch_of(
     check_options(options, len(packed), times)
     request = replace(request, args=(*request.args, *options.rows))
     grid = getattr(request.control, "grid", None)
-    common = _joint(request.control, times, options) or (grid is not None and request.events)
+    common = _joint(request.control, times, options) or grid is not None
     ts = common_times(times) if common else STANDING_IN
     return assembled(f, packed, structure, ts, request, batch=1), times, structure
 

@@ -366,10 +366,13 @@ BAD_OPTIONS = {
     "rows that are no tuple": ({"rows": torch.ones(2), "batch": 1}, TypeError, "rows is a tuple"),
     "rows alone": ({"rows": (torch.ones(2),)}, ValueError, "rows= has no effect without batch=1"),
     "steps alone": ({"steps": "joint"}, ValueError, "steps= has no effect without batch=1"),
-    "grid compiled": (
-        {"batch": 1, "method": "rk4", "grid": [0.0, 0.5, 1.0], "compile": True},
+    "grid compiled, with a derivative": (
+        {"batch": 1, "method": "rk4", "grid": torch.tensor([0.0, 0.5, 1.0], requires_grad=True), "compile": True},
         NotImplementedError,
-        r"grid= gives step times of all samples.*leave out compile=",
+        r"derivatives with respect to grid= .*leave out compile=",
+    ),
+    "a grid that ends elsewhere": (
+        {"batch": 1, "method": "rk4", "grid": [0.0, 0.5], "compile": True}, ValueError, "grid must end where t does",
     ),
     "check_rows alone": ({"check_rows": False}, ValueError, "check_rows= has no effect without batch=1"),
     "batch": ({"batch": 2}, ValueError, "batch=1 says.*got batch=2"),

@@ -53,6 +53,7 @@ def test_every_method_of_a_table(method):
 
 
 OPTIONS = {
+    "grid": {"method": "rk4", "grid": [0.0, 0.3, 2.0], "t": torch.tensor([0.0, 1.0, 2.0], dtype=DOUBLE)},
     "direct": {"gradient": "direct"},
     "states alone": {"gradient": ACA(checkpoints="all")},
     "no checkpoints": {"gradient": ACA(checkpoints="none")},

@@ -29,6 +29,7 @@ OPTIONS = {
     "own tolerances": {"rtol": torch.tensor([[1e-4], [1e-6], [1e-8], [1e-5]], dtype=DOUBLE)},
     "tolerances of entries": {"atol": torch.tensor([1e-3, 1e-8], dtype=DOUBLE)},
     "first step": {"dt0": 0.3, "dt_max": 0.4},
+    "a grid": {"method": "rk4", "grid": [2 * (i / 50) ** 1.2 for i in range(51)]},
     "controller": {"control": aca.Adaptive(rtol=1e-5, pid=aca.PI_CONTROL)}
     if hasattr(aca, "PI_CONTROL")
     else {},

@@ -32,10 +32,11 @@ def check_options(options: Any, batch: int, times: SampleTimes) -> None:
         raise NotImplementedError(
             "grid= gives step times of all samples, and these have times of their own: use n_steps= or dt="
         )
-    if grid is not None and options.compile:
+    own = getattr(grid, "tensor", grid)
+    if options.compile and isinstance(own, Tensor) and own.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
-            f"grid= gives step times of all samples, and compile={options.compile!r} solves them one by one: use "
-            "n_steps= or dt=, or leave out compile="
+            f"derivatives with respect to grid= are those of steps that all samples make together, and with compile="
+            f"{options.compile!r} each sample has its own: leave out compile=, or use grid.detach()"
         )
 
 
