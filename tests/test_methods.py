@@ -65,6 +65,9 @@ def test_names_follow_from_the_table():
     assert CONSTRUCTORS.keys() <= set(torchaca.__all__)
     assert {"Rk4_38", "HeunEuler", "ReversibleHeun", "ALF", "Dopri8"} <= CONSTRUCTORS.keys()
     assert list_methods.PAGE.read_text() == list_methods.page(), "run `python tools/list_methods.py`"
+    assert list_methods.REFERENCE.read_text() == list_methods.reference(), (
+        "run `python tools/list_methods.py`"
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,6 +1,8 @@
 """Every public name has an entry in the reference, and no entry leads nowhere; without the site's generator."""
 
+import ast
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -19,17 +21,39 @@ MODULES = (
     ".compat.torch_aca",
     ".compat.install",
 )
-ENTRIES = [
-    entry
-    for path in sorted(DOCS.glob("api/*.md"))
-    for entry in re.findall(r"^::: (\S+)$", path.read_text(), re.MULTILINE)
-]
+READ, WRITTEN = (
+    [
+        entry
+        for path in sorted(DOCS.glob("api/*.md"))
+        for entry in re.findall(pattern, path.read_text(), re.MULTILINE)
+    ]
+    for pattern in (r"^::: (\S+)$", r"^## (torchaca\.\w+)$")
+)
+"""Entries that the site's generator makes from the sources, and those that stand on the page as they are."""
+ENTRIES = [*READ, *WRITTEN]
 
 
 def found(path: str) -> object:
     """The object at a dotted path: the longest module that imports, and attributes of it."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def bound(module: str) -> set[str]:
+    """The names that a reader of a module's source sees: `globals().update(...)` is none of them."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    seen = set()
+    for node in ast.parse(Path(spec.origin).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            seen.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            seen |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            seen |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return seen
 
 
 def names(module: str) -> list[str]:
@@ -54,6 +78,13 @@ def test_every_public_name_has_an_entry(module):
 
 def test_no_entry_twice():
     assert len(ENTRIES) == len(set(ENTRIES))
+
+
+@pytest.mark.parametrize("entry", READ)
+def test_the_generator_sees_every_entry(entry):
+    """It reads the sources and imports nothing: a name that is made at import stops `make docs`."""
+    module, _, name = entry.rpartition(".")
+    assert name in bound(module), "write it on the page, or bind it in the source"
 
 
 def test_every_name_is_documented():

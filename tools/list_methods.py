@@ -1,4 +1,7 @@
-"""Write docs/methods.md, the table of all methods: `python tools/list_methods.py`."""
+"""Write docs/methods.md, the table of all methods, and their entries in docs/api/methods.md.
+
+python tools/list_methods.py
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import torch
 
 import torchaca
 from torchaca.core import Method
-from torchaca.methods import ALIASES, CONSTRUCTORS, METHODS
+from torchaca.methods import ALIASES, CONSTRUCTORS, METHODS, RungeKutta
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE, REFERENCE = DOCS / "methods.md", DOCS / "api" / "methods.md"
 HEAD = """# Methods
 
 Each name is one for `method=`, in `solve`, `NeuralODE` and `odeint` alike; the object in the last column is the same
@@ -27,6 +31,36 @@ A method of your own goes wherever a name goes: see [Adding a method](adding-a-m
 | `method=` | other names | order | adaptive | evaluations a step | `torchaca.` |
 |---|---|---|---|---|---|
 """
+
+
+REFERENCE_HEAD = """# Methods
+
+What `method=` takes. Guides: [Choosing a solver](../solvers.md), [adding a method](../adding-a-method.md).
+
+::: torchaca.METHODS
+
+::: torchaca.ALF
+    options:
+      members: false
+
+::: torchaca.ReversibleHeun
+    options:
+      members: false
+
+::: torchaca.RungeKutta
+    options:
+      members: false
+"""
+
+
+def reference() -> str:
+    """The page of the reference. The functions are made from METHODS, where the site's generator cannot see them."""
+    written = ""
+    for (name, method), constructor in zip(METHODS.items(), CONSTRUCTORS, strict=True):
+        if isinstance(method, RungeKutta):
+            written += f"\n## torchaca.{constructor}\n\n"
+            written += f'`torchaca.{constructor}()` is the method `"{name}"`, of order {method.order}.\n'
+    return REFERENCE_HEAD + written
 
 
 def page() -> str:
@@ -52,3 +86,4 @@ def evaluations(method: Method, n: int) -> int:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    REFERENCE.write_text(reference())
