@@ -9,6 +9,7 @@ import torch
 from benchmarks.peers.stored import PAGE, README, milliseconds, three_numbers, with_numbers
 from tools.draw_layers import PICTURE, drawn
 from tools.pages import agree, run, shape
+from torchaca.native.rows.plan import MOST_BYTES, WIDTH
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -85,6 +86,28 @@ def test_the_tree_is_the_tree_of_the_sources():
 
 def test_the_picture_of_the_layers_is_that_of_the_imports():
     assert PICTURE.read_text() == drawn(), "PYTHONPATH=src python tools/draw_layers.py draws it anew"
+
+
+def test_each_of_the_ten_mistakes_is_answered_by_one_line():
+    text = (DOCS / "faq.md").read_text()
+    assert re.findall(r"^### (\d+)\. ", text, re.MULTILINE) == [str(i + 1) for i in range(10)]
+    last = text[: text.index("## More questions")].count("\n")
+    ten = [(block.code, printed.splitlines()) for block, printed in run(DOCS / "faq.md") if block.line < last]
+    asking = [(code, lines) for code, lines in ten if "said(lambda" in code]
+    assert len(asking) == 9  # and a forgotten batch dimension, where f's own error comes with a note
+    for code, lines in asking:
+        answers = [line for line in lines if re.match(r"(\w+Error|UserWarning): ", line)]
+        assert len(answers) == code.count("said(lambda"), code
+        assert len(lines) - len(answers) == code.count("print("), code
+
+
+def test_the_pages_have_the_numbers_of_native_lanes():
+    words = {4: "four", 8: "eight", 16: "sixteen"}[WIDTH]
+    said = {page: " ".join((DOCS / f"{page}.md").read_text().split()) for page in ("batches", "compile")}
+    assert f"A thread has {words} lanes" in said["batches"]
+    assert f"f is compiled for {words} samples, once for all sizes" in said["batches"]
+    assert f"whose steps take more than {MOST_BYTES // WIDTH // 2**10} KiB has" in said["batches"]
+    assert f"f is compiled for {words} samples" in said["compile"]
 
 
 def test_an_error_names_the_line_of_the_page(tmp_path, monkeypatch):

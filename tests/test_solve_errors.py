@@ -317,6 +317,10 @@ def test_gradients_of_every_name_work():
 def test_did_you_mean():
     assert did_you_mean("rtoll", ["rtol", "atol"]) == " Did you mean 'rtol'?"
     assert did_you_mean("RK4", ["rk4", "euler"]) == " Did you mean 'rk4'?"
+    assert did_you_mean("dopri", ["dopri8", "Dopri5", "dopri5"]) == " Did you mean 'dopri5'?"
+    assert did_you_mean("DOPRI5", ["dopri8", "Dopri5", "dopri5"]) == " Did you mean 'Dopri5'?"
+    assert did_you_mean("xyz", ["b", "a"]) == " Known: a, b."
+    assert did_you_mean("xyz", []) == " Known: ."
     assert did_you_mean("zzz", ["b", "a"]) == " Known: a, b."
     assert shorten("x" * 100) == "'" + "x" * 56 + "..."
     assert shorten([1]) == "[1]"

@@ -22,6 +22,9 @@ __all__ = ["KINDS", "GradientWarning", "SolverError"]
 
 OURS = ("torchaca", "torch_ACA")
 
+NEAR = 0.6
+"""How much two words have in common that may be meant for each other, as difflib measures it."""
+
 KINDS = {
     "y0": "the initial state is not finite",
     "parameter": "a parameter of f is not finite",
@@ -101,12 +104,15 @@ def warn(message: str, category: type[Warning] = UserWarning, passing: Sequence[
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'rtol'?"` where a known word is near, else the list of the known ones."""
+    """`" Did you mean 'rtol'?"` where a known word is near, the first of those that are, else the list of all."""
     names = sorted(known)
-    near = difflib.get_close_matches(word.lower(), [n.lower() for n in names], n=1)
-    if near:
-        match = next(n for n in names if n.lower() == near[0])
-        return f" Did you mean {match!r}?"
+
+    def likeness(name: str) -> tuple[float, ...]:
+        pairs = (name.lower(), word.lower()), (name, word)
+        return tuple(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    if names and likeness(best := max(names, key=likeness))[0] >= NEAR:
+        return f" Did you mean {best!r}?"
     return f" Known: {', '.join(names)}."
 
 
