@@ -76,7 +76,7 @@ for name, part in said.parts.items():
     print(f"    {part:.0e} of it: {name}")
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
 times = torch.linspace(0.0, 20.0, 201)
 for at in (0.0, 1e-3):
 
@@ -88,7 +88,7 @@ for at in (0.0, 1e-3):
 marks = [t for t in sol.steps if t <= 20]
 left.plot(marks, [0.0] * len(marks), "k|", markersize=12, label="steps for a = 0")
 left.set(xlabel="t", ylabel="1,000 x(t)", title="the value")
-left.legend(fontsize=8)
+left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8, frameon=False, ncols=2)
 
 spans = [2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 50.0]
 truths = [exact(T) for T in spans]
@@ -97,5 +97,5 @@ for (name, options), style in zip(ways.items(), ("o-", "s-", "^-", "d-"), strict
     right.semilogy(spans, errors, style, label=name)
 right.axhline(1.0, color="grey", linewidth=0.8)
 right.set(xlabel="time span", title="relative error of the gradient")
-right.legend(fontsize=8)
+right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8, frameon=False, ncols=2)
 figure.savefig("gradient_at_rest.png", dpi=110)

@@ -69,7 +69,7 @@ for n in range(3, STEPS + 3):
     logs = (logs + step * (0.1 / step.abs().max()).clamp(max=1.0)).detach().requires_grad_()
 
 # %%
-figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5), layout="constrained")
+figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5), layout="constrained", sharex=True)
 t = torch.linspace(0.0, END, 1201)
 with torch.no_grad():
     threshold, tau, _ = history[-1]
@@ -79,11 +79,12 @@ with torch.no_grad():
     top.plot(
         t, spikes(*map(torch.tensor, (threshold, tau, TRUE["weight"])), t).ys, label="the model, trained"
     )
-top.set(xlabel="t, ms", ylabel="voltage, mV")
-top.legend(fontsize=8)
+top.set(ylabel="voltage, mV")
+top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
 for step, (_, _, found) in enumerate(history):
-    bottom.plot(found, [step] * len(found), ".", color="C0", markersize=2)
+    bottom.plot(found, [step] * len(found), ".", color="C0", markersize=4)
 for time in recorded:
     bottom.axvline(time, color="0.75", linewidth=1, zorder=0)
+bottom.yaxis.get_major_locator().set_params(integer=True)
 bottom.set(xlabel="t, ms", ylabel="try", title="spikes; the lines are the recorded ones")
 figure.savefig("spiking_neuron.png", dpi=110)
