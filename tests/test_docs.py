@@ -1,6 +1,7 @@
 """Every Python block of the readme and of the pages in docs/ runs, in order, one namespace a page; every link leads."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,28 @@ def test_the_readme_has_the_numbers_of_the_results():
         "python -m benchmarks.peers.stored writes them"
     )
     assert three_numbers(PAGE.read_text()).count(", torchdiffeq ") == 4
+
+
+def test_the_readme_says_what_the_package_asks_for():
+    """The versions in it are those of pyproject.toml, constraints.txt and the page of versions."""
+    said = " ".join(README.read_text().split())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = project["requires-python"].removeprefix(">=")
+    (least,) = (name.removeprefix("torch>=") for name in project["dependencies"] if name.startswith("torch"))
+    pinned = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert (
+        f"It needs Python {python}, [PyTorch {least} or newer](docs/results/versions.md), and NumPy, nothing"
+        in said
+    )
+    found = re.search(
+        r"Version (\S+), young.* Developed with PyTorch (\S+) on CPUs; the core tests pass on (\S+) as", said
+    )
+    assert found is not None
+    assert (found[1], found[2]) == (".".join(project["version"].split(".")[:2]), pinned[1])
+    tested = re.findall(
+        r"^\| (\S+) \| \d+ \| (\d+) \|", (DOCS / "results" / "versions.md").read_text(), re.MULTILINE
+    )
+    assert {version for version, failed in tested if failed == "0"} >= {found[2], found[3]}
 
 
 def test_the_results_are_read_as_they_stand():

@@ -86,7 +86,9 @@ def test_the_generator_sees_every_entry(entry):
     module, _, name = entry.rpartition(".")
     assert name in bound(module), "write it on the page, or bind it in the source"
     path = Path(torchaca.__file__).parent.joinpath(*entry.split(".")[1:])
-    assert not path.with_suffix(".py").exists(), "the generator takes the module of this name: write MODULE.NAME"
+    assert not path.with_suffix(".py").exists(), (
+        "the generator takes the module of this name: write MODULE.NAME"
+    )
 
 
 def test_every_name_is_documented():

@@ -3,7 +3,8 @@
     python tools/versions.py 2.13.0 2.15.0       (or `make versions`; without versions: the oldest and the newest)
 
 An environment holds that PyTorch, the test tools and NumPy, and is removed afterwards. On Linux, a wheel of PyTorch may
-bring CUDA with it, several GB; the tests run on the CPU. A row of the table that is not run now stays as it is.
+bring CUDA with it, several GB; the tests run on the CPU. A row of the table that is not run now, or of a version that
+cannot be installed here, stays as it is.
 """
 
 from __future__ import annotations
@@ -47,8 +48,17 @@ CORE = [
     "gradients/test_naive.py",
     "gradients/test_params.py",
     "gradients/test_state_of_f.py",
+    "native/test_native.py",
+    "native/test_operations.py",
+    "native/test_changes.py",
+    "native/test_rows.py",
+    "batch/test_batches.py",
+    "batch/test_samples_in_graphs.py",
+    "events/test_rules.py",
+    "events/test_event_transforms.py",
 ]
-"""Those tests that lean on PyTorch most: its compiler, transforms, hooks and graphs; and the methods and gradients."""
+"""Those tests that lean on PyTorch most: its compiler, tracer, transforms, hooks and graphs; and the methods, gradients
+and events."""
 SECONDS_PER_TEST = 1800
 NOTES = {
     "2.9.0": "2.9.0 is not promised: its compiler cannot be told to refuse an f with side effects, its tensors inside "
@@ -143,6 +153,8 @@ def write(results: Sequence[Result]) -> None:
     rows = {line[1]: line[0] for line in re.finditer(r"^\| (\d[\d.]*) \|.*$", old, re.MULTILINE)}
     failures = {line[1]: line[0] for line in re.finditer(r"^Failed on (\d[\d.]*): .*$", old, re.MULTILINE)}
     for result in results:
+        if result.trouble and result.version in rows:
+            continue  # what was measured where it could be installed
         rows[result.version] = result.row()
         failures.pop(result.version, None)
         if result.failed:

@@ -148,7 +148,7 @@ FACTS = {
     "second derivatives of a solve": ("yes; not of `compile=True`", second),
     "events": ("several, terminal or not, jumps of the state, all derivatives", events),
     "steps of each sample of a batch": ("`batch=1`, or `vmap`", samples),
-    "whole solve compiled": ("C on CPUs, in seconds; its steps alone on GPUs", compiled),
+    "whole solve compiled": ("C on CPUs, in seconds; elsewhere its steps alone", compiled),
     "failures": ("say what happened, where, and what to try", failures),
     "methods": ("explicit Runge-Kutta to order 8, two reversible", methods),
     "stiff problems": ("no", stiff),
