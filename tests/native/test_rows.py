@@ -297,6 +297,16 @@ def test_samples_that_fail_where_steps_are_made_again():
         solve(van_der_pol, Y0, T, compile="native", **{**options, "on_failure": "raise"})
 
 
+def test_times_alone_have_derivatives():
+    t = torch.tensor([[0.0, 0.5], [1.0, 0.5], [0.0, 0.1], [0.2, 0.7]], dtype=DOUBLE).requires_grad_()
+    grads = []
+    for mode in ("native", False):
+        sol = solve(van_der_pol, Y0, t, batch=1, rows=(MU,), compile=mode)
+        grads += torch.autograd.grad(sol.ys.square().sum(), t)
+    assert grads[0].any()
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
 def test_nothing_is_made_again_for_nobody():
     sol = solve(van_der_pol, Y0, T, batch=1, rows=(MU,), compile="native", gradient=ACA(checkpoints=2))
     assert not sol.stats.stepwise

@@ -102,7 +102,8 @@ def why_not(p: Problem, clock: Clock, options: Any) -> tuple[str, str | None]:
     executor, again, reason = _asked(p, clock, options)
     if reason is None:
         try:
-            executor.begin(p)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
+                executor.begin(p)
         except CannotCompile as cause:
             reason = str(cause)
     return again and AGAIN.format(again), reason
@@ -150,7 +151,7 @@ def _made_again(
     with torch.no_grad():
         found, ys, ended, passes = _run(p, clock, executor)
     solved = _solved(found, spans, clock.wanted, ys, ended)
-    if not p.dense and not executor.differentiated(p):
+    if not (p.dense or clock.moves or executor.differentiated(p)):
         _check_times(found, clock, ended, passes)
         return solved
     p.stats.stepwise = AGAIN.format(again)

@@ -130,10 +130,10 @@ def reached(t: Any, dt: Any, stop: Any, limits: Limits) -> tuple[Any, Any, Calla
     size = at_most(dt, limits.dt_max)
     left = abs(stop - t)
     lands = left <= size * LANDING
-    return where(lands, stop, moved(t, size, limits.sign)), lands, lambda: left < size
+    return where(lands, stop, ahead(t, size, limits.sign)), lands, lambda: left < size
 
 
-def moved(t: Any, size: Any, sign: Any) -> Any:
+def ahead(t: Any, size: Any, sign: Any) -> Any:
     """`t + sign size`, in one operation if there is one sign for all of several times."""
     if isinstance(t, Tensor) and isinstance(size, Tensor) and not isinstance(sign, Tensor):
         return torch.add(t, size, alpha=sign)
