@@ -79,6 +79,16 @@ def test_derivatives_by_times():
     assert_same(t=t.T.contiguous().T.requires_grad_())
 
 
+def test_derivatives_by_times_alone():
+    t = torch.tensor([[0.0, 0.5], [1.0, 0.5], [0.0, 0.1], [0.2, 0.7]], dtype=DOUBLE).requires_grad_()
+    grads = []
+    for mode in ("steps", False):
+        sol = solve(van_der_pol, Y0, t, batch=1, rows=(MU,), compile=mode)
+        grads += torch.autograd.grad(sol.ys.square().sum(), t)
+    assert grads[0].any()
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
 def test_graphs_are_made_once(monkeypatch):
     """Also where samples are done earlier than others, and for other values of all kinds."""
     made, build = [], graphs._graph
