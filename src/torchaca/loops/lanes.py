@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 LANES = (
     "events inside torch.func.vmap would end or cut each lane at a time of its own, and the lanes of a solve share its "
-    "times: loop over the lanes"
+    "times: use batch=1, where each sample has events of its own, or loop over the lanes"
 )
 
 
