@@ -13,7 +13,7 @@ from lab_helpers import metrics, run, summary
 
 from torchaca.lab import hopper
 from torchaca.lab.experiment import UsageError
-from torchaca.lab.hopper import curve, data, networks, parts, physics, settings, train
+from torchaca.lab.hopper import curve, data, networks, parts, physics, rows, settings, train
 
 FIRST_20 = "e05d6213e5d1930a7d884a726686d15f9f273f21f3f051b878411b9643bd9f6a"
 """The checksum of the first 20 sequences of hopper_sample.npz, as float32."""
@@ -316,6 +316,17 @@ def test_short_rows_are_the_first_epochs_of_the_whole_ones(quick, tmp_path, monk
     assert "The same first epochs by other gradients" in page
     assert "| latent ODE, direct | 50% | 1 of 3 |" in page
     assert "1 of the recurrent networks" in page
+
+
+def test_fewer_epochs_at_a_fraction():
+    chosen = small_settings(
+        epochs=3, fewer=((0.5, 2),), short=(("direct", 0.5, 9),), gradient=("aca", "direct")
+    )
+    found = {case.row: case.epochs for case in rows.cases(chosen)}
+    assert found["aca 20% seed 0"] == 3
+    assert found["aca 50% seed 0"] == found["direct 50% seed 0"] == 2
+    made = data.prepare(waves(), 12, 20, 0)
+    assert [train.Fit("aca", chosen, made, fraction, 0).steps for fraction in (0.2, 0.5)] == [3 * 3, 2 * 3]
 
 
 def test_the_curve_file(quick, tmp_path, capsys):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..table import mean
 from .networks import CELLS
-from .settings import Settings
+from .settings import Settings, epochs_at
 
 Row = Mapping[str, Any]
 SIZE = ("sequences", "window", "latent", "units", "layers", "state", "gru_units")
@@ -22,10 +22,16 @@ def first_line(rows: Sequence[Row], settings: Settings, paper: Mapping[str, Sequ
     prefix = "The paper's size: " if whole else ""
     size = (
         f"{prefix}{settings.sequences} of its {public.sequences} sequences, "
-        f"{settings.units} of its {public.units} units, {settings.epochs} of its {public.epochs} epochs"
+        f"{settings.units} of its {public.units} units, {_epochs(settings)} of its {public.epochs} epochs"
         f"{' (some rows have fewer)' if short else ''}, {seeds}."
     )
     return " ".join([size, *_reached(rows, settings, paper if whole else {}), *_gradients(rows, settings)])
+
+
+def _epochs(settings: Settings) -> str:
+    """The latent ODE's, at each fraction where they differ."""
+    own = [epochs_at(fraction, settings) for fraction in settings.fractions]
+    return f"{own[0]}" if len(set(own)) == 1 else " / ".join(map(str, own))
 
 
 def _reached(rows: Sequence[Row], settings: Settings, paper: Mapping[str, Sequence[str]]) -> list[str]:

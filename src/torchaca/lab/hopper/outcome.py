@@ -21,7 +21,7 @@ from .networks import CELLS
 from .parts import parts_table
 from .plots import plot_curves, plot_errors
 from .rows import COUNTS, full, train_rows
-from .settings import Settings, differences, recipe
+from .settings import Settings, differences, epochs_at, recipe
 
 PAPER = {
     "rnn": ("2.45", "1.71", "0.79"),
@@ -107,7 +107,8 @@ def error_table(rows: Sequence[Row], names: Sequence[str], settings: Settings, c
         columns=columns,
         rows=lines,
         notes=[
-            f"{parts}; {settings.epochs} epochs{f', {own} of the recurrent networks' if own else ''}; seeds: "
+            f"{parts}; {settings.epochs} epochs{''.join(f', {n} at {f:.0%}' for f, n in settings.fewer)}"
+            f"{f'; {own} of the recurrent networks' if own else ''}; seeds: "
             f"{settings.seeds}, with the same initial weights, batches, masks and draws for every gradient method.",
             recipe(settings),
             *(f"the public code's recipe has {each}." for each in differences(settings)),
@@ -137,6 +138,7 @@ def short_table(rows: Sequence[Row], settings: Settings) -> Table:
         if not row["short"]:
             continue
         beside = [each for each in _of(rows, first, row["fraction"]) if each["seed"] == row["seed"]]
+        whole = epochs_at(row["fraction"], settings)
         for each in (*beside, row):
             found = each["curve"][: row["epochs"]]
             minibatch = None if each["seconds"] is None else each["seconds"] / each["batches"]
@@ -144,10 +146,10 @@ def short_table(rows: Sequence[Row], settings: Settings) -> Table:
                 [
                     _title(each["model"]),
                     f"{row['fraction']:.0%}",
-                    f"{len(found)} of {settings.epochs}",
+                    f"{len(found)} of {whole}",
                     number(found[-1] * 100, 5) if found and found[-1] is not None else NONE,
                     number(minibatch),
-                    number(minibatch and minibatch * each["batches"] * settings.epochs / 3600),
+                    number(minibatch and minibatch * each["batches"] * whole / 3600),
                 ]
             )
     return Table(
@@ -158,7 +160,7 @@ def short_table(rows: Sequence[Row], settings: Settings) -> Table:
             "epochs",
             "MSE x 1e-2 then",
             "s per minibatch",
-            f"h for all {settings.epochs}",
+            "h for all epochs",
         ],
         rows=lines,
         notes=[

@@ -56,13 +56,13 @@ def full(settings: Settings) -> list[str]:
 def cases(settings: Settings) -> list[Case]:
     """All trainings of a run; those that a time limit should reach come first."""
     found = [
-        Case(name, fraction, seed, epochs_of(name, settings))
+        Case(name, fraction, seed, epochs_of(name, fraction, settings))
         for seed in range(settings.seeds)
         for name in full(settings)
         for fraction in settings.fractions
     ]
     shorts = [
-        Case(name, fraction, 0, min(epochs, settings.epochs), short=True)
+        Case(name, fraction, 0, min(epochs, epochs_of(name, fraction, settings)), short=True)
         for name, fraction, epochs in settings.short
         if name in settings.gradient
     ]

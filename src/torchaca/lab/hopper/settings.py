@@ -39,6 +39,8 @@ class Settings:
         Epochs of the recurrent networks; as many as the latent ODEs have where nothing is given.
     short : tuple of (str, float, int)
         Gradients that are trained only at one fraction and for a few epochs, the first ones of the same schedule.
+    fewer : tuple of (float, int)
+        Fractions at which the latent ODEs are trained for fewer epochs than `epochs`, with a whole schedule.
     curve : int
         Sequences of the test set whose error is recorded after each epoch; nothing is chosen by it.
     """
@@ -73,6 +75,7 @@ class Settings:
     replay: bool = True
     baseline_epochs: int | None = None
     short: tuple[tuple[str, float, int], ...] = field(default=())
+    fewer: tuple[tuple[float, int], ...] = field(default=())
     curve: int = 400
     precision: str = "32"
     accelerator: str = "cpu"
@@ -95,6 +98,11 @@ def lr_factor(settings: Settings, step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / (rise + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
+
+
+def epochs_at(fraction: float, settings: Settings) -> int:
+    """Epochs of the latent ODEs at a fraction."""
+    return dict(settings.fewer).get(fraction, settings.epochs)
 
 
 def recipe(settings: Settings) -> str:

@@ -17,7 +17,7 @@ from ..engine import Batches, Trained
 from ..variants import gradient_of
 from .data import Data, seen
 from .networks import CELLS, Recurrent, latent_parameters
-from .settings import MUON, Settings, kl_weight, lr_factor
+from .settings import MUON, Settings, epochs_at, kl_weight, lr_factor
 
 VALIDATION_SEED = 7
 
@@ -61,7 +61,7 @@ class Fit(Trained):
         super().__init__()
         self.settings, self.fraction = settings, fraction
         self.net = network(name, settings, data.train.shape[-1], seed)
-        self.epochs = epochs_of(name, settings)
+        self.epochs = epochs_of(name, fraction, settings)
         self.steps = self.epochs * len(Batches(len(data.train), settings.batch))
         self.register_buffer("times", data.times)
         self.last: tuple[float, float, Stats] = (0.0, 0.0, Stats())
@@ -174,10 +174,10 @@ def _list(found: Any) -> list[Any]:
     return list(found) if isinstance(found, list | tuple) else [found]
 
 
-def epochs_of(name: str, settings: Settings) -> int:
+def epochs_of(name: str, fraction: float, settings: Settings) -> int:
     """How many epochs the schedule of a network is for."""
     own = settings.baseline_epochs if name in CELLS else None
-    return settings.epochs if own is None else own
+    return epochs_at(fraction, settings) if own is None else own
 
 
 def gradient_distances(settings: Settings, data: Data, trained: Fit, seed: int) -> dict[str, float]:
