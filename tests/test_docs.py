@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.peers.stored import PAGE, README, milliseconds, three_numbers, with_numbers
 from tools.draw_layers import PICTURE, drawn
-from tools.pages import agree, run, shape
+from tools.pages import agree, counts, run, shape
 from torchaca.native.rows.plan import MOST_BYTES, WIDTH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,10 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block, printed in run(page):
         if block.printed is not None:
-            assert shape(printed) == shape(block.printed), f"line {block.line}: write it by tools/pages.py"
+            again = f"line {block.line}: write it by tools/pages.py"
+            assert shape(printed) == shape(block.printed), again
+            pairs = zip(counts(printed), counts(block.printed), strict=True)
+            assert all(abs(now - then) <= max(4, now // 10) for now, then in pairs), again
 
 
 @by_page
@@ -125,6 +128,11 @@ def test_an_output_that_is_no_longer_true_is_seen(tmp_path, monkeypatch):
     page.write_text("```python\nprint('step 1: loss 0.5')\n```\n\n```text\nstep 7:\n  loss 1e-3\n```\n")
     test_python_blocks_run(page, tmp_path, monkeypatch)
     page.write_text(page.read_text().replace("  loss", "  gain"))
+    with pytest.raises(AssertionError, match="tools/pages"):
+        test_python_blocks_run(page, tmp_path, monkeypatch)
+    page.write_text("```python\nprint('20 + 18 backward')\n```\n\n```text\n21 + 17 backward\n```\n")
+    test_python_blocks_run(page, tmp_path, monkeypatch)
+    page.write_text(page.read_text().replace("+ 17", "+ 0"))
     with pytest.raises(AssertionError, match="tools/pages"):
         test_python_blocks_run(page, tmp_path, monkeypatch)
 

@@ -20,6 +20,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(python|py)\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*(?:e[-+]?\d+)?|\binf\b|\bnan\b)")
+COUNT = re.compile(r"\b(\d[\d,]*) (?:evaluations|backward|accepted|rejected|\+)|evaluations (\d[\d,]*)")
 WIDTH = 110
 
 
@@ -64,6 +65,12 @@ def shape(printed: str) -> str:
 def numbers(printed: str) -> list[float]:
     """The numbers in an output."""
     return [float(number.replace(",", "")) for number in NUMBER.findall(printed)]
+
+
+def counts(printed: str) -> list[int]:
+    """The evaluations and steps in an output: they may differ from machine to machine, but by a few."""
+    found = COUNT.findall(" ".join(printed.split()))
+    return [int((before or after).replace(",", "")) for before, after in found]
 
 
 def agree(one: str, other: str, tolerance: float) -> bool:
