@@ -162,7 +162,8 @@ def test_the_readme_says_what_the_package_asks_for():
         in said
     )
     found = re.search(
-        r"Version (\S+), young.* Developed with PyTorch (\S+) on CPUs; the core tests pass on (\S+) as", said
+        r"Version (\S+), young.* Developed with PyTorch (\S+) on CPUs; the core tests passed on (\S+) as",
+        said,
     )
     assert found is not None
     assert (found[1], found[2]) == (".".join(project["version"].split(".")[:2]), pinned[1])
