@@ -3,6 +3,7 @@
 import getpass
 import os
 import random
+import signal
 import tempfile
 
 import hypothesis
@@ -19,6 +20,14 @@ torch.set_printoptions(precision=17, linewidth=120)
 np.set_printoptions(precision=17, linewidth=120)
 hypothesis.settings.register_profile("torchaca", derandomize=True, deadline=None, max_examples=40)
 hypothesis.settings.load_profile("torchaca")
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, also where the tests run in the background, which a shell starts with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -189,6 +189,7 @@ def test_threads_solve_at_once():
     assert all(torch.equal(ys, want) and torch.equal(g, found[0][1]) for ys, g in found)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_lock_is_released_and_ctrl_c_is_heard():
     options = {"rtol": 1e-10, "atol": 1e-10, "max_steps": 10**9, "compile": "native"}
     with torch.no_grad():

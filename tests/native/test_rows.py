@@ -327,6 +327,7 @@ def test_refusals():
         grad.sum().backward()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_is_heard(threads, monkeypatch):
     """Between two slices of time, by all threads."""
