@@ -228,6 +228,13 @@ def test_wheel_holds_both_packages(tmp_path):
     assert shown[2] == torchaca.__version__
 
 
+def test_the_extra_of_the_site_is_what_makes_it():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        wanted = tomllib.load(file)["project"]["optional-dependencies"]["docs"]
+    pinned = (ROOT / "docs/requirements.txt").read_text()
+    assert all(f"\n{name}==" in pinned for name in wanted)
+
+
 def test_version_is_the_same_everywhere():
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["version"] == torchaca.__version__
