@@ -44,9 +44,9 @@ ONE_CORE = {
     "warm_up": 0.1,
     "matmul": "medium",
     "replay": False,
-    "fewer": ((0.2, 40), (0.5, 36)),
-    "baseline_epochs": 6,
-    "short": (("direct", 0.2, 4), ("adjoint", 0.2, 1)),
+    "fewer": ((0.2, 40), (0.5, 28)),
+    "baseline_epochs": 5,
+    "short": (("direct", 0.2, 3), ("adjoint", 0.2, 1)),
 }
 """The paper's data and networks, by a recipe that learns faster: an hour or two of one core."""
 
