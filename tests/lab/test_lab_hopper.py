@@ -407,3 +407,21 @@ def test_the_parts_of_the_error(monkeypatch):
     assert found["last tenth"] == pytest.approx(14 / (4 * 2 * 14))
     assert found["roughest third"] == pytest.approx(28 / (20 * 14))
     assert set(found) == set(parts.LINES)
+
+
+def test_what_stands_between_an_error_and_the_papers():
+    told = [
+        {"test": test, "training": training}
+        for test, training in ((0.003, 0.001), (0.004, 0.002), (0.006, 0.005))
+    ]
+    own = [
+        {"model": "aca", "seed": 0, "fraction": 0.1 * i, "parts": dict.fromkeys(parts.LINES, 0.0) | each}
+        for i, each in enumerate(told, 1)
+    ]
+    table = parts.parts_table(own, "aca", ("0.31", "0.31", "0.31"))
+    assert table.rows[0] == ["the test sequences", "0.3", "0.4", "0.6"]
+    said = table.notes[1:]
+    assert said[0].endswith("10%: 0.30, the paper has 0.31: reached.")
+    assert "have 0.20, which is below that: what stands between is overfitting" in said[1]
+    assert "have 0.50, above that as well: it is not trained out" in said[2]
+    assert len(parts.parts_table(own, "aca").notes) == 1

@@ -16,7 +16,7 @@ SIZE = ("sequences", "window", "latent", "units", "layers", "state", "gru_units"
 def first_line(rows: Sequence[Row], settings: Settings, paper: Mapping[str, Sequence[str]]) -> str:
     """What size was run, where the latent ODE stands beside the paper's, and beside recurrent networks."""
     public = Settings()
-    whole = all(getattr(settings, name) == getattr(public, name) for name in SIZE)
+    whole = of_its_size(settings)
     seeds = f"{settings.seeds} {'seed' if settings.seeds == 1 else 'seeds'}"
     short = any(row["epochs"] < row["of"] for row in rows)
     prefix = "The paper's size: " if whole else ""
@@ -26,6 +26,12 @@ def first_line(rows: Sequence[Row], settings: Settings, paper: Mapping[str, Sequ
         f"{' (some rows have fewer)' if short else ''}, {seeds}."
     )
     return " ".join([size, *_reached(rows, settings, paper if whole else {}), *_gradients(rows, settings)])
+
+
+def of_its_size(settings: Settings) -> bool:
+    """Whether data and networks are the paper's."""
+    public = Settings()
+    return all(getattr(settings, name) == getattr(public, name) for name in SIZE)
 
 
 def _epochs(settings: Settings) -> str:

@@ -16,7 +16,7 @@ from ..run import Run
 from ..table import NONE, Table, count, deviation, mean, number
 from .curve import curve
 from .data import Data, prepare, trajectories
-from .headline import first_line
+from .headline import first_line, of_its_size
 from .networks import CELLS
 from .parts import parts_table
 from .plots import plot_curves, plot_errors
@@ -59,12 +59,21 @@ def main(run: Run, settings: Settings, console: Console) -> Report:
     tables = [
         error_table(whole, names, settings, constant_error(data[0])),
         *([short_table(rows, settings)] if any(row["short"] for row in rows) else []),
-        *([parts_table(whole, names[0])] if any("parts" in row for row in whole) else []),
+        *(
+            [parts_table(whole, names[0], _of_paper(paper, names[0], settings))]
+            if any("parts" in row for row in whole)
+            else []
+        ),
         cost_table(rows, settings),
         distance_table(distances, settings),
     ]
     numbers = {"rows": rows, "gradient_distances": {f"{key:g}": value for key, value in distances.items()}}
     return Report(tables, plots, numbers, first_line(whole, settings, paper), files=("curve.csv",))
+
+
+def _of_paper(paper: Mapping[str, Sequence[str]], name: str, settings: Settings) -> Sequence[str]:
+    """The paper's errors, for a run of its size."""
+    return paper.get(name, ()) if of_its_size(settings) else ()
 
 
 @contextmanager

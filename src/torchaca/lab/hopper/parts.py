@@ -63,17 +63,32 @@ def error_parts(made: Fit, data: Data, mask: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def parts_table(rows: Sequence[Mapping[str, Any]], name: str) -> Table:
-    """The parts of one network's error at each fraction."""
+def parts_table(rows: Sequence[Mapping[str, Any]], name: str, paper: Sequence[str] = ()) -> Table:
+    """The parts of one network's error at each fraction; beside the paper's, where it has the same fractions."""
     own = [row for row in rows if row["model"] == name and row["seed"] == 0 and "parts" in row]
     return Table(
         title=f"Where the error of {name} is: MSE x 1e-2",
         columns=["of", *(f"{row['fraction']:.0%}" for row in own)],
         rows=[[said, *(number(100 * row["parts"][part], 3) for row in own)] for part, said in LINES.items()],
         notes=[
-            "a jump is the largest change of a sequence's velocities from one point to the next: its impacts."
+            "a jump is the largest change of a sequence's velocities from one point to the next: its impacts.",
+            *(_between(row, theirs) for row, theirs in zip(own, paper, strict=False)),
         ],
     )
+
+
+def _between(row: Mapping[str, Any], paper: str) -> str:
+    """What stands between the error of a row and the paper's."""
+    test, training = 100 * row["parts"]["test"], 100 * row["parts"]["training"]
+    said = f"{row['fraction']:.0%}: {test:.2f}, the paper has {paper}"
+    if round(test, 2) <= float(paper):
+        return f"{said}: reached."
+    if training < float(paper):
+        return (
+            f"{said}; the training sequences have {training:.2f}, which is below that: what stands between is "
+            "overfitting (a window of each of the training sequences, the same in all epochs), not the fit."
+        )
+    return f"{said}; the training sequences have {training:.2f}, above that as well: it is not trained out."
 
 
 def _errors(made: Fit, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
