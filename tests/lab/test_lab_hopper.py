@@ -242,15 +242,14 @@ def test_the_first_line_says_what_was_run_and_what_it_shows():
         for name, mse in (("aca", 0.1), ("adjoint", 0.102), ("rnn-gru", 0.11))
     ]
     line = first_line(rows, train.Settings(sequences=20, epochs=2, **changes), {"aca": ("0.31",)})
-    assert line.startswith("20 of its 10000 sequences, 300 of its 300 units, 2 of its 300 epochs, 1 seed. ")
-    assert (
-        "by aca has 10.00 (x 1e-2); the recurrent networks' best 11.00: the former is below everywhere"
-        in line
+    assert line.startswith(
+        "20 of the paper's 10000 sequences, 300 of its 300 units, 2 of its 300 epochs, 1 seed. "
     )
+    assert "by aca has 10.00 (x 1e-2): below at 10% the recurrent networks' best, 11.00." in line
     assert line.endswith("to 2.0%.")
     assert "0.31" not in line  # of another size
     line = first_line(rows[:1], train.Settings(epochs=2, **changes), {"aca": ("0.31",)})
-    assert line.startswith("The paper's size: 10000 of its 10000 sequences")
+    assert line.startswith("The paper's size (10000 sequences, 300 units), 2 of its 300 epochs")
     assert line.endswith("has 10.00 (x 1e-2), the paper's has 0.31.")
     assert "(some rows have fewer)" in first_line([{**rows[0], "epochs": 1}], train.Settings(**changes), {})
 
@@ -421,7 +420,10 @@ def test_what_stands_between_an_error_and_the_papers():
     table = parts.parts_table(own, "aca", ("0.31", "0.31", "0.31"))
     assert table.rows[0] == ["the test sequences", "0.3", "0.4", "0.6"]
     said = table.notes[1:]
-    assert said[0].endswith("10%: 0.30, the paper has 0.31: reached.")
+    assert said[0] == "10%: 0.30, the paper has 0.31: reached."
     assert "have 0.20, which is below that: what stands between is overfitting" in said[1]
     assert "have 0.50, above that as well: it is not trained out" in said[2]
     assert len(parts.parts_table(own, "aca").notes) == 1
+    own[0]["parts"]["test"] = 0.003127
+    same = parts.parts_table(own, "aca", ("0.31",)).notes[1]
+    assert same.endswith("the paper has 0.31: equal in the paper's digits (0.313).")

@@ -19,12 +19,14 @@ def first_line(rows: Sequence[Row], settings: Settings, paper: Mapping[str, Sequ
     whole = of_its_size(settings)
     seeds = f"{settings.seeds} {'seed' if settings.seeds == 1 else 'seeds'}"
     short = any(row["epochs"] < row["of"] for row in rows)
-    prefix = "The paper's size: " if whole else ""
-    size = (
-        f"{prefix}{settings.sequences} of its {public.sequences} sequences, "
-        f"{settings.units} of its {public.units} units, {_epochs(settings)} of its {public.epochs} epochs"
-        f"{' (some rows have fewer)' if short else ''}, {seeds}."
+    data = (
+        f"The paper's size ({settings.sequences} sequences, {settings.units} units)"
+        if whole
+        else f"{settings.sequences} of the paper's {public.sequences} sequences, {settings.units} of its "
+        f"{public.units} units"
     )
+    epochs = f"{_epochs(settings)} of its {public.epochs} epochs{' (some rows have fewer)' if short else ''}"
+    size = f"{data}, {epochs}, {seeds}."
     return " ".join([size, *_reached(rows, settings, paper if whole else {}), *_gradients(rows, settings)])
 
 
@@ -52,9 +54,16 @@ def _reached(rows: Sequence[Row], settings: Settings, paper: Mapping[str, Sequen
     best = [_best(rows, fraction) for fraction in settings.fractions]
     if None in best:
         return [f"{said}."]
-    below = all(a < b for a, b in zip(own, best, strict=True) if a is not None and b is not None)
-    verdict = "the former is below" if below else "the former is not below"
-    return [f"{said}; the recurrent networks' best {_said(best)}: {verdict} everywhere."]
+    below, above = (
+        [
+            f"{f:.0%}"
+            for f, a, b in zip(settings.fractions, own, best, strict=True)
+            if a and b and (a < b) is less
+        ]
+        for less in (True, False)
+    )
+    verdicts = [f"{word} at {', '.join(at)}" for word, at in (("below", below), ("above", above)) if at]
+    return [f"{said}: {' and '.join(verdicts)} the recurrent networks' best, {_said(best)}."]
 
 
 def _gradients(rows: Sequence[Row], settings: Settings) -> list[str]:

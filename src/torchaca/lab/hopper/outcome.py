@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import torch
@@ -120,15 +121,20 @@ def error_table(rows: Sequence[Row], names: Sequence[str], settings: Settings, c
             f"{f'; {own} of the recurrent networks' if own else ''}; seeds: "
             f"{settings.seeds}, with the same initial weights, batches, masks and draws for every gradient method.",
             recipe(settings),
-            *(f"the public code's recipe has {each}." for each in differences(settings)),
+            *(
+                [f"beside the public code's recipe: {', '.join(found)}."]
+                if (found := differences(settings))
+                else []
+            ),
             f"a constant for each dimension, its mean over the training set, has {number(constant * 100, 3)}.",
             f"mean over {settings.samples} latent samples, all points and dimensions. Normalised as in the public "
             "code: minus the minimum, divided by the maximum, not by the difference.",
             f"latent ODE: {settings.method} rtol {settings.rtol:g} atol {settings.atol:g}; "
             f"{_parameters(rows)} parameters in each model.",
             "rnn: tanh cell, rnn-gru: gated cell, with mask and time since the last point seen, predicting from "
-            "the past alone; the paper quotes its two rows from the literature: a gated cell with the time gap, "
-            "and GRU-D.",
+            "the past alone, so anew from each point seen, where the latent ODE has all that it knows in "
+            f"{settings.latent} numbers at the window's start; the paper quotes its two rows from the literature: "
+            "a gated cell with the time gap, and GRU-D.",
             *_unfinished(rows),
             *(
                 f"{row['model']} {row['fraction']:.0%} seed {row['seed']} failed: {row['failed'].splitlines()[0]}"
@@ -150,7 +156,8 @@ def short_table(rows: Sequence[Row], settings: Settings) -> Table:
         whole = epochs_at(row["fraction"], settings)
         for each in (*beside, row):
             found = each["curve"][: row["epochs"]]
-            minibatch = None if each["seconds"] is None else each["seconds"] / each["batches"]
+            spent = each["epoch_seconds"][: row["epochs"]]
+            minibatch = median(spent) / each["batches"] if spent else None
             lines.append(
                 [
                     _title(each["model"]),
@@ -174,8 +181,9 @@ def short_table(rows: Sequence[Row], settings: Settings) -> Table:
         rows=lines,
         notes=[
             f"trained for these epochs of the schedule only; MSE: of the {settings.curve} test sequences of the curve; "
-            "seconds: of the wall time, from the median of all epochs that the row has, of one process that shares the "
-            "machine.",
+            "seconds: of the wall time, from the median of these epochs, while other processes share the machine, at "
+            "some times more than at others. Hours: if all epochs took as long as these; later ones take longer, as f "
+            "is evaluated more often.",
         ],
     )
 
@@ -199,7 +207,7 @@ def cost_table(rows: Sequence[Row], settings: Settings) -> Table:
                 ]
             )
     return Table(
-        title="Cost of an epoch (means)",
+        title="Cost of an epoch",
         columns=["model", "seen", "epochs", "seconds", "NFE forward", "NFE backward", "rejected"],
         rows=lines,
         notes=[

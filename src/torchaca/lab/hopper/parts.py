@@ -81,8 +81,10 @@ def _between(row: Mapping[str, Any], paper: str) -> str:
     """What stands between the error of a row and the paper's."""
     test, training = 100 * row["parts"]["test"], 100 * row["parts"]["training"]
     said = f"{row['fraction']:.0%}: {test:.2f}, the paper has {paper}"
-    if round(test, 2) <= float(paper):
+    if test <= float(paper):
         return f"{said}: reached."
+    if f"{test:.2f}" == paper:
+        return f"{said}: equal in the paper's digits ({test:.3f})."
     if training < float(paper):
         return (
             f"{said}; the training sequences have {training:.2f}, which is below that: what stands between is "

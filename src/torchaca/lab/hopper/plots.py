@@ -74,6 +74,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], paper: Mapping[str, Sequence[
         axes.axhline(float(value), color=f"C{index}", linestyle=":", linewidth=1)
     axes.set(xlabel="epoch", ylabel="test MSE x 1e-2", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     made.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save(made, path)

@@ -131,6 +131,7 @@ def result(lines: Sequence[Line], made: Fit, data: Data, case: Case) -> dict[str
         **{name: mean([line[name] * batches for line in trained]) for name in COUNTS},
         "train_mse": trained[-1]["mse"] if trained else None,
         "curve": [line.get("test_mse") for line in trained],
+        "epoch_seconds": [line["seconds"] for line in trained],
     }
     failures = [line["message"] for line in lines if "failed" in line]
     if failures:

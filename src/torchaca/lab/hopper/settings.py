@@ -121,7 +121,7 @@ def recipe(settings: Settings) -> str:
     steps = "all times of the window" if s.encode == "all" else "the points that the series was seen at"
     return (
         f"recipe of all rows: {optimizer}, {schedule}; batches of {s.batch}; "
-        f"{s.train_samples} latent samples in training; Euler steps of the encoder between {steps}; "
+        f"latent samples in training: {s.train_samples}; Euler steps of the encoder between {steps}; "
         f"matrix products in the precision {s.matmul!r} of `torch.set_float32_matmul_precision`; aca "
         f"{'takes its steps again' if s.replay else 'keeps the graphs of its steps'} in the backward pass."
     )
