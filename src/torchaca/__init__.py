@@ -24,7 +24,7 @@ from .report import GradientReport, check_gradient
 from .solve import Solution, solve
 from .trace import Trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 globals().update(CONSTRUCTORS)  # Dopri5 and its like
 if TYPE_CHECKING:
