@@ -14,7 +14,7 @@ import torch
 from ..torch_internals import graph_pass, settings_of, while_loop
 from .small import Small
 
-__all__ = ["compiled", "renamed", "replayed", "settings", "while_loop"]
+__all__ = ["compiled", "renamed", "replayed", "settings", "staying", "while_loop"]
 
 KEPT_GRAPHS = 64  # of one f: other shapes, dtypes and attributes
 KEPT_GUARDS = {"TENSOR_MATCH", "SHAPE_ENV"}
@@ -77,6 +77,18 @@ def settings(*, scalars: bool = False) -> Iterator[None]:
         free.append(patch)
 
 
+@contextlib.contextmanager
+def staying() -> Iterator[None]:
+    """The setting for graphs of autograd that stay: their backward passes leave alone what they may need again."""
+    patch = _FREE_STAYING.pop() if _FREE_STAYING else settings_of("_functorch", donated_buffer=False)
+    try:
+        with patch:
+            yield
+    finally:
+        _FREE_STAYING.append(patch)
+
+
+_FREE_STAYING: list[Any] = []
 _FREE: dict[bool, list[Any]] = {}  # patches that nobody is inside of: some versions' cannot be entered twice
 SETTINGS: dict[str, Any] = {
     "recompile_limit": KEPT_GRAPHS,

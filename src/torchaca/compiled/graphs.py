@@ -20,10 +20,10 @@ from ..field.dynamics import Dynamics
 from ..gradients.replay import Ambience
 from ..methods.staged import Staged, staged
 from ..numbers import Time
-from ..torch_internals import pytree, settings_of
+from ..torch_internals import pytree
 from . import compiler
 from .capture import Capture, capture
-from .compiler import settings
+from .compiler import settings, staying
 from .door import CUDA_GRAPHS
 from .failure import CannotCompile, attempt, first_line
 from .field_graph import FieldGraph
@@ -108,8 +108,8 @@ class Steps:
         kind = self._kind(searches, bool(known), (t0, t1, y0, *known))
         args = (t0, t1, y0, known, traced.inputs(f))
         place = self._unrehearsed(seen, kind, args)
-        # A graph that stays leaves alone what its backward pass may need again.
-        with settings_of("_functorch", donated_buffer=False) if place else nullcontext():
+        # Also where it seems to be there: PyTorch may make it again, for what its guards say is another case.
+        with staying() if kind.differentiated else nullcontext():
             y1, *others = seen.call(kind, lambda: _graph(seen.field, kind, f.time_dtype), *args)
             if place:
                 self._rehearse(seen, kind, args)
