@@ -22,6 +22,7 @@ from torch import Tensor
 
 from torchaca import ACA
 from torchaca.lab.hopper.data import seen
+from torchaca.lab.hopper.outcome import matmul
 from torchaca.nn import LatentODE
 from torchaca.nn.series import Series, series
 
@@ -114,17 +115,6 @@ def clock(taken: dict[str, float], part: str) -> Iterator[None]:
     begin = time.process_time()
     yield
     taken[part] = time.process_time() - begin
-
-
-@contextmanager
-def matmul(precision: str) -> Iterator[None]:
-    """Products in this precision."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def profile(rounds: int, fraction: float) -> list[dict[str, object]]:

@@ -110,7 +110,7 @@ def test_graphs_are_made_once(monkeypatch):
     once = len(made)
     with torch._dynamo.config.patch(error_on_recompile=True):
         sol = train(4, 3.0, rtol=1e-4)
-    assert len(made) == once
+    assert len(made) == once > 0
     assert sol.stats.samples.accepted.min() < sol.stats.samples.accepted.max()
 
 

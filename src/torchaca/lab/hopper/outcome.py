@@ -41,7 +41,7 @@ def main(run: Run, settings: Settings, console: Console) -> Report:
     """Train what is not trained yet; test, plot and tabulate every row."""
     raw = trajectories(settings.data)
     data = {seed: prepare(raw, settings.sequences, settings.window, seed) for seed in range(settings.seeds)}
-    with _matmul(settings.matmul):
+    with matmul(settings.matmul):
         rows, plots = train_rows(run, settings, data, console)
     distances = {
         fraction: line for fraction in settings.fractions for line in run.of(f"gradients {fraction:.0%}")
@@ -78,7 +78,7 @@ def _of_paper(paper: Mapping[str, Sequence[str]], name: str, settings: Settings)
 
 
 @contextmanager
-def _matmul(precision: str) -> Iterator[None]:
+def matmul(precision: str) -> Iterator[None]:
     """Matrix products in this precision, for as long as it takes."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
